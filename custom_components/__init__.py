@@ -1,0 +1,19 @@
+"""Components shared by the MorphZoo bundles: learned deformable registration in MONAI.
+
+Conventions, valid in every module:
+
+- **Fields.** A displacement field `ddf` has shape (B, D, *S) with D = 2 or 3 spatial axes. Channel i moves along tensor
+  axis i, in voxels of the field's own grid, with voxel centres at integer coordinates and grids aligned at their
+  corners. It pulls back: `warped(x) = moving(x + ddf(x))`, so phi = id + ddf maps points of the fixed space to points
+  of the moving space, and a *point* of the fixed image moves along `ddf` while a point of the moving image needs the
+  inverse field. A velocity `svf` is a field per unit time whose integral over [0, 1] is `ddf`.
+- **Compositions.** `compose(outer, inner)` is phi_outer o phi_inner: the inner map is applied first.
+- **Borders.** Fields are continued by their border value, images by zero, unless an argument says otherwise.
+- **Precision.** Fields, integrations and similarities are float32 (or float64 if given so), also under autocast.
+- **Space.** Only `transforms.physical` knows millimetres, orientations and affines. Everything it writes follows ITK:
+  LPS millimetres.
+- **Data flow.** pair (B, 2C, *S) -> network -> parameters -> deformation -> {"ddf", "svf", ...} -> inferer adds
+  "warped" -> loss(pred, batch). Keys of a pair: moving, fixed, label_moving, label_fixed, mask_moving, mask_fixed.
+"""
+
+__version__ = "0.1.0"

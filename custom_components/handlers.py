@@ -1,0 +1,212 @@
+"""Event handlers and output functions for MONAI's engines: logs, checkpoints, averaged weights, panels."""
+
+from __future__ import annotations
+
+import csv
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import ignite.handlers
+from ignite.engine import Engine, Events
+from torch import Tensor, nn
+
+from .fields import warp
+from .metrics import mean_dice, normalized_cross_correlation
+
+
+def loss_terms(output: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The total loss and its named terms, from a trainer's output (for StatsHandler and TensorBoardStatsHandler)."""
+    return {"loss": output["loss"], **output["pred"].get("terms", {})}
+
+
+def registration_score(output: Mapping[str, Any]) -> Tensor:
+    """The higher, the better: mean Dice after registration where labels exist, else normalised cross-correlation.
+
+    Args:
+        output: an evaluator's output, not decollated: "label" is the targets' dictionary, "pred" the fields.
+    """
+    targets, pred = output["label"], output["pred"]
+    if "label_moving" in targets and "label_fixed" in targets:
+        warped = warp(targets["label_moving"], pred["ddf"], mode="nearest")
+        return torch.as_tensor(mean_dice(warped, targets["label_fixed"])).float().nanmean()
+    return torch.as_tensor(normalized_cross_correlation(pred["warped"], targets["fixed"])).float().mean()
+
+
+class ProgressBar(ignite.handlers.ProgressBar):
+    """ignite's progress bar, one for each epoch, showing the total loss and its terms."""
+
+    def attach(self, engine: Engine, *args: Any, **kwargs: Any) -> None:
+        super().attach(engine, output_transform=lambda output: {k: float(v) for k, v in loss_terms(output).items()})
+
+
+class ResumableCheckpoint:
+    """Save everything a run needs to go on (network, optimiser, schedule, engine position) and resume from it.
+
+    The file is written under another name and renamed, so that a run cut at any moment leaves a whole checkpoint.
+    Only the first process of a distributed run writes; all of them resume.
+
+    Args:
+        path: the checkpoint file; its folder is made.
+        objects: name to object with `state_dict` and `load_state_dict`.
+        interval: epochs between checkpoints; one is always written at the end.
+        resume: continue from `path` if it exists; if False an existing file is replaced at the first save.
+    Raises:
+        RuntimeError: on attach, if the checkpoint is of another architecture.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike, objects: Mapping[str, Any], *, interval: int = 1, resume: bool = False
+    ) -> None:
+        self.path, self.objects, self.interval, self.resume = Path(path), dict(objects), interval, resume
+
+    def attach(self, engine: Engine) -> None:
+        if self.resume and self.path.exists():
+            engine.add_event_handler(Events.STARTED, self.load)
+        engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self.save)
+        engine.add_event_handler(Events.COMPLETED, self.save)
+
+    def load(self, engine: Engine) -> None:
+        checkpoint = torch.load(self.path, map_location="cpu", weights_only=True)
+        for name, thing in self.objects.items():
+            try:
+                _unwrap(thing).load_state_dict(checkpoint[name])
+            except (KeyError, RuntimeError, ValueError) as error:
+                reason = str(error).splitlines()[0]
+                raise RuntimeError(f"{self.path} is a checkpoint of another {name}: {reason}") from error
+        engine.state.epoch = checkpoint["epoch"]
+        engine.state.iteration = checkpoint["iteration"]
+
+    def save(self, engine: Engine) -> None:
+        if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank():
+            return
+        state = {name: _unwrap(thing).state_dict() for name, thing in self.objects.items()}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(".partial")
+        torch.save({**state, "epoch": engine.state.epoch, "iteration": engine.state.iteration}, partial)
+        partial.replace(self.path)
+
+
+class WeightAverage:
+    """Exponential moving average of the weights, used for validation and for the checkpoints saved there.
+
+    Args:
+        network: the trained network; its weights are exchanged for the average while `evaluator` runs.
+        evaluator: the validation engine.
+        decay: share of the old average at each iteration; 0 switches the handler off.
+    """
+
+    def __init__(self, network: nn.Module, evaluator: Engine, decay: float = 0.999) -> None:
+        self.network, self.evaluator, self.decay = network, evaluator, decay
+        self.average: dict[str, Tensor] = {}
+
+    def attach(self, engine: Engine) -> None:
+        if self.decay <= 0:
+            return
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.update)
+        self.evaluator.add_event_handler(Events.STARTED, self.exchange)
+        self.evaluator.add_event_handler(Events.COMPLETED, self.exchange)
+
+    @torch.no_grad()
+    def update(self, engine: Engine) -> None:
+        # Early on the average is a plain mean, so that it does not remember the initial weights.
+        decay = min(self.decay, (engine.state.iteration - 1) / (engine.state.iteration + 9))
+        for name, weight in self.network.named_parameters():
+            if name not in self.average:
+                self.average[name] = weight.detach().clone()
+            self.average[name].lerp_(weight, 1 - decay)
+
+    @torch.no_grad()
+    def exchange(self, engine: Engine) -> None:
+        for name, weight in self.network.named_parameters():
+            if name in self.average:
+                kept = weight.clone()
+                weight.copy_(self.average[name])
+                self.average[name] = kept
+
+
+class TrainingCurve:
+    """Write one CSV line per epoch: epoch, iteration, seconds, CPU seconds, mean of each loss term, validation metrics.
+
+    Appends when a run is resumed.
+
+    Args:
+        path: the CSV file.
+        evaluator: the validation engine whose latest metrics are written beside the losses.
+    """
+
+    def __init__(self, path: str | os.PathLike, evaluator: Engine | None = None) -> None:
+        self.path, self.evaluator = Path(path), evaluator
+        self.sums: dict[str, float] = {}
+        self.count = 0
+        self.start = (time.perf_counter(), time.process_time())
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.write)
+
+    def collect(self, engine: Engine) -> None:
+        for name, value in loss_terms(engine.state.output).items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+        self.count += 1
+
+    def write(self, engine: Engine) -> None:
+        row: dict[str, Any] = {
+            "epoch": engine.state.epoch,
+            "iteration": engine.state.iteration,
+            "seconds": round(time.perf_counter() - self.start[0], 1),
+            "cpu_seconds": round(time.process_time() - self.start[1], 1),
+        }
+        row |= {name: round(value / self.count, 6) for name, value in self.sums.items()}
+        metrics = self.evaluator.state.metrics if self.evaluator is not None else {}
+        row |= {name: round(float(value), 6) for name, value in metrics.items()}
+        self.sums, self.count = {}, 0
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        new = engine.state.epoch == 1 or not self.path.exists()
+        with open(self.path, "w" if new else "a", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(row), extrasaction="ignore")
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+
+
+class WarpedPanel:
+    """Show middle slices of moving, fixed, warped and the difference in TensorBoard, one panel per validation.
+
+    Args:
+        log_dir: TensorBoard's folder.
+    """
+
+    def __init__(self, log_dir: str | os.PathLike) -> None:
+        self.log_dir = str(log_dir)
+        self.panels = 0
+        self.writer: Any = None
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.COMPLETED, self.write)
+
+    def write(self, engine: Engine) -> None:
+        if self.writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(self.log_dir)
+        self.panels += 1
+        output = engine.state.output
+        targets, warped = output["label"], output["pred"]["warped"]
+        images = [targets["moving"], targets["fixed"], warped, (warped - targets["fixed"]).abs()]
+        panel = torch.cat([_middle_slice(image).float().cpu() for image in images], dim=1)
+        self.writer.add_image("moving | fixed | warped | difference", panel.clamp(0, 1), self.panels, dataformats="HW")
+        self.writer.flush()
+
+
+def _middle_slice(image: Tensor) -> Tensor:
+    first = image[0, 0]
+    return first if first.ndim == 2 else first[:, :, first.shape[2] // 2]
+
+
+def _unwrap(thing: Any) -> Any:
+    distributed: Sequence[type] = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+    return thing.module if isinstance(thing, tuple(distributed)) else thing

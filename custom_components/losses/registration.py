@@ -1,0 +1,105 @@
+"""The objective of pairwise registration: similarity + weight * regularisation (+ folding, + label overlap)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..fields import warp
+from .regularization import FoldingPenalty
+from .similarity import SoftDice, one_hot
+
+
+class RegistrationLoss(nn.Module):
+    """similarity(warped, fixed) + weight * regularization(field) + folding_weight * folding(ddf) + segmentation term.
+
+    The segmentation term is segmentation_weight * (1 - Dice(warped moving labels, fixed labels)).
+
+    With `bidirectional`, similarity and Dice are the mean of both directions, the second one through the inverse field.
+    Masks in the batch (`mask_fixed`, `mask_moving`) restrict the similarity: the moving mask is warped along.
+
+    Args:
+        similarity: called as `similarity(warped, fixed, mask)`.
+        regularization: called with a field.
+        weight: of the regularisation. Weights do not transfer between similarities (VoxelMorph: about 1 for LNCC, 0.01
+            for MSE), nor between regularised fields.
+        regularized: key of the regularised field in `pred`: "svf" (the velocity on its own grid) or "ddf".
+        folding_weight: weight of `FoldingPenalty(folding_margin)` on the displacement; 0 leaves it out.
+        folding_margin: Jacobian determinants below it are penalised.
+        segmentation: labels to overlap, None for the unsupervised objective; the batch then needs `label_moving` and
+            `label_fixed`, integer maps.
+        segmentation_weight: weight of the label term.
+        bidirectional: also compare in moving space; `pred` then needs "inverse_ddf".
+    """
+
+    def __init__(
+        self,
+        similarity: nn.Module,
+        regularization: nn.Module,
+        weight: float,
+        *,
+        regularized: str = "svf",
+        folding_weight: float = 0.0,
+        folding_margin: float = 0.2,
+        segmentation: Sequence[int] | None = None,
+        segmentation_weight: float = 0.01,
+        bidirectional: bool = False,
+    ) -> None:
+        super().__init__()
+        self.similarity, self.regularization = similarity, regularization
+        self.weight, self.regularized = weight, regularized
+        self.folding, self.folding_weight = FoldingPenalty(folding_margin), folding_weight
+        self.segmentation, self.segmentation_weight = segmentation, segmentation_weight
+        self.overlap = SoftDice()
+        self.bidirectional = bidirectional
+
+    def forward(self, pred: MutableMapping[str, Any], batch: Mapping[str, Any]) -> Tensor:
+        """Total loss, a scalar. The (weighted, detached) terms are left in `pred["terms"]` by name, for the logs.
+
+        Args:
+            pred: fields and "warped", as an inferer returns them.
+            batch: "moving" and "fixed", (B, C, *S); optionally labels and masks, (B, 1, *S).
+        """
+        terms = self.terms(pred, batch)
+        pred["terms"] = {name: value.detach() for name, value in terms.items()}
+        return sum(terms.values())  # type: ignore[return-value]
+
+    def terms(self, pred: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The weighted terms by name: similarity, regularization and, if asked for, folding and segmentation."""
+        if self.bidirectional and "inverse_ddf" not in pred:
+            raise ValueError("a bidirectional loss needs pred['inverse_ddf']: let the inferer make inverse fields")
+        similarity = self._similarity(pred["warped"], pred["ddf"], batch, "moving", "fixed")
+        if self.bidirectional:
+            warped_fixed = warp(batch["fixed"], pred["inverse_ddf"])
+            backward = self._similarity(warped_fixed, pred["inverse_ddf"], batch, "fixed", "moving")
+            similarity = 0.5 * (similarity + backward)
+        terms = {
+            "similarity": similarity,
+            "regularization": self.weight * self.regularization(pred[self.regularized]),
+        }
+        if self.folding_weight:
+            terms["folding"] = self.folding_weight * self.folding(pred["ddf"])
+        if self.segmentation:
+            overlap = self._overlap(pred["ddf"], batch, "label_moving", "label_fixed")
+            if self.bidirectional:
+                backward = self._overlap(pred["inverse_ddf"], batch, "label_fixed", "label_moving")
+                overlap = 0.5 * (overlap + backward)
+            terms["segmentation"] = self.segmentation_weight * overlap
+        return terms
+
+    def _similarity(self, warped: Tensor, ddf: Tensor, batch: Mapping[str, Any], source: str, target: str) -> Tensor:
+        mask = batch.get(f"mask_{target}")
+        if f"mask_{source}" in batch:
+            warped_mask = warp(batch[f"mask_{source}"].to(ddf.dtype), ddf.detach())
+            mask = warped_mask if mask is None else mask * warped_mask
+        return self.similarity(warped, batch[target], mask)
+
+    def _overlap(self, ddf: Tensor, batch: Mapping[str, Any], source: str, target: str) -> Tensor:
+        for key in (source, target):
+            if key not in batch:
+                raise ValueError(f"the segmentation term needs {key!r}, and this batch has {sorted(batch)}")
+        assert self.segmentation is not None
+        warped = warp(one_hot(batch[source], self.segmentation), ddf, padding="border")
+        return self.overlap(warped, one_hot(batch[target], self.segmentation))

@@ -1,0 +1,226 @@
+"""Image similarities and label overlap as losses: the smaller, the more alike.
+
+Every similarity is a module called as `similarity(warped, fixed, mask)`: images (B, C, *S) and an optional weight map
+(B, 1, *S) or (B, C, *S), 0 where voxels must not count. It returns a scalar tensor, the mean over the (masked) voxels,
+computed in float32 also under autocast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from monai.losses import GlobalMutualInformationLoss
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+_BOX_AT_ONCE = 2**18  # larger volumes are summed one by one: their temporaries stay in cache
+
+
+def box_sum(image: Tensor, window: int) -> Tensor:
+    """Sum over a cubic neighbourhood, voxels outside the image counting as 0.
+
+    Separable; along each axis sums of 1, 2, 4, ... voxels are built by doubling, so the cost grows with the logarithm of
+    the window, and no running sum drifts.
+
+    Args:
+        image: shape (B, C, *S).
+        window: odd edge length in voxels.
+    Returns:
+        Shape (B, C, *S).
+    """
+    if image[0, 0].numel() > _BOX_AT_ONCE and image.shape[0] * image.shape[1] > 1:
+        flat = image.reshape(-1, 1, 1, *image.shape[2:])
+        return torch.stack([box_sum(one, window) for one in flat]).reshape(image.shape)
+    radius = window // 2
+    for axis in range(2, image.ndim):
+        n = image.shape[axis]
+        shape = list(image.shape)
+        shape[axis] = n + 2 * radius
+        partial = image.new_zeros(shape)
+        partial.narrow(axis, radius, n).copy_(image)
+        total: Tensor | None = None
+        width, offset, remaining = 1, 0, window
+        while True:
+            if remaining & 1:
+                piece = partial.narrow(axis, offset, n)
+                total = piece if total is None else total + piece
+                offset += width
+            remaining >>= 1
+            if not remaining:
+                break
+            length = partial.shape[axis] - width
+            partial = partial.narrow(axis, 0, length) + partial.narrow(axis, width, length)
+            width *= 2
+        assert total is not None
+        image = total
+    return image
+
+
+def _box_count(like: Tensor, window: int) -> Tensor:
+    """Number of voxels of each neighbourhood that lie inside the image, shape (1, 1, *S)."""
+    radius = window // 2
+    count = like.new_ones([1] * like.ndim)
+    for axis in range(2, like.ndim):
+        n = like.shape[axis]
+        index = torch.arange(n, device=like.device)
+        along = (index + radius).clamp(max=n - 1) - (index - radius).clamp(min=0) + 1
+        shape = [1] * like.ndim
+        shape[axis] = n
+        count = count * along.to(like.dtype).view(shape)
+    return count
+
+
+class _SquaredLocalCorrelation(torch.autograd.Function):
+    """cov(a, b)^2 / ((var a + floor) (var b + floor)) in each window, with its derivative in closed form."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, weight: Tensor | None, window: int, floor: float) -> Tensor:
+        # Correlations do not see a shift; without the mean the differences of squares below keep their digits.
+        axes = tuple(range(2, a.ndim))
+        a, b = a - a.mean(axes, keepdim=True), b - b.mean(axes, keepdim=True)
+        wa, wb = (a, b) if weight is None else (a * weight, b * weight)
+        if weight is None:
+            inverse_count = 1 / _box_count(a, window)
+        else:
+            count = box_sum(weight.expand(a.shape[0], -1, *a.shape[2:]), window)
+            inverse_count = torch.where(count > 1e-3, 1 / count.clamp(min=1e-3), 0)
+        mean_a = box_sum(wa, window).mul_(inverse_count)
+        mean_b = box_sum(wb, window).mul_(inverse_count)
+        cov = box_sum(wa * b, window).mul_(inverse_count).addcmul_(mean_a, mean_b, value=-1)
+        var_a = box_sum(wa * a, window).mul_(inverse_count).addcmul_(mean_a, mean_a, value=-1)
+        var_b = box_sum(wb * b, window).mul_(inverse_count).addcmul_(mean_b, mean_b, value=-1)
+        var_a, var_b = var_a.clamp_(min=0).add_(floor), var_b.clamp_(min=0).add_(floor)
+        ctx.save_for_backward(a, b, weight, mean_a, mean_b, cov, var_a, var_b, inverse_count)
+        ctx.window = window
+        return cov.square().div_(var_a).div_(var_b)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        a, b, weight, mean_a, mean_b, cov, var_a, var_b, inverse_count = ctx.saved_tensors
+        alpha = (2 * grad * inverse_count) * cov / (var_a * var_b)
+        box_alpha = box_sum(alpha, ctx.window)
+
+        def gradient(x: Tensor, y: Tensor, mean_x: Tensor, mean_y: Tensor, var_x: Tensor) -> Tensor:
+            beta = alpha * cov / var_x
+            constant = box_sum(torch.addcmul(beta * mean_x, alpha, mean_y, value=-1), ctx.window)
+            out = constant.addcmul_(y, box_alpha).addcmul_(x, box_sum(beta, ctx.window), value=-1)
+            return out if weight is None else out * weight
+
+        grad_a = gradient(a, b, mean_a, mean_b, var_a) if ctx.needs_input_grad[0] else None
+        grad_b = gradient(b, a, mean_b, mean_a, var_b) if ctx.needs_input_grad[1] else None
+        return grad_a, grad_b, None, None, None
+
+
+class LNCC(nn.Module):
+    """Local normalised cross-correlation, squared, in a sliding window: 1 - mean(cov^2 / (var var)), in [0, 1].
+
+    Invariant to a locally linear change of intensity; blind to its sign (inverted contrast is a perfect match). Windows
+    are cut at the image border and at the mask (statistics over what lies inside), flat windows count as uncorrelated.
+    The cost hardly depends on the window.
+
+    Args:
+        window: odd edge length in voxels.
+        floor: added to both variances, in squared intensity units (for images in [0, 1]): contrast below its square
+            root counts as noise.
+    References: Avants et al., Medical Image Analysis 12(1), 2008; window 9 and the squared form as in Balakrishnan et
+        al., IEEE TMI 38(8), 2019 (which reports -mean(cc), that is this value minus 1).
+    """
+
+    def __init__(self, window: int = 9, floor: float = 1e-5) -> None:
+        super().__init__()
+        if window < 3 or window % 2 == 0:
+            raise ValueError(f"expected an odd window of at least 3 voxels, got {window}")
+        self.window, self.floor = window, floor
+
+    def forward(self, warped: Tensor, fixed: Tensor, mask: Tensor | None = None) -> Tensor:
+        warped, fixed, mask = _checked(warped, fixed, mask)
+        cc = _SquaredLocalCorrelation.apply(warped, fixed, mask, self.window, self.floor)
+        return 1 - masked_mean(cc, mask)
+
+
+class MSE(nn.Module):
+    """Mean squared difference over sigma squared: mean((warped - fixed)^2) / sigma^2, without a factor 1/2.
+
+    Args:
+        sigma: standard deviation of the image noise, in intensity units.
+    """
+
+    def __init__(self, sigma: float = 1.0) -> None:
+        super().__init__()
+        self.sigma = sigma
+
+    def forward(self, warped: Tensor, fixed: Tensor, mask: Tensor | None = None) -> Tensor:
+        warped, fixed, mask = _checked(warped, fixed, mask)
+        return masked_mean((warped - fixed).square(), mask) / self.sigma**2
+
+
+class MutualInformation(nn.Module):
+    """Negative mutual information (MONAI's Parzen-window estimate) on a random subset of the voxels.
+
+    Args:
+        num_bins: histogram bins over [0, 1], the range the images must have.
+        num_samples: voxels drawn for each call and sample of the batch; the estimate's memory is bins * samples. All
+            voxels if there are fewer.
+        seed: the same subset is drawn at each call if given; a new one from torch's global generator if None.
+    """
+
+    def __init__(self, num_bins: int = 32, num_samples: int = 50_000, seed: int | None = None) -> None:
+        super().__init__()
+        self.num_samples, self.seed = num_samples, seed
+        self.mutual_information = GlobalMutualInformationLoss(num_bins=num_bins, kernel_type="gaussian")
+
+    def forward(self, warped: Tensor, fixed: Tensor, mask: Tensor | None = None) -> Tensor:
+        warped, fixed, mask = _checked(warped, fixed, mask)
+        generator = None if self.seed is None else torch.Generator(warped.device).manual_seed(self.seed)
+        losses = []
+        for i in range(warped.shape[0]):
+            inside = None if mask is None else (mask[i if mask.shape[0] > 1 else 0, 0] > 0.5).flatten()
+            pair = torch.stack([warped[i].flatten(1), fixed[i].flatten(1)])
+            pair = pair if inside is None else pair[:, :, inside]
+            if pair.shape[2] > self.num_samples:
+                drawn = torch.randint(pair.shape[2], (self.num_samples,), device=pair.device, generator=generator)
+                pair = pair[:, :, drawn]
+            losses.append(self.mutual_information(pair[:1], pair[1:]))
+        return torch.stack(losses).mean()
+
+
+class SoftDice(nn.Module):
+    """1 - mean Dice of label probabilities: 2 sum(ab) / (sum(a) + sum(b)) for each sample and label.
+
+    Labels absent from both maps are left out of the mean; if all are, the loss is 0.
+    """
+
+    def forward(self, a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
+        a, b, mask = _checked(a, b, mask)
+        if mask is not None:
+            a, b = a * mask, b * mask
+        total = a.flatten(2).sum(2) + b.flatten(2).sum(2)
+        present = (total > 0).to(a.dtype)
+        dice = 2 * (a * b).flatten(2).sum(2) / total.clamp(min=1e-6)
+        return ((1 - dice) * present).sum() / present.sum().clamp(min=1)
+
+
+def one_hot(label: Tensor, labels: Sequence[int]) -> Tensor:
+    """Indicator maps of the listed labels: (B, 1, *S) integers to (B, len(labels), *S) float32."""
+    values = torch.tensor(list(labels), device=label.device).view(1, -1, *[1] * (label.ndim - 2))
+    return (label == values).float()
+
+
+def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean of (B, C, *S) over the voxels, weighted by a mask (B or 1, 1 or C, *S); 0 if the mask is empty."""
+    if mask is None:
+        return values.mean()
+    mask = mask.expand_as(values)
+    return (values * mask).sum() / mask.sum().clamp(min=1e-6)
+
+
+def _checked(a: Tensor, b: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    if a.shape != b.shape:
+        raise ValueError(f"expected two images of equal shape, got {tuple(a.shape)} and {tuple(b.shape)}")
+    if mask is not None and mask.shape[2:] != a.shape[2:]:
+        raise ValueError(f"expected a mask of size {tuple(a.shape[2:])}, got {tuple(mask.shape[2:])}")
+    dtype = torch.float64 if a.dtype == torch.float64 else torch.float32
+    return a.to(dtype), b.to(dtype), None if mask is None else mask.to(dtype)

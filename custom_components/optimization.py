@@ -1,0 +1,146 @@
+"""Pairwise optimisation of a deformation's parameters: instance-specific refinement and training-free registration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from .fields import resize_field, warp
+
+
+class PairwiseOptimizer:
+    """Minimise a registration loss over the parameters of a deformation, for one pair (or a batch of pairs).
+
+    Starts from zero, coarse to fine, or from given parameters (a network's output). Each sample of a batch is optimised
+    on its own; the batch only shares the step size and the stopping rule. Called as
+    `optimizer(moving, fixed, parameters=None)` it returns the optimised parameters, without gradient.
+
+    Args:
+        deformation: parameters to fields; has `parameter_size`. Its parameters must be a field (they are resized from
+            level to level, vectors rescaled).
+        loss: called as `loss(pred, batch)`, as in training.
+        levels: shrink factors of the images, coarse to fine.
+        iterations: at each level; one number serves all levels. All zero: the start is returned as it came.
+        learning_rate: Adam's step, about the voxels of the parameters' grid that a vector moves in an iteration.
+        method: "adam" or "lbfgs".
+        tolerance: a level ends when the loss falls by less than this share of itself over ten iterations.
+        progress: show a progress bar.
+    References: the starting point and the objective are the network's, as in Balakrishnan et al., IEEE TMI 38(8), 2019
+        (instance-specific optimisation); the parameters are a velocity, not the displacement.
+    """
+
+    def __init__(
+        self,
+        deformation: Any,
+        loss: Callable[[dict[str, Any], dict[str, Tensor]], Tensor],
+        *,
+        levels: Sequence[int] = (4, 2, 1),
+        iterations: int | Sequence[int] = (30, 30, 20),
+        learning_rate: float = 0.2,
+        method: str = "adam",
+        tolerance: float = 1e-4,
+        progress: bool = False,
+    ) -> None:
+        iterations = [iterations] * len(levels) if isinstance(iterations, int) else list(iterations)
+        if len(iterations) != len(levels):
+            raise ValueError(f"expected iterations for {len(levels)} levels, got {len(iterations)}")
+        if method not in ("adam", "lbfgs"):
+            raise ValueError(f"expected method adam or lbfgs, got {method!r}")
+        self.deformation, self.loss = deformation, loss
+        self.levels, self.iterations = list(levels), iterations
+        self.learning_rate, self.method, self.tolerance, self.progress = learning_rate, method, tolerance, progress
+
+    @torch.enable_grad()
+    def __call__(
+        self,
+        moving: Tensor,
+        fixed: Tensor,
+        parameters: Tensor | None = None,
+        masks: dict[str, Tensor] | None = None,
+    ) -> Tensor:
+        """Optimise.
+
+        Args:
+            moving, fixed: shape (B, C, *S), intensities in [0, 1].
+            parameters: start, shape (B, D, *S'), any resolution; None for zero.
+            masks: "mask_moving", "mask_fixed", shape (B, 1, *S).
+        Returns:
+            Parameters at the deformation's resolution for images of size S.
+        Raises:
+            RuntimeError: if the loss stops being finite.
+        """
+        if parameters is not None and not any(self.iterations):
+            return parameters
+        batch = {"moving": moving.detach(), "fixed": fixed.detach(), **(masks or {})}
+        field = parameters
+        with tqdm(total=sum(self.iterations), desc="optimizing", disable=not self.progress, leave=False) as bar:
+            for factor, iterations in zip(self.levels, self.iterations, strict=True):
+                level = {key: shrink(image, factor) for key, image in batch.items()}
+                field = self._start(field, level["fixed"])
+                field = self._optimize_level(field, level, iterations, bar)
+                bar.set_postfix_str(f"level 1/{factor} done")
+        assert field is not None
+        return self._start(field, fixed)
+
+    def _start(self, field: Tensor | None, image: Tensor) -> Tensor:
+        size = self.deformation.parameter_size(image.shape[2:])
+        if field is None:
+            return image.new_zeros(image.shape[0], len(size), *size, dtype=torch.float32)
+        return resize_field(field.detach(), size)
+
+    def _optimize_level(self, field: Tensor, batch: dict[str, Tensor], iterations: int, bar: tqdm) -> Tensor:
+        field = field.clone().requires_grad_()
+        # The loss is a mean; times the number of voxels, its gradient at a voxel does not depend on the image's size.
+        voxels = batch["fixed"][:, 0].numel()
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            pred = self.deformation(field, batch["fixed"].shape[2:])
+            pred["warped"] = warp(batch["moving"], pred["ddf"])
+            loss = self.loss(pred, batch) * voxels
+            loss.backward()
+            return loss.detach()
+
+        optimizer: torch.optim.Optimizer
+        if self.method == "adam":
+            optimizer = torch.optim.Adam([field], lr=self.learning_rate, eps=1e-3)
+        else:
+            optimizer = torch.optim.LBFGS([field], lr=1.0, max_iter=1, max_eval=5, line_search_fn="strong_wolfe")
+        history: list[float] = []
+        for iteration in range(iterations):
+            history.append(float(optimizer.step(closure)) / voxels)
+            bar.update()
+            if history[-1] != history[-1] or abs(history[-1]) == float("inf"):
+                raise RuntimeError(f"the registration loss became {history[-1]} in iteration {iteration + 1}")
+            if iteration >= 10 and history[-11] - history[-1] < self.tolerance * abs(history[-11]):
+                bar.update(iterations - iteration - 1)
+                break
+        return field.detach()
+
+
+def shrink(image: Tensor, factor: int) -> Tensor:
+    """Smooth and subsample an image by a whole factor, corners staying aligned.
+
+    Args:
+        image: shape (B, C, *S).
+        factor: 1 returns the image itself.
+    Returns:
+        Shape (B, C, *ceil(S / factor)).
+    """
+    if factor == 1:
+        return image
+    dims = image.ndim - 2
+    pool = F.avg_pool2d if dims == 2 else F.avg_pool3d
+    width = factor + 1 - factor % 2
+    smooth = image.float()
+    for axis in range(dims):
+        kernel, padding = [1] * dims, [0] * dims
+        kernel[axis], padding[axis] = width, width // 2
+        smooth = pool(smooth, kernel, 1, padding, count_include_pad=False)
+    size = [-(-n // factor) for n in image.shape[2:]]
+    return F.interpolate(smooth, size=size, mode="bilinear" if dims == 2 else "trilinear", align_corners=True)

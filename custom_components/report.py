@@ -1,0 +1,446 @@
+"""Pictures and pages for people: a registered pair, a cohort, a training run. The pictures need matplotlib.
+
+Convention: images are tensors (C, *S) of which the first channel is shown, fields (D, *S) in voxels as in `fields`.
+Axes are taken as R, A, S (2-D: R, A) and shown as radiologists do: anterior or superior up, the patient's right on the
+left of the picture; in sagittal slices anterior is on the left.
+"""
+
+from __future__ import annotations
+
+import csv
+import html
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import torch
+from torch import Tensor
+
+from .fields import identity_grid, jacobian_determinant
+from .metrics import present_labels, replacing, summarize
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Name, horizontal axis, vertical axis, is the horizontal axis shown from high to low, letters left and right.
+_PLANES = {
+    2: (("axial", 0, 1, True, "RL"), ("coronal", 0, 2, True, "RL"), ("sagittal", 1, 2, True, "AP")),
+    1: (("", 0, 1, True, ""),),
+}
+_DARK, _LIGHT, _FAINT = "#101418", "#e8eaed", "#9aa0a6"
+_FIXED_COLOUR, _MOVING_COLOUR, _GRID_COLOUR, _FOLD_COLOUR = "#35c4dc", "#ffb347", "#7fd6a0", "#ff1f1f"
+# Dark in the middle: what did not change recedes.
+_DIFFERENCE_COLOURS = ("#7cc4ff", "#1f6fd0", "#000000", "#d0431f", "#ffb199")
+_JACOBIAN_COLOURS = ("#b9f2e6", "#159a86", "#0b0b0b", "#b8860b", "#ffe9a8")
+_NOT_DRAWN = ("epoch", "iteration", "seconds", "cpu_seconds")
+_MIN_SIZE = 12  # a plane with a shorter side is not shown if there is another one
+
+
+def pair_picture(
+    path: str | os.PathLike,
+    moving: Tensor,
+    fixed: Tensor,
+    warped: Tensor,
+    ddf: Tensor,
+    *,
+    spacing_mm: Sequence[float],
+    title: str = "",
+    label_moving: Tensor | None = None,
+    label_fixed: Tensor | None = None,
+    label_warped: Tensor | None = None,
+    grid_step: int | None = None,
+) -> None:
+    """Write the quality-control picture of a registered pair as PNG.
+
+    Columns: fixed, moving, warped, difference to fixed before and after (one scale), warped with the deformed grid, log
+    det J with folded voxels (det J <= 0) in red. Rows: in 3-D the axial, coronal and sagittal slices through the centre
+    of the foreground (planes of a thin slab are left out); in 2-D the image. Moving and fixed must be on one grid.
+
+    The grid shows where lines of the moving image come to lie: contours of the components of phi at whole multiples of
+    the step. In 3-D it is the part of the map within the slice.
+
+    Args:
+        path: the picture; replaced only by a complete one.
+        moving, fixed, warped: shape (C, *S).
+        ddf: shape (D, *S), voxels.
+        spacing_mm: voxel size along each axis; pixels are drawn in these proportions.
+        title: heading.
+        label_moving, label_fixed, label_warped: label maps (1, *S), drawn as outlines: fixed blue, moving orange.
+        grid_step: distance of the lines in voxels; by default a 24th of the longest axis, at least 2.
+    Raises:
+        ValueError: if shapes do not fit each other.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    images = {"fixed": fixed, "moving": moving, "warped": warped}
+    volumes = {name: _first_channel(image, ddf, name) for name, image in images.items()}
+    given = {"fixed": label_fixed, "moving": label_moving, "warped": label_warped}
+    labels = {name: _first_channel(m, ddf, f"label_{name}") for name, m in given.items() if m is not None}
+    spacing = [float(s) for s in spacing_mm]
+    if len(spacing) != ddf.shape[0]:
+        raise ValueError(f"expected a spacing for each of {ddf.shape[0]} axes, got {spacing}")
+    ddf = ddf.detach().cpu().float()
+    determinant = jacobian_determinant(ddf[None])[0, 0]
+    phi = identity_grid(ddf.shape[1:]) + ddf
+    volumes["before"], volumes["after"] = volumes["moving"] - volumes["fixed"], volumes["warped"] - volumes["fixed"]
+    window = _window(volumes)
+    limit = _log_limit(determinant)
+    step = grid_step or max(2, round(max(ddf.shape[1:]) / 24))
+    centre = _centre(volumes["fixed"])
+    planes = _shown_planes(ddf.shape[1:])
+
+    columns = ["fixed", "moving", "warped", "before", "after", "grid", "jacobian"]
+    headings = ["fixed", "moving", "warped", "moving - fixed", "warped - fixed", "deformed grid", "log det J"]
+    extents = [(ddf.shape[1 + p[1]] * spacing[p[1]], ddf.shape[1 + p[2]] * spacing[p[2]]) for p in planes]
+    widest = max(width for width, _ in extents)
+    panel = 2.1
+    heights = [panel * height / widest for _, height in extents]
+    top, bottom, left, gap = 0.62 if title else 0.36, 0.3, 0.3, 0.06
+    total_width = left + len(columns) * (panel + gap) + 0.75
+    total_height = top + sum(heights) + gap * (len(heights) - 1) + bottom
+    figure = Figure(figsize=(total_width, total_height), dpi=110, facecolor=_DARK)
+    FigureCanvasAgg(figure)
+    y = total_height - top
+    jacobian_image = None
+    for row, (plane, height) in enumerate(zip(planes, heights, strict=True)):
+        y -= height
+        for column, name in enumerate(columns):
+            x = left + column * (panel + gap)
+            axes = figure.add_axes((x / total_width, y / total_height, panel / total_width, height / total_height))
+            if name == "grid":
+                _draw_image(axes, volumes["warped"], plane, spacing, centre, cmap="gray", limits=window["intensity"])
+                _draw_grid(axes, phi, plane, spacing, centre, step)
+            elif name == "jacobian":
+                jacobian_image = _draw_jacobian(axes, determinant, plane, spacing, centre, limit)
+            else:
+                difference = name in ("before", "after")
+                limits = window["difference" if difference else "intensity"]
+                _draw_image(
+                    axes,
+                    volumes[name],
+                    plane,
+                    spacing,
+                    centre,
+                    cmap=_colour_map(_DIFFERENCE_COLOURS) if difference else "gray",
+                    limits=limits,
+                )
+                for map_name, colour in _outlines(name):
+                    if map_name in labels:
+                        _draw_outlines(axes, labels[map_name], plane, spacing, centre, colour)
+            _finish_panel(axes, plane, heading=headings[column] if row == 0 else "", first=column == 0)
+        y -= gap
+    _add_colour_bar(figure, jacobian_image, total_width, total_height, top, bottom)
+    if title:
+        figure.text(
+            left / total_width, 1 - 0.2 / total_height, title, color=_LIGHT, size=11, weight="bold", va="center"
+        )
+    figure.text(
+        left / total_width,
+        0.14 / total_height,
+        _caption(determinant, ddf, spacing, labels),
+        color=_FAINT,
+        size=7.5,
+        va="center",
+    )
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", facecolor=_DARK)
+
+
+def cohort_page(
+    folder: str | os.PathLike, rows: Sequence[Mapping[str, Any]], *, title: str = "Registration report"
+) -> None:
+    """Write `index.html` for a cohort: mean and SD of each measure, one row for each pair, and the pictures.
+
+    The page needs no other file than the pictures and works from the disk.
+
+    Args:
+        folder: made if needed.
+        rows: one mapping for each pair: `id`, numbers (of `pair_metrics`), and `picture`, the path of a PNG, absolute or
+            relative to the folder. Other texts are shown in the table.
+        title: heading.
+    Raises:
+        ValueError: if there are no rows.
+    """
+    if not rows:
+        raise ValueError("expected at least one row, got none")
+    folder = Path(folder)
+    columns = list(dict.fromkeys(key for row in rows for key in row if key != "picture"))
+    # Measures of single labels are for the CSV file; on a page they would hide the others.
+    columns = [c for c in columns if not c.rpartition("_")[2].isdigit()]
+    numeric = summarize([{k: row[k] for k in columns if k in row} for row in rows])
+    parts = [
+        f"<h1>{html.escape(title)}</h1>",
+        f"<p>{len(rows)} pair{'s' if len(rows) > 1 else ''}. Mean and standard deviation over the pairs.</p>",
+        _table(
+            ["measure", "mean", "SD", "n"],
+            [[k, _number(s["mean"]), _number(s["sd"]), str(s["n"])] for k, s in numeric.items()],
+        ),
+        "<h2>Pairs</h2>",
+        _table(columns, [[_number(row.get(key)) for key in columns] for row in rows]),
+    ]
+    for i, row in enumerate(rows):
+        if "picture" in row:
+            name = html.escape(str(row.get("id", i + 1)))
+            parts.append(
+                f'<figure><figcaption>{name}</figcaption><img loading="lazy" src="{_link(row["picture"], folder)}" alt="{name}"></figure>'
+            )
+    page = _PAGE.format(title=html.escape(title), body="\n".join(parts))
+    with replacing(folder / "index.html") as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def training_curve(
+    path: str | os.PathLike, data: str | os.PathLike | Sequence[Mapping[str, Any]], *, title: str = ""
+) -> None:
+    """Draw the course of a training run, one panel for each quantity, as PNG.
+
+    Args:
+        path: the picture.
+        data: a CSV file or rows, with a column `epoch` or `iteration` (else rows are counted) and numbers; empty cells
+            are skipped, so that losses of each epoch and scores of some epochs can share a table. Columns of seconds
+            are not drawn.
+        title: heading.
+    Raises:
+        FileNotFoundError: if the CSV file is missing.
+        ValueError: if there is no number to draw.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    steps, series, axis_name = _read_curve(data)
+    columns = min(3, len(series))
+    height = math.ceil(len(series) / columns)
+    figure = Figure(figsize=(4.2 * columns, 2.7 * height + 0.4 * bool(title)), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    if title:
+        figure.suptitle(title, weight="bold", size=11)
+    grid = figure.subplots(height, columns, squeeze=False).ravel()
+    for axes, (name, values) in zip(grid, series.items(), strict=False):
+        points = [(s, v) for s, v in zip(steps, values, strict=True) if math.isfinite(v)]
+        axes.plot(
+            *zip(*points, strict=True), color="#1f6fb2", linewidth=1.4, marker="o" if len(points) < 25 else None, ms=3
+        )
+        axes.set_title(name, size=10, loc="left")
+        axes.set_xlabel(axis_name, size=8, color="#555555")
+        axes.tick_params(labelsize=8, colors="#555555")
+        axes.grid(color="#e4e4e4", linewidth=0.7)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in grid[len(series) :]:
+        axes.remove()
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+Plane = tuple[str, int, int, bool, str]
+
+
+def _first_channel(image: Tensor, ddf: Tensor, name: str) -> Tensor:
+    if image.ndim != ddf.ndim or image.shape[1:] != ddf.shape[1:]:
+        raise ValueError(
+            f"expected {name} of shape (C, {', '.join(map(str, ddf.shape[1:]))}) on the grid of the field, "
+            f"got {tuple(image.shape)}"
+        )
+    plain = image.as_tensor() if hasattr(image, "as_tensor") else image
+    return plain[0].detach().cpu().float()
+
+
+def _shown_planes(size: Sequence[int]) -> list[Plane]:
+    planes = list(_PLANES[len(size) - 1])
+    return [p for p in planes if min(size[p[1]], size[p[2]]) >= _MIN_SIZE] or planes[:1]
+
+
+def _centre(image: Tensor) -> list[int]:
+    """Voxel in the middle of the foreground: of the box about what is clearly brighter than the darkest value."""
+    low, high = image.min(), image.flatten().kthvalue(max(1, int(0.99 * image.numel()))).values
+    inside = (image > low + 0.15 * (high - low)).nonzero()
+    if len(inside) == 0:
+        return [n // 2 for n in image.shape]
+    return [int(v) for v in (inside.amin(0) + inside.amax(0)) // 2]
+
+
+def _window(volumes: Mapping[str, Tensor]) -> dict[str, tuple[float, float]]:
+    """Grey values of all images on one scale, and one symmetric scale for both differences."""
+    images = torch.cat([volumes["fixed"].flatten(), volumes["moving"].flatten()])
+    low, high = _percentile(images, 0.005), _percentile(images, 0.995)
+    span = high - low if high > low else 1.0
+    return {"intensity": (low, low + span), "difference": (-0.6 * span, 0.6 * span)}
+
+
+def _log_limit(determinant: Tensor) -> float:
+    """A round symmetric limit for log det J that holds 99.5% of its values."""
+    logarithm = determinant.clamp_min(1e-3).log().abs().flatten()
+    return min(2.0, max(0.1, math.ceil(_percentile(logarithm, 0.995) * 10) / 10))
+
+
+def _percentile(values: Tensor, share: float) -> float:
+    values = values[values.isfinite()]
+    return float(values.kthvalue(max(1, round(share * len(values)))).values) if len(values) else 0.0
+
+
+def _slice(volume: Tensor, plane: Plane, centre: Sequence[int]) -> Tensor:
+    """The slice through the centre, shape (vertical, horizontal)."""
+    _, h, v, _, _ = plane
+    index = tuple(slice(None) if axis in (h, v) else centre[axis] for axis in range(volume.ndim))
+    return volume[index].T  # h < v in every plane
+
+
+def _draw_image(
+    axes: Axes,
+    volume: Tensor,
+    plane: Plane,
+    spacing: Sequence[float],
+    centre: Sequence[int],
+    *,
+    cmap: Any,
+    limits: tuple[float, float],
+) -> Any:
+    pixels = _slice(volume, plane, centre).numpy()
+    aspect = spacing[plane[2]] / spacing[plane[1]]
+    image = axes.imshow(
+        pixels, origin="lower", cmap=cmap, vmin=limits[0], vmax=limits[1], aspect=aspect, interpolation="nearest"
+    )
+    if plane[3]:
+        axes.set_xlim(pixels.shape[1] - 0.5, -0.5)
+    return image
+
+
+def _draw_grid(
+    axes: Axes, phi: Tensor, plane: Plane, spacing: Sequence[float], centre: Sequence[int], step: int
+) -> None:
+    for axis in plane[1:3]:
+        levels = torch.arange(0, phi.shape[1 + axis], step).tolist()
+        axes.contour(
+            _slice(phi[axis], plane, centre).numpy(), levels=levels, colors=_GRID_COLOUR, linewidths=0.5, alpha=0.85
+        )
+
+
+def _draw_jacobian(
+    axes: Axes, determinant: Tensor, plane: Plane, spacing: Sequence[float], centre: Sequence[int], limit: float
+) -> Any:
+    from matplotlib.colors import ListedColormap
+
+    logarithm = determinant.clamp_min(1e-6).log()
+    image = _draw_image(
+        axes, logarithm, plane, spacing, centre, cmap=_colour_map(_JACOBIAN_COLOURS), limits=(-limit, limit)
+    )
+    folds = torch.where(determinant > 0, math.nan, 1.0)
+    _draw_image(axes, folds, plane, spacing, centre, cmap=ListedColormap([_FOLD_COLOUR]), limits=(0, 1))
+    return image
+
+
+def _colour_map(colours: Sequence[str]) -> Any:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("morphzoo", colours)
+
+
+def _outlines(panel: str) -> list[tuple[str, str]]:
+    """Which label maps are outlined on a panel, in which colour."""
+    return {
+        "fixed": [("fixed", _FIXED_COLOUR)],
+        "moving": [("moving", _MOVING_COLOUR)],
+        "warped": [("fixed", _FIXED_COLOUR), ("warped", _MOVING_COLOUR)],
+    }.get(panel, [])
+
+
+def _draw_outlines(
+    axes: Axes, labels: Tensor, plane: Plane, spacing: Sequence[float], centre: Sequence[int], colour: str
+) -> None:
+    pixels = _slice(labels, plane, centre)
+    for label in present_labels(pixels):
+        region = (pixels == label).float()
+        if region.min() < 1:
+            axes.contour(region.numpy(), levels=[0.5], colors=colour, linewidths=0.7)
+
+
+def _finish_panel(axes: Axes, plane: Plane, *, heading: str, first: bool) -> None:
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_facecolor("black")
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    if heading:
+        axes.set_title(heading, color=_LIGHT, size=9, pad=4)
+    if first:
+        for x, align, letter in ((0.02, "left", plane[4][:1]), (0.98, "right", plane[4][1:])):
+            axes.text(x, 0.5, letter, transform=axes.transAxes, color=_FAINT, size=7, ha=align, va="center")
+
+
+def _add_colour_bar(figure: Any, image: Any, width: float, height: float, top: float, bottom: float) -> None:
+    length = min(2.2, height - top - bottom)
+    box = ((width - 0.65) / width, (height - top - length) / height, 0.1 / width, length / height)
+    bar = figure.colorbar(image, cax=figure.add_axes(box))
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=7, colors=_FAINT, length=2)
+
+
+def _caption(determinant: Tensor, ddf: Tensor, spacing: Sequence[float], labels: Mapping[str, Tensor]) -> str:
+    folded = 100 * float((~(determinant > 0)).double().mean())
+    length = (ddf * torch.tensor(spacing).view(-1, *[1] * determinant.ndim)).norm(dim=0)
+    text = f"folded voxels (red): {folded:.3g}% of the grid"
+    text += f"    displacement: mean {length.mean():.2f} mm, max {length.max():.2f} mm"
+    return text + ("    outlines: fixed blue, moving orange" if labels else "")
+
+
+def _read_curve(
+    data: str | os.PathLike | Sequence[Mapping[str, Any]],
+) -> tuple[list[float], dict[str, list[float]], str]:
+    if isinstance(data, str | os.PathLike):
+        with open(data, newline="", encoding="utf-8") as file:
+            rows: Sequence[Mapping[str, Any]] = list(csv.DictReader(file))
+    else:
+        rows = data
+    names = list(dict.fromkeys(key for row in rows for key in row if key is not None))
+    axis = next((name for name in ("epoch", "iteration") if name in names), None)
+    steps = [_to_float(row.get(axis)) if axis else i + 1.0 for i, row in enumerate(rows)]
+    columns = {name: [_to_float(row.get(name)) for row in rows] for name in names if name not in _NOT_DRAWN}
+    series = {name: values for name, values in columns.items() if any(map(math.isfinite, values))}
+    if not series:
+        raise ValueError(f"no number to draw in {len(rows)} rows with the columns {', '.join(names) or 'none'}")
+    return steps, series, axis or "row"
+
+
+def _to_float(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in heading)
+    body = "\n".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}" if math.isfinite(value) else "n/a"
+    return "" if value is None else str(value)
+
+
+def _link(picture: str | os.PathLike, folder: Path) -> str:
+    path = Path(picture)
+    return quote(Path(os.path.relpath(path, folder) if path.is_absolute() else path).as_posix())
+
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+body {{ font: 15px/1.45 system-ui, sans-serif; color: #1c2126; margin: 2rem auto; max-width: 1500px; padding: 0 1.2rem; }}
+h1 {{ font-size: 1.5rem; }} h2 {{ font-size: 1.15rem; margin-top: 2rem; }}
+.scroll {{ overflow-x: auto; }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.88rem; }}
+th, td {{ padding: 0.3rem 0.8rem; border-bottom: 1px solid #dfe3e8; text-align: right; white-space: nowrap; }}
+th:first-child, td:first-child {{ text-align: left; }} th {{ background: #f3f5f7; }}
+figure {{ margin: 1.6rem 0; }} figcaption {{ font-weight: 600; margin-bottom: 0.4rem; }}
+img {{ max-width: 100%; border-radius: 4px; }}
+</style></head><body>
+{body}
+</body></html>
+"""

@@ -1,0 +1,368 @@
+"""Write a data list (see README.md beside this file) from a data set that was downloaded.
+
+    python data_lists/build.py folder DIR --image "t1/{subject}.nii.gz" --label "seg/{subject}.nii.gz" -o list.json
+    python data_lists/build.py labelmaps DIR --label "{subject}_seg.nii.gz" -o list.json
+    python data_lists/build.py bids DIR --derivatives derivatives/fs --label_suffix desc-aseg_dseg -o list.json
+    python data_lists/build.py neurite_oasis DIR -o list.json
+    python data_lists/build.py learn2reg DIR/OASIS_dataset.json -o list.json
+
+Paths in the list are relative to the data folder, whichever place the list is written to.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone, too, where nothing is installed
+
+from custom_components.data.lists import Item, make_pairs, split_by_person
+
+
+def scans_from_folder(
+    folder: str | os.PathLike, *, image: str | None = None, label: str | None = None, mask: str | None = None
+) -> list[Item]:
+    """Find the scans of a plain folder by patterns.
+
+    A pattern is a path relative to the folder with fields in braces, for instance
+    `images/{subject}_scan-{session}.nii.gz`. A field matches any text without a slash and becomes a key of the item;
+    `{subject}` must be among them; `*` matches anything but a slash. Labels and masks are named by the same fields.
+
+    Args:
+        folder: where to look, with its sub-folders.
+        image: pattern of the images; None for label maps without images.
+        label: pattern of the label maps, without `*` unless there is no `image`.
+        mask: pattern of the masks, without `*`.
+    Returns:
+        Scan items in the order of their names, paths relative to the folder.
+    Raises:
+        FileNotFoundError: if the folder does not exist, no file matches, or labels or masks are missing.
+        ValueError: if neither image nor label is given, or the pattern has no `{subject}`.
+    """
+    folder = Path(folder)
+    main = image if image is not None else label
+    if main is None or "{subject}" not in main:
+        raise ValueError(f"expected a pattern with {{subject}} for images or labels, got {main!r}")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {folder}")
+    expression = _pattern_to_regex(main)
+    companions = {"label": label if image is not None else None, "mask": mask}
+    scans = []
+    for name in _walk(folder):
+        match = expression.fullmatch(name)
+        if match is None:
+            continue
+        fields = match.groupdict()
+        scan = {"image" if image is not None else "label": name}
+        scan |= {key: pattern.format(**fields) for key, pattern in companions.items() if pattern is not None}
+        scans.append(scan | fields)
+    if not scans:
+        raise FileNotFoundError(f"no file in {folder} matches {main!r}")
+    _check_companions(scans, folder)
+    return scans
+
+
+def scans_from_bids(
+    folder: str | os.PathLike,
+    *,
+    suffix: str = "T1w",
+    derivatives: str | None = None,
+    label_suffix: str | None = None,
+    mask_suffix: str | None = None,
+) -> list[Item]:
+    """Find the anatomical scans of a BIDS data set: `sub-*/[ses-*]/anat/*_<suffix>.nii.gz`.
+
+    Label maps and masks are looked for in `<folder>/<derivatives>` under the same sub-folders: files that begin with
+    the image's name up to its suffix and end with `_<label_suffix>.nii.gz`, for instance `desc-aseg_dseg`.
+
+    Args:
+        folder: the data set.
+        suffix: which images.
+        derivatives: folder of the derivatives relative to `folder`; by default the labels lie beside the images.
+        label_suffix, mask_suffix: ends of their names; None for none.
+    Returns:
+        Scan items with `subject` and, if the folder has them, `session`; paths relative to the folder.
+    Raises:
+        FileNotFoundError: if there is no such image, or a scan has no label or mask.
+        ValueError: if several label maps or masks fit one image.
+    """
+    root = Path(folder)
+    pattern = re.compile(
+        rf"(?P<subject>sub-[^/]+)/(?:(?P<session>ses-[^/]+)/)?anat/[^/]*_{re.escape(suffix)}\.nii(\.gz)?"
+    )
+    scans = []
+    for name in _walk(root):
+        match = pattern.fullmatch(name)
+        if match is None:
+            continue
+        scan = {"image": name, **{k: v for k, v in match.groupdict().items() if v is not None}}
+        stem = str(Path(derivatives or "") / re.split(rf"_{re.escape(suffix)}\.nii", name)[0])
+        for key, ending in (("label", label_suffix), ("mask", mask_suffix)):
+            if ending is not None:
+                scan[key] = _find_derivative(root, stem, ending)
+        scans.append(scan)
+    if not scans:
+        raise FileNotFoundError(f"no sub-*/[ses-*]/anat/*_{suffix}.nii.gz in {root}")
+    return scans
+
+
+def scans_from_neurite_oasis(folder: str | os.PathLike, *, labels: int | None = 35) -> list[Item]:
+    """Find the scans of the neurite-OASIS data set: `OASIS_OAS1_xxxx_MR1/aligned_norm.nii.gz` with `aligned_seg35`.
+
+    Args:
+        folder: the unpacked data set. If it holds `subjects.txt`, only the folders named there are taken.
+        labels: 35 or 4 (structures or tissues), or None for images alone.
+    Returns:
+        Scan items; `subject` is OAS1_xxxx, `session` the number after MR.
+    Raises:
+        FileNotFoundError: if no scan is found, or label maps or scans of subjects.txt are missing.
+        ValueError: if `labels` is another number.
+    """
+    if labels not in (None, 4, 35):
+        raise ValueError(f"neurite-OASIS has label maps of 4 and of 35 classes, got {labels}")
+    name = None if labels is None else f"OASIS_{{subject}}_MR{{session}}/aligned_seg{labels}.nii.gz"
+    scans = scans_from_folder(folder, image="OASIS_{subject}_MR{session}/aligned_norm.nii.gz", label=name)
+    subjects = Path(folder) / "subjects.txt"
+    if not subjects.is_file():
+        return scans
+    wanted = subjects.read_text(encoding="utf-8").split()
+    found = {os.path.dirname(scan["image"]): scan for scan in scans}
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise FileNotFoundError(f"{len(missing)} scans of {subjects} are missing, the first is {missing[0]}")
+    return [found[name] for name in wanted]
+
+
+def list_from_learn2reg(path: str | os.PathLike) -> dict[str, list[Item]]:
+    """Convert the JSON file of a Learn2Reg data set.
+
+    Scans or pairs of `training`, pairs of `training_paired_images`, `registration_val` and `registration_test` become
+    the sections `training`, `training_pairs`, `validation_pairs` and `test_pairs`. Label maps, masks and key points are
+    the files of the same name in the folders labelsTr, masksTr, keypointsTr (Ts) beside imagesTr, taken as far as they
+    exist. Training scans of people who are in a validation or test pair are left out.
+
+    Args:
+        path: the data set's JSON, in the data set's folder.
+    Returns:
+        Sections; paths relative to the folder of the JSON file.
+    Raises:
+        FileNotFoundError: if the file or an image that it names is missing.
+        ValueError: if it has none of these sections.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no Learn2Reg data set file at {path}")
+    source = json.loads(path.read_text(encoding="utf-8"))
+    names = {
+        "training": "training",
+        "training_paired_images": "training_pairs",
+        "registration_val": "validation_pairs",
+        "registration_test": "test_pairs",
+    }
+    sections = {
+        ours: [_learn2reg_item(item, path.parent) for item in source[theirs]]
+        for theirs, ours in names.items()
+        if source.get(theirs)
+    }
+    if not sections:
+        raise ValueError(f"{path} has none of the sections {', '.join(names)}")
+    held_out = {
+        item[f"subject_{side}"]
+        for s in ("validation_pairs", "test_pairs")
+        for item in sections.get(s, ())
+        for side in ("moving", "fixed")
+    }
+    for section in ("training", "training_pairs"):
+        if section in sections:
+            sections[section] = [
+                item for item in sections[section] if not held_out & {item[k] for k in item if k.startswith("subject")}
+            ]
+    missing = [
+        item[key]
+        for items in sections.values()
+        for item in items
+        for key in ("image", "moving", "fixed")
+        if key in item and not (path.parent / item[key]).is_file()
+    ]
+    if missing:
+        raise FileNotFoundError(f"{len(missing)} images of {path} are missing, the first is {missing[0]}")
+    return {name: items for name, items in sections.items() if items}
+
+
+def make_list(
+    scans: Sequence[Item],
+    *,
+    validation: float = 0.2,
+    test: float = 0.0,
+    seed: int = 0,
+    pair_kind: str = "between_people",
+    max_pairs: int = 100,
+) -> dict[str, list[Item]]:
+    """Make the sections of a data list: scans split by person, and fixed pairs for validation and test.
+
+    Args:
+        scans: scan items.
+        validation, test: shares of the people.
+        seed: of the split and of the choice of pairs.
+        pair_kind: how the pairs are formed, see `make_pairs`.
+        max_pairs: at most so many pairs in a section.
+    Returns:
+        `training`, `validation` and `test` (scans), `validation_pairs` and `test_pairs`; empty ones are left out.
+    Raises:
+        ValueError: if there are too few people for the split or for a pair.
+    """
+    shares = {"training": 1 - validation - test, "validation": validation, "test": test}
+    sections = {name: items for name, items in split_by_person(scans, shares, seed).items() if items}
+    pairs = {
+        f"{name}_pairs": make_pairs(sections[name], pair_kind, limit=max_pairs, seed=seed)
+        for name in ("validation", "test")
+        if name in sections
+    }
+    return sections | pairs
+
+
+def write_list(path: str | os.PathLike, sections: Mapping[str, Any]) -> None:
+    """Write a data list as JSON; an existing file is replaced only by a complete one.
+
+    Args:
+        path: the file; its folder is made if needed.
+        sections: section name to items, and any further entries (name, licence, ...).
+    Raises:
+        TypeError: if something cannot be written as JSON; nothing is left behind.
+    """
+    text = json.dumps(dict(sections), indent=2, ensure_ascii=False) + "\n"
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _check_companions(scans: Sequence[Item], folder: Path) -> None:
+    for key in ("label", "mask"):
+        missing = [scan[key] for scan in scans if key in scan and not (folder / scan[key]).is_file()]
+        if missing:
+            raise FileNotFoundError(
+                f"{len(missing)} of {len(scans)} scans in {folder} have no {key}, the first missing is {missing[0]}"
+            )
+
+
+def _walk(folder: Path) -> list[str]:
+    """All files under a folder, relative, with forward slashes, in the order of their names."""
+    names = []
+    for root, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        names += [Path(root, name).relative_to(folder).as_posix() for name in files if not name.startswith(".")]
+    return sorted(names)
+
+
+def _pattern_to_regex(pattern: str) -> re.Pattern[str]:
+    seen: set[str] = set()
+    expression = ""
+    for part in re.split(r"(\{[A-Za-z_]\w*\}|\*)", pattern):
+        name = part[1:-1]
+        if part == "*":
+            expression += "[^/]*"
+        elif part.startswith("{"):
+            expression += f"(?P={name})" if name in seen else f"(?P<{name}>[^/]+?)"
+            seen.add(name)
+        else:
+            expression += re.escape(part)
+    return re.compile(expression)
+
+
+def _find_derivative(root: Path, stem: str, ending: str) -> str:
+    exact = f"{stem}_{ending}.nii.gz"
+    if (root / exact).is_file():
+        return exact
+    found = sorted(Path(name) for name in glob.glob(f"{glob.escape(str(root / stem))}_*_{ending}.nii*"))
+    if not found:
+        raise FileNotFoundError(f"no file {stem}*_{ending}.nii.gz in {root}")
+    if len(found) > 1:
+        raise ValueError(f"{len(found)} files fit {stem}*_{ending}.nii.gz in {root}: give a longer suffix")
+    return found[0].relative_to(root).as_posix()
+
+
+def _learn2reg_item(item: Any, root: Path) -> Item:
+    if isinstance(item, str):
+        item = {"image": item}
+    converted: Item = {}
+    for key, side in (("image", ""), ("moving", "_moving"), ("fixed", "_fixed")):
+        if key not in item:
+            continue
+        name = os.path.normpath(item[key]).replace(os.sep, "/")
+        converted[key] = name
+        # X_0001_0000.nii.gz: the first number is the case, the last the modality.
+        converted[f"subject{side}"] = re.sub(r"(_\d{4})?\.nii(\.gz)?$", "", os.path.basename(name))
+        for ours, theirs, ending in (
+            ("label", "labels", None),
+            ("mask", "masks", None),
+            ("landmarks", "keypoints", ".csv"),
+        ):
+            companion = re.sub(r"(^|/)images(Tr|Ts)/", rf"\1{theirs}\2/", name)
+            if ending is not None:
+                companion = re.sub(r"\.nii(\.gz)?$", ending, companion)
+            if companion != name and (root / companion).is_file():
+                converted[f"{ours}{side}"] = companion
+    return converted
+
+
+def _finish(scans: list[Item], output: str, split: dict[str, Any]) -> str:
+    sections = make_list(scans, **split)
+    write_list(output, sections)
+    return f"{output}: " + ", ".join(f"{len(items)} {name}" for name, items in sections.items())
+
+
+class Commands:
+    """Each command writes a list and says what is in it; `--validation --test --seed --pair_kind --max_pairs` split."""
+
+    def folder(
+        self, folder: str, image: str, output: str, label: str | None = None, mask: str | None = None, **split: Any
+    ) -> str:
+        """Images of a plain folder by patterns with {subject}."""
+        return _finish(scans_from_folder(folder, image=image, label=label, mask=mask), output, split)
+
+    def labelmaps(self, folder: str, label: str, output: str, **split: Any) -> str:
+        """Label maps without images."""
+        return _finish(scans_from_folder(folder, label=label), output, split)
+
+    def bids(
+        self,
+        folder: str,
+        output: str,
+        suffix: str = "T1w",
+        derivatives: str | None = None,
+        label_suffix: str | None = None,
+        mask_suffix: str | None = None,
+        **split: Any,
+    ) -> str:
+        """Anatomical scans of a BIDS data set."""
+        scans = scans_from_bids(
+            folder, suffix=suffix, derivatives=derivatives, label_suffix=label_suffix, mask_suffix=mask_suffix
+        )
+        return _finish(scans, output, split)
+
+    def neurite_oasis(self, folder: str, output: str, labels: int | None = 35, **split: Any) -> str:
+        """The neurite-OASIS data set."""
+        return _finish(scans_from_neurite_oasis(folder, labels=labels), output, split)
+
+    def learn2reg(self, path: str, output: str) -> str:
+        """A Learn2Reg data set by its JSON file; the split is the challenge's own."""
+        sections = list_from_learn2reg(path)
+        write_list(output, sections)
+        return f"{output}: " + ", ".join(f"{len(items)} {name}" for name, items in sections.items())
+
+
+if __name__ == "__main__":
+    import fire
+
+    fire.Fire(Commands)

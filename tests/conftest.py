@@ -1,0 +1,36 @@
+"""Shared fixtures: where the real test data lie, phantoms, a folder of phantom scans."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from torch import Tensor
+
+from custom_components.data.synthetic import phantom_pair, write_phantom_scans
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """Folder of the real data sets: $MORPHZOO_TEST_DATA, else ../shared/data beside the repository."""
+    folder = Path(os.environ.get("MORPHZOO_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no test data at {folder}: set MORPHZOO_TEST_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session", params=[(40, 36), (28, 32, 24)], ids=["2d", "3d"])
+def phantoms(request: pytest.FixtureRequest) -> dict[str, Tensor]:
+    """A pair of phantoms with the true fields, in 2-D and 3-D; not to be changed in place."""
+    return phantom_pair(request.param, seed=3)
+
+
+@pytest.fixture(scope="session")
+def phantom_list(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Path of a data list with five phantom scans of 20 x 24 x 16 voxels, stored as LIA; not to be changed."""
+    return write_phantom_scans(
+        tmp_path_factory.mktemp("phantoms"), 5, (20, 24, 16), spacing_mm=(1.0, 1.0, 2.0), axcodes="LIA"
+    )
