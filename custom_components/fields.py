@@ -49,24 +49,7 @@ def sample(image: Tensor, locations: Tensor, *, mode: str = "linear", padding: s
             f"expected locations of shape (B, {spatial_dims}, ...) for an image of shape {tuple(image.shape)}, "
             f"got {tuple(locations.shape)}"
         )
-    if mode not in _MODES or padding not in ("zeros", "border"):
-        raise ValueError(f"expected mode linear|nearest and padding zeros|border, got {mode!r} and {padding!r}")
-    dtype = image.dtype
-    if not dtype.is_floating_point:
-        if mode != "nearest":
-            raise ValueError(f"a label map of type {dtype} cannot be interpolated linearly: use mode='nearest'")
-        # float32 holds integers up to 2**24 exactly, which is more than any label table in use.
-        image = image.to(torch.float32 if dtype in (torch.bool, torch.uint8, torch.int8, torch.int16) else torch.float64)
-    image, locations = _at_least_float32(image), _at_least_float32(locations)
-    if locations.dtype != image.dtype:
-        common = torch.promote_types(image.dtype, locations.dtype)
-        image, locations = image.to(common), locations.to(common)
-    scale, offset = _normalization(image.shape[2:], locations)
-    grid = torch.addcmul(offset, locations.flip(1), scale)
-    if grid.shape[0] != image.shape[0]:
-        batch = max(grid.shape[0], image.shape[0])
-        grid, image = grid.expand(batch, *grid.shape[1:]), image.expand(batch, *image.shape[1:])
-    return _grid_sample(image, grid, _MODES[mode], padding).to(dtype if not dtype.is_floating_point else image.dtype)
+    return _lookup(image, locations, mode, padding, relative=False)
 
 
 def warp(image: Tensor, ddf: Tensor, *, mode: str = "linear", padding: str = "zeros") -> Tensor:
@@ -86,8 +69,9 @@ def warp(image: Tensor, ddf: Tensor, *, mode: str = "linear", padding: str = "ze
         ValueError: if `ddf` is not a field for this image.
     """
     _check_field(ddf)
-    size = ddf.shape[2:]
-    return sample(image, _identity_like(ddf, size) + _at_least_float32(ddf), mode=mode, padding=padding)
+    if image.ndim != ddf.ndim:
+        raise ValueError(f"expected an image for a field of shape {tuple(ddf.shape)}, got shape {tuple(image.shape)}")
+    return _lookup(image, ddf, mode, padding, relative=True)
 
 
 def compose(outer: Tensor, inner: Tensor) -> Tensor:
@@ -123,11 +107,12 @@ def integrate_velocity(velocity: Tensor, num_steps: int = 7) -> Tensor:
         raise ValueError(f"expected num_steps >= 0, got {num_steps}")
     velocity = _at_least_float32(velocity)
     # The loop works in grid_sample's own units and axis order, so that a step is one add, one lookup and one add.
-    scale, offset = _normalization(velocity.shape[2:], velocity)
-    identity = torch.addcmul(offset, _identity_like(velocity, velocity.shape[2:]).flip(1), scale)
+    size = velocity.shape[2:]
+    scale = velocity.new_tensor([_scale(n) for n in reversed(size)]).view(1, -1, *[1] * len(size))
     field = velocity.flip(1) * (scale * 2.0**-num_steps)
+    identity = _normalized_grid(torch.zeros_like(velocity[:1]), size, relative=True).movedim(-1, 1).contiguous()
     for _ in range(num_steps):
-        field = field + _grid_sample(field, identity + field, "bilinear", "border")
+        field = field + _grid_sample(field, (identity + field).movedim(1, -1), "bilinear", "border")
     return (field / scale).flip(1)
 
 
@@ -272,31 +257,65 @@ def _at_least_float32(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
 
 
-def _identity_like(field: Tensor, size: Sequence[int]) -> Tensor:
-    dtype = field.dtype if field.dtype == torch.float64 else torch.float32
-    return identity_grid(size, dtype=dtype, device=field.device).unsqueeze(0)
+def _scale(n: int) -> float:
+    """From voxels to grid_sample's units along an axis of n voxels, which run from -1 to 1."""
+    return 2 / (n - 1) if n > 1 else 1.0
 
 
-def _normalization(size: Sequence[int], like: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale and offset (1, D, 1, ...) from voxels, axes reversed, to grid_sample's [-1, 1]; one voxel: always 0."""
-    shape = (1, len(size), *[1] * len(size))
-    scale = like.new_tensor([2 / (n - 1) if n > 1 else 1.0 for n in reversed(size)]).view(shape)
-    offset = like.new_tensor([-1.0 if n > 1 else 0.0 for n in reversed(size)]).view(shape)
-    return scale, offset
+def _normalized_grid(vectors: Tensor, image_size: Sequence[int], *, relative: bool) -> Tensor:
+    """The grid that grid_sample wants, (B, *S, D): last axis first, corners at -1 and 1.
+
+    Args:
+        vectors: (B, D, *S), absolute locations in the image or, if `relative`, displacements from the grid's voxels.
+    """
+    d = vectors.shape[1]
+    channels = []
+    for i in reversed(range(d)):
+        scale = _scale(image_size[i])
+        base = vectors.new_tensor(-1.0 if image_size[i] > 1 else 0.0)
+        if relative:
+            index = torch.arange(vectors.shape[i + 2], dtype=vectors.dtype, device=vectors.device)
+            base = (index * scale + base).view(-1, *[1] * (d - 1 - i))
+        channels.append(torch.add(base, vectors[:, i], alpha=scale))
+    return torch.stack(channels, -1)
+
+
+def _lookup(image: Tensor, vectors: Tensor, mode: str, padding: str, *, relative: bool) -> Tensor:
+    if mode not in _MODES or padding not in ("zeros", "border"):
+        raise ValueError(f"expected mode linear|nearest and padding zeros|border, got {mode!r} and {padding!r}")
+    dtype = image.dtype
+    if not dtype.is_floating_point:
+        if mode != "nearest":
+            raise ValueError(f"a label map of type {dtype} cannot be interpolated linearly: use mode='nearest'")
+        # float32 holds integers up to 2**24 exactly, which is more than any label table in use.
+        image = image.to(torch.float32 if dtype in (torch.bool, torch.uint8, torch.int8, torch.int16) else torch.float64)
+    image, vectors = _at_least_float32(image), _at_least_float32(vectors)
+    if vectors.dtype != image.dtype:
+        common = torch.promote_types(image.dtype, vectors.dtype)
+        image, vectors = image.to(common), vectors.to(common)
+    grid = _normalized_grid(vectors, image.shape[2:], relative=relative)
+    if grid.shape[0] != image.shape[0]:
+        batch = max(grid.shape[0], image.shape[0])
+        grid, image = grid.expand(batch, *grid.shape[1:]), image.expand(batch, *image.shape[1:])
+    result = _grid_sample(image, grid, _MODES[mode], padding)
+    return result if dtype.is_floating_point else result.to(dtype)
 
 
 def _grid_sample(image: Tensor, grid: Tensor, mode: str, padding: str) -> Tensor:
-    """`grid_sample` of a channel-first grid in normalised, reversed coordinates.
+    """`grid_sample` with aligned corners.
 
     On the CPU grid_sample runs one thread per sample of the batch. A small batch is therefore cut into slabs along the
     grid's first axis, stacked as a batch over the same image: the same numbers, all threads at work.
     """
-    batch, channels = image.shape[:2]
-    size = grid.shape[2:]
+    batch = image.shape[0]
     slabs = torch.get_num_threads() if image.device.type == "cpu" else 1
-    if slabs < 2 or batch >= slabs or size[0] % slabs or size.numel() < 4096:
-        return F.grid_sample(image, grid.movedim(1, -1), mode=mode, padding_mode=padding, align_corners=True)
-    images = image.unsqueeze(1).expand(batch, slabs, *image.shape[1:]).reshape(-1, *image.shape[1:])
-    grid = grid.unflatten(2, (slabs, -1)).movedim(2, 1).flatten(0, 1).movedim(1, -1)
-    out = F.grid_sample(images, grid, mode=mode, padding_mode=padding, align_corners=True)
-    return out.unflatten(0, (batch, slabs)).movedim(1, 2).reshape(batch, channels, *size)
+    rows, rest = grid.shape[1], grid[0, 0].numel()
+    if slabs < 2 or batch >= slabs or rows < slabs or rows * rest < 16384:
+        return F.grid_sample(image, grid, mode=mode, padding_mode=padding, align_corners=True)
+    if rows % slabs:
+        grid = torch.cat([grid, grid[:, -1:].expand(-1, slabs - rows % slabs, *grid.shape[2:])], 1)
+    images = image.unsqueeze(1).expand(batch, slabs, *image.shape[1:]).flatten(0, 1)
+    parts = F.grid_sample(
+        images, grid.unflatten(1, (slabs, -1)).flatten(0, 1), mode=mode, padding_mode=padding, align_corners=True
+    )
+    return parts.unflatten(0, (batch, slabs)).movedim(1, 2).flatten(2, 3).narrow(2, 0, rows)

@@ -42,9 +42,18 @@ class RegistrationInferer(Inferer):
         self.deformation, self.inverse, self.refinement = deformation, inverse, refinement
         self.precision = precision
 
-    def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> dict[str, Any]:
-        moving, fixed = inputs.as_tensor().chunk(2, 1) if hasattr(inputs, "as_tensor") else inputs.chunk(2, 1)
-        image = torch.cat([moving, fixed], 1)
+    def __call__(
+        self,
+        inputs: Tensor,
+        network: Callable[..., Tensor],
+        *args: Any,
+        masks: dict[str, Tensor] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        image = inputs.as_tensor() if hasattr(inputs, "as_tensor") else inputs
+        if image.shape[1] % 2:
+            raise ValueError(f"expected moving and fixed with equal channels, got {image.shape[1]} channels in all")
+        moving, fixed = image.chunk(2, 1)
         layout = torch.channels_last_3d if image.ndim == 5 else torch.channels_last
         dtype = getattr(torch, self.precision)
         with torch.autocast(image.device.type, dtype, enabled=dtype != torch.float32):

@@ -12,6 +12,7 @@ import html
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -24,11 +25,12 @@ from .metrics import present_labels, replacing, summarize
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Name, horizontal axis, vertical axis, is the horizontal axis shown from high to low, letters left and right.
 _PLANES = {
-    2: (("axial", 0, 1, True, "RL"), ("coronal", 0, 2, True, "RL"), ("sagittal", 1, 2, True, "AP")),
-    1: (("", 0, 1, True, ""),),
+    3: (("axial", 0, 1, True, "RL"), ("coronal", 0, 2, True, "RL"), ("sagittal", 1, 2, True, "AP")),
+    2: (("", 0, 1, True, ""),),
 }
 _DARK, _LIGHT, _FAINT = "#101418", "#e8eaed", "#9aa0a6"
 _FIXED_COLOUR, _MOVING_COLOUR, _GRID_COLOUR, _FOLD_COLOUR = "#35c4dc", "#ffb347", "#7fd6a0", "#ff1f1f"
@@ -36,6 +38,16 @@ _FIXED_COLOUR, _MOVING_COLOUR, _GRID_COLOUR, _FOLD_COLOUR = "#35c4dc", "#ffb347"
 _DIFFERENCE_COLOURS = ("#7cc4ff", "#1f6fd0", "#000000", "#d0431f", "#ffb199")
 _JACOBIAN_COLOURS = ("#b9f2e6", "#159a86", "#0b0b0b", "#b8860b", "#ffe9a8")
 _NOT_DRAWN = ("epoch", "iteration", "seconds", "cpu_seconds")
+_HEADINGS = {
+    "fixed": "fixed",
+    "moving": "moving",
+    "warped": "warped",
+    "before": "moving - fixed",
+    "after": "warped - fixed",
+    "grid": "deformed grid",
+    "jacobian": "log det J",
+}
+_PANEL, _GAP, _LEFT, _RIGHT, _BOTTOM = 2.1, 0.06, 0.3, 0.75, 0.3  # inches
 _MIN_SIZE = 12  # a plane with a shorter side is not shown if there is another one
 
 
@@ -80,72 +92,31 @@ def pair_picture(
     volumes = {name: _first_channel(image, ddf, name) for name, image in images.items()}
     given = {"fixed": label_fixed, "moving": label_moving, "warped": label_warped}
     labels = {name: _first_channel(m, ddf, f"label_{name}") for name, m in given.items() if m is not None}
-    spacing = [float(s) for s in spacing_mm]
-    if len(spacing) != ddf.shape[0]:
-        raise ValueError(f"expected a spacing for each of {ddf.shape[0]} axes, got {spacing}")
-    ddf = ddf.detach().cpu().float()
-    determinant = jacobian_determinant(ddf[None])[0, 0]
-    phi = identity_grid(ddf.shape[1:]) + ddf
-    volumes["before"], volumes["after"] = volumes["moving"] - volumes["fixed"], volumes["warped"] - volumes["fixed"]
-    window = _window(volumes)
-    limit = _log_limit(determinant)
-    step = grid_step or max(2, round(max(ddf.shape[1:]) / 24))
-    centre = _centre(volumes["fixed"])
-    planes = _shown_planes(ddf.shape[1:])
+    volumes |= {"before": volumes["moving"] - volumes["fixed"], "after": volumes["warped"] - volumes["fixed"]}
+    ddf = _plain(ddf).float()
+    views = _views(ddf.shape[1:], spacing_mm, _centre(volumes["fixed"]))
+    subject = _Subject(volumes, labels, ddf, grid_step or max(2, round(max(ddf.shape[1:]) / 24)))
 
-    columns = ["fixed", "moving", "warped", "before", "after", "grid", "jacobian"]
-    headings = ["fixed", "moving", "warped", "moving - fixed", "warped - fixed", "deformed grid", "log det J"]
-    extents = [(ddf.shape[1 + p[1]] * spacing[p[1]], ddf.shape[1 + p[2]] * spacing[p[2]]) for p in planes]
-    widest = max(width for width, _ in extents)
-    panel = 2.1
-    heights = [panel * height / widest for _, height in extents]
-    top, bottom, left, gap = 0.62 if title else 0.36, 0.3, 0.3, 0.06
-    total_width = left + len(columns) * (panel + gap) + 0.75
-    total_height = top + sum(heights) + gap * (len(heights) - 1) + bottom
-    figure = Figure(figsize=(total_width, total_height), dpi=110, facecolor=_DARK)
+    heights = [_PANEL * view.height_mm / max(v.width_mm for v in views) for view in views]
+    top = 0.62 if title else 0.36
+    width = _LEFT + len(_HEADINGS) * (_PANEL + _GAP) + _RIGHT
+    height = top + sum(heights) + _GAP * (len(heights) - 1) + _BOTTOM
+    figure = Figure(figsize=(width, height), dpi=110, facecolor=_DARK)
     FigureCanvasAgg(figure)
-    y = total_height - top
-    jacobian_image = None
-    for row, (plane, height) in enumerate(zip(planes, heights, strict=True)):
-        y -= height
-        for column, name in enumerate(columns):
-            x = left + column * (panel + gap)
-            axes = figure.add_axes((x / total_width, y / total_height, panel / total_width, height / total_height))
-            if name == "grid":
-                _draw_image(axes, volumes["warped"], plane, spacing, centre, cmap="gray", limits=window["intensity"])
-                _draw_grid(axes, phi, plane, spacing, centre, step)
-            elif name == "jacobian":
-                jacobian_image = _draw_jacobian(axes, determinant, plane, spacing, centre, limit)
-            else:
-                difference = name in ("before", "after")
-                limits = window["difference" if difference else "intensity"]
-                _draw_image(
-                    axes,
-                    volumes[name],
-                    plane,
-                    spacing,
-                    centre,
-                    cmap=_colour_map(_DIFFERENCE_COLOURS) if difference else "gray",
-                    limits=limits,
-                )
-                for map_name, colour in _outlines(name):
-                    if map_name in labels:
-                        _draw_outlines(axes, labels[map_name], plane, spacing, centre, colour)
-            _finish_panel(axes, plane, heading=headings[column] if row == 0 else "", first=column == 0)
-        y -= gap
-    _add_colour_bar(figure, jacobian_image, total_width, total_height, top, bottom)
+    y = height - top + _GAP
+    for row, (view, tall) in enumerate(zip(views, heights, strict=True)):
+        y -= tall + _GAP
+        for column, (name, heading) in enumerate(_HEADINGS.items()):
+            x = _LEFT + column * (_PANEL + _GAP)
+            axes = figure.add_axes((x / width, y / height, _PANEL / width, tall / height))
+            image = _draw_panel(axes, name, view, subject)
+            _finish_panel(axes, view, heading=heading if row == 0 else "", letters=column == 0)
+        figure.text(0.13 / width, (y + tall / 2) / height, view.name, color=_FAINT, size=8, rotation=90, va="center")
+    _add_colour_bar(figure, image, top=top)  # of the last column
     if title:
-        figure.text(
-            left / total_width, 1 - 0.2 / total_height, title, color=_LIGHT, size=11, weight="bold", va="center"
-        )
-    figure.text(
-        left / total_width,
-        0.14 / total_height,
-        _caption(determinant, ddf, spacing, labels),
-        color=_FAINT,
-        size=7.5,
-        va="center",
-    )
+        figure.text(_LEFT / width, 1 - 0.2 / height, title, color=_LIGHT, size=11, weight="bold", va="center")
+    caption = _caption(subject, views[0].spacing)
+    figure.text(_LEFT / width, 0.14 / height, caption, color=_FAINT, size=7.5, va="center")
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", facecolor=_DARK)
 
@@ -159,8 +130,8 @@ def cohort_page(
 
     Args:
         folder: made if needed.
-        rows: one mapping for each pair: `id`, numbers (of `pair_metrics`), and `picture`, the path of a PNG, absolute or
-            relative to the folder. Other texts are shown in the table.
+        rows: one mapping for each pair: `id`, numbers (of `pair_metrics`), and `picture`, the path of a PNG, absolute
+            or relative to the folder. Other texts are shown in the table.
         title: heading.
     Raises:
         ValueError: if there are no rows.
@@ -185,9 +156,8 @@ def cohort_page(
     for i, row in enumerate(rows):
         if "picture" in row:
             name = html.escape(str(row.get("id", i + 1)))
-            parts.append(
-                f'<figure><figcaption>{name}</figcaption><img loading="lazy" src="{_link(row["picture"], folder)}" alt="{name}"></figure>'
-            )
+            image = f'<img loading="lazy" src="{_link(row["picture"], folder)}" alt="{name}">'
+            parts.append(f"<figure><figcaption>{name}</figcaption>{image}</figure>")
     page = _PAGE.format(title=html.escape(title), body="\n".join(parts))
     with replacing(folder / "index.html") as temporary:
         temporary.write_text(page, encoding="utf-8")
@@ -235,22 +205,62 @@ def training_curve(
         figure.savefig(temporary, format="png")
 
 
-Plane = tuple[str, int, int, bool, str]
+@dataclass(frozen=True)
+class _View:
+    """A slice as it is looked at: which axes go right and up, through which voxel."""
+
+    name: str
+    horizontal: int
+    vertical: int
+    flipped: bool
+    letters: str
+    size: tuple[int, ...]
+    spacing: tuple[float, ...]
+    centre: tuple[int, ...]
+
+    @property
+    def width_mm(self) -> float:
+        return self.size[self.horizontal] * self.spacing[self.horizontal]
+
+    @property
+    def height_mm(self) -> float:
+        return self.size[self.vertical] * self.spacing[self.vertical]
+
+    def cut(self, volume: Tensor) -> Tensor:
+        """The slice of a volume (*S), shape (vertical, horizontal)."""
+        shown = (self.horizontal, self.vertical)
+        index = tuple(slice(None) if axis in shown else c for axis, c in enumerate(self.centre))
+        return volume[index].T  # horizontal < vertical in every view
+
+
+class _Subject:
+    """What the panels of one pair share: volumes (*S) by panel, label maps, phi, det J and the grey scales."""
+
+    def __init__(self, volumes: dict[str, Tensor], labels: dict[str, Tensor], ddf: Tensor, step: int) -> None:
+        self.volumes, self.labels, self.ddf, self.step = volumes, labels, ddf, step
+        self.phi = identity_grid(ddf.shape[1:]) + ddf
+        self.determinant = jacobian_determinant(ddf[None])[0, 0]
+        self.window = _window(volumes)
+        self.log_limit = _log_limit(self.determinant)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return (tensor.as_tensor() if hasattr(tensor, "as_tensor") else tensor).detach().cpu()
 
 
 def _first_channel(image: Tensor, ddf: Tensor, name: str) -> Tensor:
     if image.ndim != ddf.ndim or image.shape[1:] != ddf.shape[1:]:
-        raise ValueError(
-            f"expected {name} of shape (C, {', '.join(map(str, ddf.shape[1:]))}) on the grid of the field, "
-            f"got {tuple(image.shape)}"
-        )
-    plain = image.as_tensor() if hasattr(image, "as_tensor") else image
-    return plain[0].detach().cpu().float()
+        size = ", ".join(map(str, ddf.shape[1:]))
+        raise ValueError(f"expected {name} of shape (C, {size}), the field's grid, got {tuple(image.shape)}")
+    return _plain(image)[0].float()
 
 
-def _shown_planes(size: Sequence[int]) -> list[Plane]:
-    planes = list(_PLANES[len(size) - 1])
-    return [p for p in planes if min(size[p[1]], size[p[2]]) >= _MIN_SIZE] or planes[:1]
+def _views(size: Sequence[int], spacing_mm: Sequence[float], centre: Sequence[int]) -> list[_View]:
+    spacing = tuple(float(s) for s in spacing_mm)
+    if len(spacing) != len(size):
+        raise ValueError(f"expected a spacing for each of {len(size)} axes, got {list(spacing)}")
+    views = [_View(*plane, tuple(size), spacing, tuple(centre)) for plane in _PLANES[len(size)]]
+    return [v for v in views if min(size[v.horizontal], size[v.vertical]) >= _MIN_SIZE] or views[:1]
 
 
 def _centre(image: Tensor) -> list[int]:
@@ -281,54 +291,38 @@ def _percentile(values: Tensor, share: float) -> float:
     return float(values.kthvalue(max(1, round(share * len(values)))).values) if len(values) else 0.0
 
 
-def _slice(volume: Tensor, plane: Plane, centre: Sequence[int]) -> Tensor:
-    """The slice through the centre, shape (vertical, horizontal)."""
-    _, h, v, _, _ = plane
-    index = tuple(slice(None) if axis in (h, v) else centre[axis] for axis in range(volume.ndim))
-    return volume[index].T  # h < v in every plane
-
-
-def _draw_image(
-    axes: Axes,
-    volume: Tensor,
-    plane: Plane,
-    spacing: Sequence[float],
-    centre: Sequence[int],
-    *,
-    cmap: Any,
-    limits: tuple[float, float],
-) -> Any:
-    pixels = _slice(volume, plane, centre).numpy()
-    aspect = spacing[plane[2]] / spacing[plane[1]]
-    image = axes.imshow(
-        pixels, origin="lower", cmap=cmap, vmin=limits[0], vmax=limits[1], aspect=aspect, interpolation="nearest"
-    )
-    if plane[3]:
-        axes.set_xlim(pixels.shape[1] - 0.5, -0.5)
+def _draw_panel(axes: Axes, name: str, view: _View, subject: _Subject) -> Any:
+    if name == "grid":
+        image = _draw_image(axes, subject.volumes["warped"], view, "gray", subject.window["intensity"])
+        for axis in (view.horizontal, view.vertical):
+            lines = view.cut(subject.phi[axis]).numpy()
+            levels = range(0, subject.ddf.shape[1 + axis], subject.step)
+            axes.contour(lines, levels=list(levels), colors=_GRID_COLOUR, linewidths=0.5, alpha=0.85)
+        return image
+    if name == "jacobian":
+        limit = subject.log_limit
+        logarithm = subject.determinant.clamp_min(1e-6).log()
+        image = _draw_image(axes, logarithm, view, _colour_map(_JACOBIAN_COLOURS), (-limit, limit))
+        folds = torch.where(subject.determinant > 0, math.nan, 1.0)
+        _draw_image(axes, folds, view, _colour_map((_FOLD_COLOUR, _FOLD_COLOUR)), (0, 1))
+        return image
+    if name in ("before", "after"):
+        colours = _colour_map(_DIFFERENCE_COLOURS)
+        return _draw_image(axes, subject.volumes[name], view, colours, subject.window["difference"])
+    image = _draw_image(axes, subject.volumes[name], view, "gray", subject.window["intensity"])
+    for which, colour in _outlines(name):
+        if which in subject.labels:
+            _draw_outlines(axes, view.cut(subject.labels[which]), colour)
     return image
 
 
-def _draw_grid(
-    axes: Axes, phi: Tensor, plane: Plane, spacing: Sequence[float], centre: Sequence[int], step: int
-) -> None:
-    for axis in plane[1:3]:
-        levels = torch.arange(0, phi.shape[1 + axis], step).tolist()
-        axes.contour(
-            _slice(phi[axis], plane, centre).numpy(), levels=levels, colors=_GRID_COLOUR, linewidths=0.5, alpha=0.85
-        )
-
-
-def _draw_jacobian(
-    axes: Axes, determinant: Tensor, plane: Plane, spacing: Sequence[float], centre: Sequence[int], limit: float
-) -> Any:
-    from matplotlib.colors import ListedColormap
-
-    logarithm = determinant.clamp_min(1e-6).log()
-    image = _draw_image(
-        axes, logarithm, plane, spacing, centre, cmap=_colour_map(_JACOBIAN_COLOURS), limits=(-limit, limit)
-    )
-    folds = torch.where(determinant > 0, math.nan, 1.0)
-    _draw_image(axes, folds, plane, spacing, centre, cmap=ListedColormap([_FOLD_COLOUR]), limits=(0, 1))
+def _draw_image(axes: Axes, volume: Tensor, view: _View, cmap: Any, limits: tuple[float, float]) -> Any:
+    pixels = view.cut(volume).numpy()
+    aspect = view.spacing[view.vertical] / view.spacing[view.horizontal]
+    low, high = limits
+    image = axes.imshow(pixels, origin="lower", cmap=cmap, vmin=low, vmax=high, aspect=aspect, interpolation="nearest")
+    if view.flipped:
+        axes.set_xlim(pixels.shape[1] - 0.5, -0.5)
     return image
 
 
@@ -347,17 +341,14 @@ def _outlines(panel: str) -> list[tuple[str, str]]:
     }.get(panel, [])
 
 
-def _draw_outlines(
-    axes: Axes, labels: Tensor, plane: Plane, spacing: Sequence[float], centre: Sequence[int], colour: str
-) -> None:
-    pixels = _slice(labels, plane, centre)
+def _draw_outlines(axes: Axes, pixels: Tensor, colour: str) -> None:
     for label in present_labels(pixels):
         region = (pixels == label).float()
         if region.min() < 1:
             axes.contour(region.numpy(), levels=[0.5], colors=colour, linewidths=0.7)
 
 
-def _finish_panel(axes: Axes, plane: Plane, *, heading: str, first: bool) -> None:
+def _finish_panel(axes: Axes, view: _View, *, heading: str, letters: bool) -> None:
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_facecolor("black")
@@ -365,25 +356,27 @@ def _finish_panel(axes: Axes, plane: Plane, *, heading: str, first: bool) -> Non
         spine.set_visible(False)
     if heading:
         axes.set_title(heading, color=_LIGHT, size=9, pad=4)
-    if first:
-        for x, align, letter in ((0.02, "left", plane[4][:1]), (0.98, "right", plane[4][1:])):
+    if letters:
+        for x, align, letter in ((0.02, "left", view.letters[:1]), (0.98, "right", view.letters[1:])):
             axes.text(x, 0.5, letter, transform=axes.transAxes, color=_FAINT, size=7, ha=align, va="center")
 
 
-def _add_colour_bar(figure: Any, image: Any, width: float, height: float, top: float, bottom: float) -> None:
-    length = min(2.2, height - top - bottom)
-    box = ((width - 0.65) / width, (height - top - length) / height, 0.1 / width, length / height)
+def _add_colour_bar(figure: Figure, image: Any, *, top: float) -> None:
+    width, height = figure.get_size_inches()
+    length = min(2.2, height - top - _BOTTOM)
+    box = (1 - 0.65 / width, (height - top - length) / height, 0.1 / width, length / height)
     bar = figure.colorbar(image, cax=figure.add_axes(box))
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=7, colors=_FAINT, length=2)
 
 
-def _caption(determinant: Tensor, ddf: Tensor, spacing: Sequence[float], labels: Mapping[str, Tensor]) -> str:
-    folded = 100 * float((~(determinant > 0)).double().mean())
-    length = (ddf * torch.tensor(spacing).view(-1, *[1] * determinant.ndim)).norm(dim=0)
+def _caption(subject: _Subject, spacing: Sequence[float]) -> str:
+    folded = 100 * float((~(subject.determinant > 0)).double().mean())
+    scale = torch.tensor(spacing).view(-1, *[1] * subject.determinant.ndim)
+    length = (subject.ddf * scale).norm(dim=0)
     text = f"folded voxels (red): {folded:.3g}% of the grid"
     text += f"    displacement: mean {length.mean():.2f} mm, max {length.max():.2f} mm"
-    return text + ("    outlines: fixed blue, moving orange" if labels else "")
+    return text + ("    outlines: fixed blue, moving orange" if subject.labels else "")
 
 
 def _read_curve(
@@ -432,7 +425,8 @@ _PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <style>
-body {{ font: 15px/1.45 system-ui, sans-serif; color: #1c2126; margin: 2rem auto; max-width: 1500px; padding: 0 1.2rem; }}
+body {{ font: 15px/1.45 system-ui, sans-serif; color: #1c2126; }}
+body {{ margin: 2rem auto; max-width: 1500px; padding: 0 1.2rem; }}
 h1 {{ font-size: 1.5rem; }} h2 {{ font-size: 1.15rem; margin-top: 2rem; }}
 .scroll {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.88rem; }}

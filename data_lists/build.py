@@ -228,7 +228,7 @@ def make_list(
 
 
 def write_list(path: str | os.PathLike, sections: Mapping[str, Any]) -> None:
-    """Write a data list as JSON; an existing file is replaced only by a complete one.
+    """Write a data list as JSON, one item a line; an existing file is replaced only by a complete one.
 
     Args:
         path: the file; its folder is made if needed.
@@ -236,7 +236,7 @@ def write_list(path: str | os.PathLike, sections: Mapping[str, Any]) -> None:
     Raises:
         TypeError: if something cannot be written as JSON; nothing is left behind.
     """
-    text = json.dumps(dict(sections), indent=2, ensure_ascii=False) + "\n"
+    text = "{\n" + ",\n".join(f"{json.dumps(name)}: {_dump(value)}" for name, value in sections.items()) + "\n}\n"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -245,6 +245,12 @@ def write_list(path: str | os.PathLike, sections: Mapping[str, Any]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _dump(value: Any) -> str:
+    if not isinstance(value, list):
+        return json.dumps(value, ensure_ascii=False)
+    return "[\n" + ",\n".join("  " + json.dumps(item, ensure_ascii=False) for item in value) + "\n]"
 
 
 def _check_companions(scans: Sequence[Item], folder: Path) -> None:
@@ -316,53 +322,70 @@ def _learn2reg_item(item: Any, root: Path) -> Item:
     return converted
 
 
-def _finish(scans: list[Item], output: str, split: dict[str, Any]) -> str:
-    sections = make_list(scans, **split)
-    write_list(output, sections)
-    return f"{output}: " + ", ".join(f"{len(items)} {name}" for name, items in sections.items())
-
-
 class Commands:
-    """Each command writes a list and says what is in it; `--validation --test --seed --pair_kind --max_pairs` split."""
+    """Write a data list to `output` and say what is in it.
 
-    def folder(
-        self, folder: str, image: str, output: str, label: str | None = None, mask: str | None = None, **split: Any
-    ) -> str:
+    Args:
+        output: the list.
+        validation, test: shares of the people.
+        seed: of the split and of the choice of pairs.
+        pair_kind: between_people, all, neighbours or same_person.
+        max_pairs: at most so many pairs in a section.
+    """
+
+    def __init__(
+        self,
+        *,
+        output: str,
+        validation: float = 0.2,
+        test: float = 0.0,
+        seed: int = 0,
+        pair_kind: str = "between_people",
+        max_pairs: int = 100,
+    ) -> None:
+        self._output = str(output)
+        self._split: dict[str, Any] = {"validation": validation, "test": test, "seed": seed}
+        self._split |= {"pair_kind": pair_kind, "max_pairs": max_pairs}
+
+    def folder(self, folder: str, image: str, label: str | None = None, mask: str | None = None) -> str:
         """Images of a plain folder by patterns with {subject}."""
-        return _finish(scans_from_folder(folder, image=image, label=label, mask=mask), output, split)
+        return self._write(make_list(scans_from_folder(folder, image=image, label=label, mask=mask), **self._split))
 
-    def labelmaps(self, folder: str, label: str, output: str, **split: Any) -> str:
-        """Label maps without images."""
-        return _finish(scans_from_folder(folder, label=label), output, split)
+    def labelmaps(self, folder: str, label: str) -> str:
+        """Label maps without images, by a pattern with {subject}."""
+        return self._write(make_list(scans_from_folder(folder, label=label), **self._split))
 
     def bids(
         self,
         folder: str,
-        output: str,
         suffix: str = "T1w",
         derivatives: str | None = None,
         label_suffix: str | None = None,
         mask_suffix: str | None = None,
-        **split: Any,
     ) -> str:
         """Anatomical scans of a BIDS data set."""
         scans = scans_from_bids(
             folder, suffix=suffix, derivatives=derivatives, label_suffix=label_suffix, mask_suffix=mask_suffix
         )
-        return _finish(scans, output, split)
+        return self._write(make_list(scans, **self._split))
 
-    def neurite_oasis(self, folder: str, output: str, labels: int | None = 35, **split: Any) -> str:
+    def neurite_oasis(self, folder: str, labels: int | None = 35) -> str:
         """The neurite-OASIS data set."""
-        return _finish(scans_from_neurite_oasis(folder, labels=labels), output, split)
+        return self._write(make_list(scans_from_neurite_oasis(folder, labels=labels), **self._split))
 
-    def learn2reg(self, path: str, output: str) -> str:
+    def learn2reg(self, path: str) -> str:
         """A Learn2Reg data set by its JSON file; the split is the challenge's own."""
-        sections = list_from_learn2reg(path)
-        write_list(output, sections)
-        return f"{output}: " + ", ".join(f"{len(items)} {name}" for name, items in sections.items())
+        return self._write(list_from_learn2reg(path))
+
+    def _write(self, sections: Mapping[str, list[Item]]) -> str:
+        write_list(self._output, sections)
+        return f"{self._output}: " + ", ".join(f"{len(items)} {name}" for name, items in sections.items())
 
 
 if __name__ == "__main__":
     import fire
 
-    fire.Fire(Commands)
+    try:
+        fire.Fire(Commands)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")

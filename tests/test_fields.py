@@ -263,7 +263,8 @@ def test_an_axis_of_one_voxel_is_constant():
     [
         (lambda: fields.integrate_velocity(torch.zeros(1, 2, 8, 8, 8)), r"got \(1, 2, 8, 8, 8\)"),
         (lambda: fields.integrate_velocity(torch.zeros(1, 2, 8, 8), -1), "num_steps >= 0"),
-        (lambda: fields.warp(torch.zeros(1, 1, 8, 8), torch.zeros(1, 3, 8, 8, 8)), "expected locations"),
+        (lambda: fields.warp(torch.zeros(1, 1, 8, 8), torch.zeros(1, 3, 8, 8, 8)), "expected an image for a field"),
+        (lambda: fields.sample(torch.zeros(1, 1, 8, 8), torch.zeros(1, 3, 8, 8)), "expected locations"),
         (lambda: fields.warp(torch.zeros(1, 1, 8, 8), torch.zeros(1, 2, 8, 8), mode="cubic"), "linear|nearest"),
         (lambda: fields.resize_field(torch.zeros(1, 2, 8, 8), (4, 4, 4)), "a size of 2 axes"),
         (lambda: fields.affine_to_ddf(torch.eye(4)[None], (8, 8)), r"\(B, 3, 3\)"),

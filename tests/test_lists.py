@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -399,11 +401,33 @@ def test_paired_learn2reg_finds_masks_and_key_points(tmp_path):
 
 def test_command_writes_a_list_that_can_be_read(tmp_path):
     touch(tmp_path, *(f"{i}_seg.nii.gz" for i in range(10)))
-    report = build.Commands().labelmaps(tmp_path, "{subject}_seg.nii.gz", str(tmp_path / "list.json"), validation=0.3)
+    report = build.Commands(output=tmp_path / "list.json", validation=0.3).labelmaps(tmp_path, "{subject}_seg.nii.gz")
     assert "7 training" in report
     assert len(load_list(tmp_path / "list.json", "validation_pairs")) == 6
     (pair, *_) = load_list(tmp_path / "list.json", "validation_pairs")
     assert {"label_moving", "label_fixed"} <= pair.keys()
+
+
+def test_command_line_writes_a_list_and_names_what_is_missing(tmp_path):
+    touch(tmp_path, *(f"t1/{i}.nii.gz" for i in range(10)))
+    run = [sys.executable, build.__file__, "folder", str(tmp_path), "--image"]
+    output = ["--test", "0.2", "-o", str(tmp_path / "list.json")]
+    done = subprocess.run([*run, "t1/{subject}.nii.gz", *output], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "6 training, 2 validation, 2 test, 2 validation_pairs, 2 test_pairs" in done.stdout
+    failed = subprocess.run([*run, "t2/{subject}.nii.gz", *output], capture_output=True, text=True, cwd=tmp_path)
+    assert failed.returncode != 0
+    assert "no file in" in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+def test_ready_lists_are_lists_split_by_person():
+    for path in Path(build.__file__).parent.glob("*.json"):
+        sections = {k: v for k, v in json.loads(path.read_text()).items() if isinstance(v, list)}
+        people = [{scan["subject"] for scan in sections[name]} for name in ("training", "validation", "test")]
+        assert len(set.union(*people)) == sum(map(len, people))
+        held_out = {p[f"subject_{side}"] for p in sections["validation_pairs"] for side in ("moving", "fixed")}
+        assert held_out <= people[1]
 
 
 def test_failed_writing_leaves_the_old_list(tmp_path):

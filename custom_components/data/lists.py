@@ -28,7 +28,7 @@ from torch.utils.data import Dataset
 
 Item = dict[str, Any]
 
-SCAN_FILES = ("image", "label", "mask", "landmarks")
+SCAN_FILES = ("image", "label", "mask", "landmarks", "affine")
 PAIR_FILES = tuple(
     f"{prefix}{side}" for prefix in ("", "label_", "mask_", "landmarks_") for side in ("moving", "fixed")
 )

@@ -1,4 +1,4 @@
-"""Physical space: images and grids in world millimetres, one-step resampling, affine pre-alignment, ITK transform files.
+"""Physical space: images and grids in millimetres, one-step resampling, affine pre-alignment, ITK transform files.
 
 The only part of the package that knows millimetres, orientations and affines; the rest works in voxels of one grid.
 
@@ -23,7 +23,7 @@ from .files import (
     write_displacement_field,
     write_image,
 )
-from .grids import Grid, canonical_grid, fixed_size_grid, model_grid, voxel_map, voxel_spacing
+from .grids import Grid, canonical_grid, center_of_mass, fixed_size_grid, model_grid, voxel_map, voxel_spacing
 from .resampling import (
     DisplacementField,
     Step,
@@ -39,6 +39,7 @@ __all__ = [
     "Step",
     "Volume",
     "canonical_grid",
+    "center_of_mass",
     "fixed_size_grid",
     "load_image",
     "load_labels",

@@ -5,29 +5,38 @@ Convention: the result maps world points of the fixed image to world points of t
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from .files import place_itk_image
-from .grids import Grid, flip_lps, model_grid, voxel_spacing
+from .grids import Grid, canonical_grid, center_of_mass, flip_lps, model_grid
 from .resampling import resample
 from .volumes import Volume, import_itk
 
-_COARSE_VOXELS, _FINE_VOXELS = {2: 2**12, 3: 2**15}, {2: 2**15, 3: 2**18}  # of the fixed image, per level
-_SAMPLES = 2**14  # points at which the fine level compares the images
+_COARSE_VOXELS, _FINE_VOXELS = {2: 2**12, 3: 2**15}, {2: 2**16, 3: 2**19}  # of the fixed image, per level
+_SAMPLES = 2**16  # points at which the fine level compares the images
 _BINS = 32
+_TURN_DEGREES = (
+    12.0  # second round of starts: mutual information of heads has false optima some 8 degrees of pitch away
+)
+_KEPT = 3  # distinct coarse results that the fine level decides between
+
+_Image = tuple[Tensor, Grid]  # (1, *S) and where it lies
+_Pair = tuple[_Image, _Image]  # fixed, moving
 
 
 def register_affine(fixed: Volume, moving: Volume, *, transform: str = "affine", seed: int = 0) -> np.ndarray:
     """Find the affine (or rigid) world map that aligns a moving image with a fixed one, of any contrast.
 
-    Starts from the headers as they are, from the centres of the grids and from the centres of mass; each start is
-    refined rigidly on a coarse grid, the one of highest mutual information goes on to a finer grid and, if asked for,
-    to an affine stage. Samples are drawn with `seed`: equal input gives an equal result.
+    Starts from the headers as they are, from the centres of the grids and from the centres of mass, and from the best
+    of these turned about each axis. Each start is refined rigidly on a coarse grid; a finer grid decides between the
+    best distinct results by mutual information, and is where the affine stage, if asked for, runs. Samples are drawn
+    with `seed`: equal input gives an equal result (to rounding).
 
     Args:
         transform: "rigid" or "affine".
@@ -41,77 +50,93 @@ def register_affine(fixed: Volume, moving: Volume, *, transform: str = "affine",
         raise ValueError(f"expected transform 'rigid' or 'affine', got {transform!r}")
     if fixed.affine.shape != moving.affine.shape:
         dims = [len(v.affine) - 1 for v in (fixed, moving)]
-        raise ValueError(f"expected two images of one dimension, got {fixed.path} in {dims[0]}-D, {moving.path} in {dims[1]}-D")
+        raise ValueError(
+            f"expected two images of one dimension, got {fixed.path} in {dims[0]}-D, {moving.path} in {dims[1]}-D"
+        )
     itk = import_itk("affine pre-alignment")
     d = len(fixed.grid.size)
-    coarse = _level(fixed, moving, _COARSE_VOXELS[d])
-    center = _center_of_mass(*coarse[0])
-    refined = [
-        _optimize(itk, coarse, start, center, kind="rigid", sampling=1.0, seed=seed) for start in _starts(*coarse)
-    ]
-    refined = [matrix for matrix in refined if matrix is not None]
-    if not refined:
+    fine = _level((fixed.data, fixed.grid), (moving.data, moving.grid), _FINE_VOXELS[d])
+    coarse = _level(*fine, _COARSE_VOXELS[d])
+    center = center_of_mass(_weights(coarse[0][0]), coarse[0][1].affine)
+
+    def refine(pair: _Pair, starts: Sequence[np.ndarray], kind: str) -> list[np.ndarray]:
+        """The starts and what becomes of them, best first."""
+        results = [_optimize(itk, pair, start, center, kind=kind, seed=seed) for start in starts]
+        found = [*starts, *(matrix for matrix in results if matrix is not None)]
+        return sorted(found, key=lambda matrix: -_mutual_information(pair, matrix))
+
+    found = refine(coarse, _translations(*coarse), "rigid")
+    found = refine(coarse, [found[0], *_turned(found[0], center)], "rigid")
+    if _mutual_information(coarse, found[0]) <= 0:
         raise ValueError(f"{moving.path}: expected an image that can be placed on {fixed.path}, found no overlap")
-    best = max(refined, key=lambda matrix: _mutual_information(coarse, matrix))
-    fine = _level(fixed, moving, _FINE_VOXELS[d])
-    sampling = min(1.0, _SAMPLES / fine[0][0].numel())
-    for kind in ("rigid", "affine") if transform == "affine" else ("rigid",):
-        result = _optimize(itk, fine, best, center, kind=kind, sampling=sampling, seed=seed)
-        # An optimiser that lost its way must not make things worse.
-        if result is not None and _mutual_information(fine, result) >= _mutual_information(fine, best):
-            best = result
-    return best
+    best = refine(fine, _distinct(found, coarse[0][1], _KEPT), "rigid")[0]
+    return refine(fine, [best], "affine")[0] if transform == "affine" else best
 
 
-_Image = tuple[Tensor, Grid]  # (1, *S) and where it lies
+def _level(fixed: _Image, moving: _Image, voxels: int) -> _Pair:
+    """Both images no finer than the isotropic spacing at which the fixed one has the given number of voxels."""
+    grid = fixed[1]
+    spacing = float((np.prod(grid.spacing * np.array(grid.size)) / voxels) ** (1 / len(grid.size)))
+    return _no_finer(*fixed, spacing), _no_finer(*moving, spacing)
 
 
-def _level(fixed: Volume, moving: Volume, voxels: int) -> tuple[_Image, _Image]:
-    """Both images on isotropic grids of one spacing, so that the fixed one has about the given number of voxels."""
-    d = len(fixed.grid.size)
-    extent = math.prod(float(x) for x in voxel_spacing(fixed.affine) * np.array(fixed.grid.size))
-    spacing = max((extent / voxels) ** (1 / d), float(voxel_spacing(fixed.affine).min()))
-    return _at_spacing(fixed, spacing), _at_spacing(moving, spacing)
+def _no_finer(image: Tensor, grid: Grid, spacing_mm: float) -> _Image:
+    canonical = canonical_grid(grid)
+    target = model_grid(grid.affine, grid.size, np.maximum(canonical.spacing, spacing_mm).tolist())
+    image = resample(image, grid.affine, target, antialias=True, padding="border")
+    high = float(np.percentile(image.numpy(), 99.9))  # a few bright voxels would leave most histogram bins empty
+    return image.clamp(max=high) if high > float(image.min()) else image, target
 
 
-def _at_spacing(volume: Volume, spacing_mm: float) -> _Image:
-    grid = model_grid(volume.affine, volume.grid.size, spacing_mm)
-    image = resample(volume.data, volume.affine, grid, antialias=True, padding="border")
-    high = float(np.percentile(image.numpy(), 99.9))
-    return image.clamp(max=high) if high > float(image.min()) else image, grid
+def _weights(image: Tensor) -> Tensor:
+    return image[0] - image.min()
 
 
-def _starts(fixed: _Image, moving: _Image) -> list[np.ndarray]:
-    """Pure translations: none, grid centre to grid centre, centre of mass to centre of mass."""
-    shifts = [np.zeros(len(fixed[1].size))]
-    shifts += [middle(*moving) - middle(*fixed) for middle in (_center_of_grid, _center_of_mass)]
-    return [_translation(shift) for shift in shifts]
+def _translations(fixed: _Image, moving: _Image) -> list[np.ndarray]:
+    """Starts: none, grid centre to grid centre, centre of mass to centre of mass."""
+    d = len(fixed[1].size)
+    masses = [center_of_mass(_weights(image), grid.affine) for image, grid in (fixed, moving)]
+    shifts = [np.zeros(d), moving[1].center - fixed[1].center, masses[1] - masses[0]]
+    return [_about(np.eye(d), np.zeros(d), shift) for shift in shifts]
 
 
-def _translation(shift: np.ndarray) -> np.ndarray:
-    matrix = np.eye(len(shift) + 1)
-    matrix[:-1, -1] = shift
+def _turned(matrix: np.ndarray, center: np.ndarray) -> list[np.ndarray]:
+    """A map preceded by turns of the fixed space about its centre, both ways about each axis."""
+    d = len(center)
+    c, s = math.cos(math.radians(_TURN_DEGREES)), math.sin(math.radians(_TURN_DEGREES))
+    turned = []
+    for i, j in itertools.permutations(range(d), 2):
+        turn = np.eye(d)
+        turn[[i, i, j, j], [i, j, i, j]] = c, -s, s, c
+        turned.append(matrix @ _about(turn, center, np.zeros(d)))
+    return turned
+
+
+def _about(linear: np.ndarray, center: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """The map x -> linear (x - center) + center + shift as a matrix (D + 1, D + 1)."""
+    matrix = np.eye(len(center) + 1)
+    matrix[:-1, :-1], matrix[:-1, -1] = linear, center + shift - linear @ center
     return matrix
 
 
-def _center_of_grid(image: Tensor, grid: Grid) -> np.ndarray:
-    return (grid.affine @ np.append((np.array(grid.size) - 1) / 2, 1))[:-1]
+def _distinct(matrices: Sequence[np.ndarray], grid: Grid, count: int) -> list[np.ndarray]:
+    """The first maps that differ from one another by more than a voxel somewhere on a grid."""
+    corners = np.array(list(itertools.product(*[(0, n - 1) for n in grid.size])))
+    points = np.c_[corners, np.ones(len(corners))] @ grid.affine.T
+    kept: list[np.ndarray] = []
+    for matrix in matrices:
+        distances = [np.linalg.norm(points @ (matrix - other).T, axis=1).max() for other in kept]
+        if len(kept) < count and all(distance > grid.spacing.max() for distance in distances):
+            kept.append(matrix)
+    return kept
 
 
-def _center_of_mass(image: Tensor, grid: Grid) -> np.ndarray:
-    weights = (image[0] - image.min()).double()
-    axes = range(weights.ndim)
-    profiles = [weights.sum([a for a in axes if a != axis]) for axis in axes]
-    index = [float((p * torch.arange(len(p))).sum() / p.sum().clamp_min(1e-12)) for p in profiles]
-    return (grid.affine @ np.append(index, 1))[:-1]
-
-
-def _mutual_information(images: tuple[_Image, _Image], matrix: np.ndarray) -> float:
+def _mutual_information(pair: _Pair, matrix: np.ndarray) -> float:
     """Mutual information over the whole fixed grid, in nats; outside the moving image counts as its background.
 
     Taken over the overlap alone, as the optimiser does, it would favour starts that hardly overlap.
     """
-    (fixed, grid), (moving, moving_grid) = images
+    (fixed, grid), (moving, moving_grid) = pair
     warped = resample(moving - moving.min(), moving_grid.affine, grid, world_matrix=matrix)
     joint = np.histogram2d(fixed.numpy().ravel(), warped.numpy().ravel(), bins=_BINS)[0] / fixed.numel()
     independent = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
@@ -121,24 +146,23 @@ def _mutual_information(images: tuple[_Image, _Image], matrix: np.ndarray) -> fl
 
 def _optimize(
     itk: Any,
-    images: tuple[_Image, _Image],
+    pair: _Pair,
     start: np.ndarray,
     center: np.ndarray,
     *,
     kind: str,
-    sampling: float,
     seed: int,
 ) -> np.ndarray | None:
     """One stage of ITK's registration; None if the images do not overlap enough."""
     d = len(center)
     image_type = itk.Image[itk.F, d]
-    fixed, moving = (_to_itk(itk, *image) for image in images)
+    fixed, moving = (_to_itk(itk, *image) for image in pair)
     transform = _itk_transform(itk, start, center, kind)
     metric = itk.MattesMutualInformationImageToImageMetricv4[image_type, image_type].New()
     metric.SetNumberOfHistogramBins(_BINS)
     metric.SetUseMovingImageGradientFilter(False)
     metric.SetUseFixedImageGradientFilter(False)
-    spacing = float(images[0][1].spacing.max())
+    spacing = float(pair[0][1].spacing.max())
     scales = itk.RegistrationParameterScalesFromPhysicalShift[type(metric)].New(Metric=metric)
     optimizer = itk.RegularStepGradientDescentOptimizerv4[itk.D].New(
         ScalesEstimator=scales,
@@ -157,6 +181,7 @@ def _optimize(
     registration.SetShrinkFactorsPerLevel([1])
     registration.SetSmoothingSigmasPerLevel([0.0])
     registration.InPlaceOn()
+    sampling = _SAMPLES / pair[0][0].numel()
     if sampling < 1:
         registration.SetMetricSamplingStrategy(itk.ImageRegistrationMethodv4Enums.MetricSamplingStrategy_RANDOM)
         registration.SetMetricSamplingPercentagePerLevel([sampling])
@@ -186,6 +211,11 @@ def _itk_transform(itk: Any, start: np.ndarray, center: np.ndarray, kind: str) -
         transform = (itk.Euler3DTransform if d == 3 else itk.Euler2DTransform)[itk.D].New()
     lps = flip_lps(d) @ start @ flip_lps(d)
     center_lps = flip_lps(d)[:d, :d] @ center
+    if kind == "rigid":
+        u, _, vt = np.linalg.svd(lps[:d, :d])  # ITK refuses rotations that are inexact in the sixth digit
+        offset = lps[:d, :d] @ center_lps + lps[:d, d]
+        lps[:d, :d] = u @ vt
+        lps[:d, d] = offset - lps[:d, :d] @ center_lps
     transform.SetCenter([float(x) for x in center_lps])
     transform.SetMatrix(itk.matrix_from_array(np.ascontiguousarray(lps[:d, :d])))
     transform.SetTranslation([float(x) for x in lps[:d, d] + lps[:d, :d] @ center_lps - center_lps])

@@ -61,14 +61,25 @@ def _publish(path: str | os.PathLike) -> Iterator[str]:
         yield str(scratch / path.name)
 
 
-def write_image(path: str | os.PathLike, image: Tensor, affine: np.ndarray, *, like: Volume | None = None) -> None:
-    """Write an image (*S) or (1, *S) as NIfTI, in its own data type.
+def write_image(
+    path: str | os.PathLike,
+    image: Tensor,
+    affine: np.ndarray,
+    *,
+    like: Volume | None = None,
+    dtype: np.dtype | None = None,
+) -> None:
+    """Write an image (*S) or (1, *S) as NIfTI.
 
     Args:
         affine: (D + 1, D + 1), voxel to RAS mm.
         like: a volume on the same grid, whose file geometry (a 2-D image may be a slice in 3-D space) is kept.
+        dtype: of the file; default that of the tensor.
     """
     array = image.detach().cpu().numpy()
+    if dtype is not None:
+        # NIfTI readers differ in what they make of 64-bit integers; nibabel refuses to write them unasked.
+        array = array.astype(np.int32 if dtype.kind in "iu" and dtype.itemsize == 8 else dtype)
     d = affine.shape[0] - 1
     array = array[0] if array.ndim == d + 1 else array
     if like is not None:
@@ -103,7 +114,12 @@ def read_displacement_field(path: str | os.PathLike) -> DisplacementField:
         raise ValueError(f"{path}: cannot be read as a displacement field ({error})") from error
     d = array.shape[-1] if array.ndim == 5 else 0
     intent = int(image.header["intent_code"]) if "intent_code" in image.header else 0
-    if array.ndim != 5 or d not in (2, 3) or array.shape[d:4] != (1,) * (4 - d) or intent not in (_VECTOR, _DISPLACEMENT):
+    if (
+        array.ndim != 5
+        or d not in (2, 3)
+        or array.shape[d:4] != (1,) * (4 - d)
+        or intent not in (_VECTOR, _DISPLACEMENT)
+    ):
         raise ValueError(
             f"{path}: expected a displacement field of shape (X, Y, Z, 1, 3) or (X, Y, 1, 1, 2) with vector intent, "
             f"got shape {array.shape} with intent code {intent}"

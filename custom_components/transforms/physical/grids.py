@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import nibabel as nib
 import numpy as np
+import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,11 @@ class Grid:
         """Distance of neighbouring voxel centres along each axis, shape (D,), mm."""
         return voxel_spacing(self.affine)
 
+    @property
+    def center(self) -> np.ndarray:
+        """World point in the middle of the grid, shape (D,), RAS mm."""
+        return (self.affine @ np.append((np.array(self.size) - 1) / 2, 1))[:-1]
+
 
 def voxel_spacing(affine: np.ndarray) -> np.ndarray:
     """Lengths of the voxel axes of an affine, shape (D,), mm."""
@@ -33,7 +40,6 @@ def voxel_spacing(affine: np.ndarray) -> np.ndarray:
 def flip_lps(d: int) -> np.ndarray:
     """RAS to LPS and back, shape (d + 1, d + 1)."""
     return np.diag([-1.0, -1.0, *[1.0] * (d - 1)])
-
 
 
 def canonical_grid(grid: Grid) -> Grid:
@@ -73,7 +79,7 @@ def model_grid(
 
 
 def fixed_size_grid(
-    spacing_mm: float | Sequence[float], size: Sequence[int], center_mm: Sequence[float] | None = None
+    spacing_mm: float | Sequence[float], size: Sequence[int], center_mm: Sequence[float] | np.ndarray | None = None
 ) -> Grid:
     """A RAS grid of given size (D,) and spacing whose middle lies at the world point `center_mm` (default: the origin).
 
@@ -102,3 +108,12 @@ def voxel_map(from_affine: np.ndarray, to_affine: np.ndarray, world_matrix: np.n
     """Matrix (D + 1, D + 1) from voxels of one grid to voxels of another, by a world matrix (RAS mm) if given."""
     world = from_affine if world_matrix is None else world_matrix @ from_affine
     return np.linalg.solve(to_affine, world)
+
+
+def center_of_mass(weights: Tensor, affine: np.ndarray) -> np.ndarray:
+    """World point (D,), RAS mm, of the centre of mass of non-negative weights (*S)."""
+    weights = weights.double()
+    axes = range(weights.ndim)
+    profiles = [weights.sum([other for other in axes if other != axis]) for axis in axes]
+    index = [float((p * torch.arange(len(p))).sum() / p.sum().clamp_min(1e-12)) for p in profiles]
+    return (affine @ np.append(index, 1))[:-1]

@@ -35,7 +35,6 @@ class DisplacementField:
 Step = np.ndarray | DisplacementField
 
 
-
 def transform_steps(
     world_matrix: np.ndarray | None = None, ddf: Tensor | None = None, ddf_grid: Grid | None = None
 ) -> list[Step]:
@@ -141,13 +140,12 @@ def _smooth_for(image: Tensor, target_to_image: np.ndarray) -> Tensor:
 
 
 def _gaussian_along(image: Tensor, axis: int, sigma: float) -> Tensor:
-    radius = math.ceil(3 * sigma)
-    offsets = torch.arange(-radius, radius + 1, dtype=torch.float32)
-    weights = torch.exp(-(offsets**2) / (2 * sigma**2))
-    weights = (weights / weights.sum()).tolist()
+    radius = math.ceil(2.5 * sigma)
+    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    weights /= weights.sum()
     ends = [image.narrow(axis, i, 1).expand(*image.shape[:axis], radius, *image.shape[axis + 1 :]) for i in (0, -1)]
     padded = torch.cat([ends[0], image, ends[1]], dim=axis)
     smoothed = torch.zeros_like(image)
     for start, weight in enumerate(weights):
-        smoothed.add_(padded.narrow(axis, start, image.shape[axis]), alpha=weight)
+        smoothed.add_(padded.narrow(axis, start, image.shape[axis]), alpha=float(weight))
     return smoothed

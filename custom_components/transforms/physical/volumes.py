@@ -15,6 +15,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
+from nibabel.filebasedimages import ImageFileError
 from torch import Tensor
 
 from .grids import Grid, flip_lps
@@ -28,8 +29,8 @@ _NIBABEL_ENDINGS = (".nii", ".nii.gz", ".mgz", ".mgh")
 class Volume:
     """An image read from a file: `data` (1, *S) and `affine` (D + 1, D + 1), voxel to RAS mm.
 
-    `file_affine` (4, 4), `file_shape` and `file_dtype` say how the file itself stores it (a 2-D image may be one slice of
-    a 3-D file); `has_frame` is False when the file says nothing about its place in the world.
+    `file_affine` (4, 4), `file_shape` and `file_dtype` say how the file itself stores it (a 2-D image may be one slice
+    of a 3-D file); `has_frame` is False when the file says nothing about its place in the world.
     """
 
     data: Tensor
@@ -46,12 +47,11 @@ class Volume:
         return Grid(self.affine, tuple(self.data.shape[1:]))
 
 
-
 def load_image(path: str | os.PathLike) -> Volume:
     """Read a scalar 2-D or 3-D intensity image as float32.
 
-    NIfTI and MGZ are read by nibabel, everything else by `itk`. A NIfTI file without a frame (qform and sform code 0) is
-    placed as ITK places it, origin 0 and identity direction in LPS, with a warning.
+    NIfTI and MGZ are read by nibabel, everything else by `itk`. A NIfTI file without a frame (qform and sform code 0)
+    is placed as ITK places it, origin 0 and identity direction in LPS, with a warning.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -77,7 +77,7 @@ def load_labels(path: str | os.PathLike) -> Volume:
     low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
     if not -(2**31) <= low <= high < 2**31:
         raise ValueError(f"{path}: expected labels that fit 32 bits, got {low} to {high}")
-    dtype = np.int16 if -(2**15) <= low and high < 2**15 else np.int32
+    dtype = np.int16 if low >= -(2**15) and high < 2**15 else np.int32
     return Volume(torch.from_numpy(array.astype(dtype))[None], **header)
 
 
@@ -108,12 +108,11 @@ def _read_volume(path: str | os.PathLike) -> tuple[np.ndarray, dict[str, Any]]:
 
 
 def _read_nibabel(path: str) -> tuple[np.ndarray, np.ndarray, bool]:
-    # ArrayLike.dataobj applies slope and intercept and reads the file only here, where a truncated one shows.
     try:
         image: Any = nib.load(path)
         array = np.asarray(image.dataobj)
         affine = np.asarray(image.affine, dtype=np.float64)
-    except (OSError, EOFError, ValueError, zlib.error, nib.filebasedimages.ImageFileError) as error:
+    except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
         raise ValueError(f"{path}: cannot be read as an image, the file is truncated or damaged ({error})") from error
     has_frame = True
     if isinstance(image, nib.Nifti1Image) and int(image.header["qform_code"]) == int(image.header["sform_code"]) == 0:
@@ -152,7 +151,7 @@ def import_itk(purpose: str) -> Any:
     return itk
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _warn_once(message: str) -> None:
     logger.warning(message)
 

@@ -1,0 +1,398 @@
+"""Dictionary transforms that load pairs and scans onto a model grid, and that save a registered pair.
+
+Convention: a loaded item holds tensors (1, *S) on one grid under `moving`, `fixed` and, where the list gives them,
+`label_moving`, `label_fixed`, `mask_moving`, `mask_fixed`; the network's input `image` (2, *S) is moving, then fixed.
+Beside them travels what is needed to go back to the files: `*_path`, `grid_affine` and `world_matrix`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform, Randomizable, Transform
+from torch import Tensor
+
+from ..fields import jacobian_determinant
+from .physical import (
+    DisplacementField,
+    Grid,
+    Step,
+    Volume,
+    center_of_mass,
+    fixed_size_grid,
+    load_image,
+    load_labels,
+    model_grid,
+    publish_together,
+    read_affine_transform,
+    register_affine,
+    resample,
+    write_affine_transform,
+    write_composite_transform,
+    write_displacement_field,
+    write_image,
+)
+
+logger = logging.getLogger(__name__)
+
+_OUTPUTS = ("warped", "warped_label", "forward", "inverse", "affine", "composite", "jacobian")
+
+
+def scale_intensity(image: Tensor, percentiles: tuple[float, float] = (0.0, 99.9), *, nonzero: bool = False) -> Tensor:
+    """Map the given percentiles of an image (of its nonzero voxels if `nonzero`) to 0 and 1 and clip beyond them."""
+    values = image[image != 0] if nonzero else image
+    low, high = np.percentile(values.numpy(), percentiles)
+    if high <= low:  # nearly all voxels alike, a few bright ones: the percentiles say nothing, the range does
+        low, high = float(image.min()), float(image.max())
+    return ((image - low) / (high - low)).clamp(0, 1)
+
+
+class LoadPaird(Transform):
+    """Load a pair of images, and its labels and masks, onto one model grid in the fixed image's space.
+
+    Intensities are scaled to [0, 1] on their own grid, smoothed where the model grid is coarser, and interpolated
+    linearly; labels and masks are looked up by nearest neighbour. Outside the moving image all are 0.
+
+    Args:
+        spacing: of the model grid in mm, one number or one per axis (R, A, S); None keeps the fixed image's own.
+        affine: "none" trusts the headers; "rigid" or "affine" ("itk" is the same) aligns with ITK first; anything else
+            is the path of a transform file with matrices, fixed to moving. An item's own entry `affine` goes first.
+        moving_key, fixed_key: entries that hold the paths of the two images.
+        multiple: the sizes of the model grid become multiples of this.
+        percentiles, nonzero: see `scale_intensity`.
+    """
+
+    def __init__(
+        self,
+        spacing: float | Sequence[float] | None = None,
+        affine: str = "none",
+        moving_key: str = "moving",
+        fixed_key: str = "fixed",
+        *,
+        multiple: int = 1,
+        percentiles: tuple[float, float] = (0.0, 99.9),
+        nonzero: bool = False,
+    ) -> None:
+        self.spacing = spacing
+        self.affine = affine
+        self.source_keys = {"moving": moving_key, "fixed": fixed_key}
+        self.multiple = multiple
+        self.percentiles = percentiles
+        self.nonzero = nonzero
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Raises ValueError, FileNotFoundError: if a file is no image, or the two do not go together."""
+        result = dict(data)
+        volumes = {role: load_image(_path_of(data, key)) for role, key in self.source_keys.items()}
+        fixed, moving = volumes["fixed"], volumes["moving"]
+        if fixed.data.ndim != moving.data.ndim:
+            raise ValueError(
+                f"expected two images of one dimension, got {fixed.path} of shape {fixed.file_shape} and "
+                f"{moving.path} of shape {moving.file_shape}"
+            )
+        world_matrix = self._world_matrix(fixed, moving, str(data.get("affine") or self.affine))
+        grid = model_grid(fixed.affine, fixed.grid.size, self.spacing, multiple=self.multiple)
+        for role, volume in volumes.items():
+            matrix = world_matrix if role == "moving" else None
+            scaled = scale_intensity(volume.data, self.percentiles, nonzero=self.nonzero)
+            result[role] = resample(scaled, volume.affine, grid, world_matrix=matrix, antialias=True)
+            result[f"{role}_path"] = volume.path
+            result[f"label_{role}_path"] = ""
+            for key in (f"label_{role}", f"mask_{role}"):
+                if data.get(key):
+                    labels = load_labels_for(str(data[key]), volume)
+                    result[key] = resample(labels.data, labels.affine, grid, world_matrix=matrix, mode="nearest")
+                    result[f"{key}_path"] = labels.path
+        result["image"] = torch.cat([result["moving"], result["fixed"]])
+        result["grid_affine"] = torch.from_numpy(grid.affine)
+        result["world_matrix"] = torch.from_numpy(world_matrix)
+        return result
+
+    def _world_matrix(self, fixed: Volume, moving: Volume, affine: str) -> np.ndarray:
+        d = len(fixed.affine) - 1
+        if affine == "none":
+            return np.eye(d + 1)
+        if affine in ("rigid", "affine", "itk"):
+            return register_affine(fixed, moving, transform="rigid" if affine == "rigid" else "affine")
+        matrix = read_affine_transform(affine)
+        if matrix.shape != (d + 1, d + 1):
+            raise ValueError(f"{affine}: expected a transform of {d}-D points, got one of {len(matrix) - 1}-D points")
+        return matrix
+
+
+def _path_of(data: Mapping[Hashable, Any], key: str) -> str:
+    if not data.get(key):
+        raise ValueError(
+            f"expected an item with the path of an image under {key!r}, got the keys {sorted(map(str, data))}"
+        )
+    return str(data[key])
+
+
+def load_labels_for(path: str, image: Volume) -> Volume:
+    """Read the label map of an image; on another grid it must say where it lies.
+
+    Raises:
+        ValueError: if the sizes differ and one of the two files has no world frame, or the dimensions differ.
+    """
+    labels = load_labels(path)
+    if labels.data.ndim != image.data.ndim:
+        raise ValueError(f"{path}: expected labels for {image.path} {image.file_shape}, got shape {labels.file_shape}")
+    same_size = labels.grid.size == image.grid.size
+    if not (labels.has_frame and image.has_frame):
+        if not same_size:
+            raise ValueError(
+                f"{path}: expected labels of size {image.grid.size} as {image.path}, got {labels.grid.size} and no "
+                "world frame to relate the two"
+            )
+        labels = replace(labels, affine=image.affine)
+    elif not same_size or not np.allclose(labels.affine, image.affine, atol=1e-3):
+        logger.info("%s: labels on another grid than %s, looked up in world coordinates", path, image.path)
+    if not labels.data.any():
+        logger.warning("%s: the label map is empty, every voxel is 0", path)
+    return labels
+
+
+class LoadScand(Transform):
+    """Load one scan and its labels onto a RAS grid of fixed size, for training sets that share a template space.
+
+    An item's entry `affine` names a transform file that maps template points to the scan's points (as written by a
+    registration with the template as fixed image); the scan is then read through it, with one interpolation.
+
+    Args:
+        spacing: mm, one number or one per axis. size: voxels per axis.
+        center: the world point in the middle of the grid: "world" (the origin), "image" (the middle of the file's
+            grid), "mass" (centre of mass of the intensities, or of the labels' voxels without image), or coordinates.
+        image_key, label_key, mask_key: entries that hold paths; any may be absent, but not all.
+        percentiles, nonzero: see `scale_intensity`.
+    """
+
+    def __init__(
+        self,
+        spacing: float | Sequence[float],
+        size: Sequence[int],
+        center: str | Sequence[float] = "world",
+        image_key: str = "image",
+        label_key: str = "label",
+        mask_key: str = "mask",
+        *,
+        percentiles: tuple[float, float] = (0.0, 99.9),
+        nonzero: bool = False,
+    ) -> None:
+        if isinstance(center, str) and center not in ("world", "image", "mass"):
+            raise ValueError(f"expected center 'world', 'image', 'mass' or coordinates, got {center!r}")
+        self.spacing = spacing
+        self.size = size
+        self.center = center
+        self.image_key = image_key
+        self.label_keys = (label_key, mask_key)
+        self.percentiles = percentiles
+        self.nonzero = nonzero
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Raises ValueError, FileNotFoundError: if a file is no image, or the item has neither image nor labels."""
+        result = dict(data)
+        image = load_image(str(data[self.image_key])) if data.get(self.image_key) else None
+        maps = {}
+        for key in self.label_keys:
+            if data.get(key):
+                path = str(data[key])
+                maps[key] = load_labels(path) if image is None else load_labels_for(path, image)
+        if image is None and not maps:
+            raise ValueError(
+                f"expected an item with {self.image_key!r} or one of {self.label_keys}, "
+                f"got the keys {sorted(map(str, data))}"
+            )
+        matrix = read_affine_transform(str(data["affine"])) if data.get("affine") else None
+        grid = fixed_size_grid(self.spacing, self.size, self._center(image or next(iter(maps.values()))))
+        if image is not None:
+            scaled = scale_intensity(image.data, self.percentiles, nonzero=self.nonzero)
+            result[self.image_key] = resample(scaled, image.affine, grid, world_matrix=matrix, antialias=True)
+            result[f"{self.image_key}_path"] = image.path
+        for key, labels in maps.items():
+            result[key] = resample(labels.data, labels.affine, grid, world_matrix=matrix, mode="nearest")
+            result[f"{key}_path"] = labels.path
+        result["grid_affine"] = torch.from_numpy(grid.affine)
+        return result
+
+    def _center(self, volume: Volume) -> np.ndarray | None:
+        if not isinstance(self.center, str):
+            return np.asarray(self.center, dtype=np.float64)
+        if self.center == "world":
+            return None
+        if self.center == "image":
+            return volume.grid.center
+        data = volume.data[0]
+        return center_of_mass(data - data.min() if data.is_floating_point() else data != 0, volume.affine)
+
+
+class TakeSliced(MapTransform, Randomizable):
+    """Take one 2-D slice of 3-D tensors (C, *S), the same one for all keys: the item's own `slice`, or a random one.
+
+    `grid_affine` loses the same axis, so that slices of a RAS grid keep their in-plane world frame.
+
+    Args:
+        keys: tensors to slice; absent ones are passed over.
+        axis: spatial axis to slice across, 0 to 2.
+        index_key: entry with the index; the index taken is stored there.
+    """
+
+    def __init__(self, keys: KeysCollection, axis: int, index_key: str = "slice") -> None:
+        super().__init__(keys, allow_missing_keys=True)
+        self.axis = axis
+        self.index_key = index_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Raises ValueError: if the tensors differ along the axis or the index lies outside."""
+        result = dict(data)
+        counts = {data[key].shape[self.axis + 1] for key in self.key_iterator(result)}
+        if len(counts) != 1:
+            raise ValueError(f"expected tensors of one size along axis {self.axis}, got the sizes {sorted(counts)}")
+        count = counts.pop()
+        index = int(data[self.index_key]) if self.index_key in data else int(self.R.randint(count))
+        if not 0 <= index < count:
+            raise ValueError(f"expected a slice index from 0 to {count - 1} along axis {self.axis}, got {index}")
+        for key in self.key_iterator(result):
+            result[key] = data[key].select(self.axis + 1, index)
+        result[self.index_key] = index
+        if "grid_affine" in data:
+            keep = [i for i in range(4) if i != self.axis]
+            result["grid_affine"] = data["grid_affine"][keep][:, keep]
+        return result
+
+
+class SavePaird(Transform):
+    """Save a registered pair: the original moving image on the fixed image's own grid, and ITK transforms.
+
+    Expects one (decollated) item as `LoadPaird` made it, with `pred` holding `ddf` and, for what is inverse,
+    `inverse_ddf`, both (D, *S) in voxels of the model grid. Files go to `output_dir/<fixed>__<moving>/`, or to
+    `output_dir/<id>/` if the item has an `id`; they appear there all together or not at all.
+
+    Files, by the names in `write`:
+        warped: warped.nii.gz, float32, one interpolation of the original.
+        warped_label: warped_label.nii.gz, in the label file's type, if there is a moving label map.
+        warped_fixed: warped_fixed.nii.gz, the fixed image on the moving image's grid.
+        forward, inverse: forward_field.nii.gz, inverse_field.nii.gz, the dense part alone, on the model grid.
+        affine: affine.tfm, if there was a pre-alignment.
+        composite: transform.h5, inverse_transform.h5, dense and affine in one file (needs `itk`). Forward resamples the
+            moving image onto the fixed one, inverse the other way round.
+        jacobian: jacobian.nii.gz, determinant of the dense part on the model grid.
+
+    Args:
+        label_mode: "nearest", or "linear" to interpolate each label and take the most likely.
+    Returns (of the call): the item with `output_dir` and `output_files`, a dict of the names above (transform and
+    inverse_transform for composite) to paths; metrics and pictures can go to the same folder.
+    """
+
+    def __init__(
+        self, output_dir: str, write: Sequence[str] = _OUTPUTS, *, label_mode: str = "nearest", id_key: str = "id"
+    ) -> None:
+        unknown = set(write) - {*_OUTPUTS, "warped_fixed"}
+        if unknown or label_mode not in ("nearest", "linear"):
+            raise ValueError(
+                f"expected outputs among {_OUTPUTS} and warped_fixed, and label_mode nearest or linear, "
+                f"got {list(write)} and {label_mode!r}"
+            )
+        self.output_dir = output_dir
+        self.write = tuple(write)
+        self.label_mode = label_mode
+        self.id_key = id_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Raises OSError: if the folder cannot be written to; ValueError: if the fields do not fit the grid."""
+        fixed, moving = load_image(data["fixed_path"]), load_image(data["moving_path"])
+        matrix = np.asarray(data["world_matrix"], dtype=np.float64)
+        forward, inverse = _steps(data, matrix)
+        name = str(data.get(self.id_key) or f"{_stem(fixed.path)}__{_stem(moving.path)}")
+        folder = Path(self.output_dir) / name
+        with publish_together(folder) as scratch:
+            files = self._write_images(
+                scratch, fixed, moving, forward, inverse, str(data.get("label_moving_path") or "")
+            )
+            files |= self._write_transforms(scratch, forward, inverse, matrix)
+        return {**data, "output_dir": str(folder), "output_files": {k: str(folder / v) for k, v in files.items()}}
+
+    def _write_images(
+        self, folder: Path, fixed: Volume, moving: Volume, forward: list[Step], inverse: list[Step], label_path: str
+    ) -> dict[str, str]:
+        files = {}
+        if "warped" in self.write:
+            warped = resample(moving.data, moving.affine, fixed.grid, steps=forward)
+            files["warped"] = "warped.nii.gz"
+            write_image(folder / files["warped"], warped, fixed.affine, like=fixed)
+        if "warped_label" in self.write and label_path:
+            labels = load_labels_for(label_path, moving)
+            warped = warp_labels(labels, fixed.grid, forward, mode=self.label_mode)
+            files["warped_label"] = "warped_label.nii.gz"
+            write_image(folder / files["warped_label"], warped, fixed.affine, like=fixed, dtype=labels.file_dtype)
+        if "warped_fixed" in self.write and inverse:
+            warped = resample(fixed.data, fixed.affine, moving.grid, steps=inverse)
+            files["warped_fixed"] = "warped_fixed.nii.gz"
+            write_image(folder / files["warped_fixed"], warped, moving.affine, like=moving)
+        dense = forward[0]
+        if "jacobian" in self.write and isinstance(dense, DisplacementField):
+            files["jacobian"] = "jacobian.nii.gz"
+            write_image(folder / files["jacobian"], jacobian_determinant(dense.ddf[None])[0], dense.grid.affine)
+        return files
+
+    def _write_transforms(
+        self, folder: Path, forward: list[Step], inverse: list[Step], matrix: np.ndarray
+    ) -> dict[str, str]:
+        files = {}
+        if "affine" in self.write and not np.allclose(matrix, np.eye(len(matrix))):
+            files["affine"] = "affine.tfm"
+            write_affine_transform(folder / files["affine"], matrix)
+        for name, composite, steps in (("forward", "transform", forward), ("inverse", "inverse_transform", inverse)):
+            for step in steps:
+                if name in self.write and isinstance(step, DisplacementField):
+                    files[name] = f"{name}_field.nii.gz"
+                    write_displacement_field(folder / files[name], step.ddf, step.grid)
+            if "composite" in self.write and steps and write_composite_transform(folder / f"{composite}.h5", steps):
+                files[composite] = f"{composite}.h5"
+        return files
+
+
+def _steps(data: Mapping[Hashable, Any], matrix: np.ndarray) -> tuple[list[Step], list[Step]]:
+    """Forward and inverse transform of a registered item; the inverse is empty if the prediction has none."""
+    affine = np.asarray(data["grid_affine"], dtype=np.float64)
+    fields = []
+    for key in ("ddf", "inverse_ddf"):
+        ddf = data["pred"].get(key)
+        if ddf is not None:
+            ddf = torch.as_tensor(ddf).detach().cpu().float()
+            if ddf.ndim != len(affine) or ddf.shape[0] != ddf.ndim - 1:
+                raise ValueError(f"expected pred[{key!r}] of shape (D, *S) for one pair, got {tuple(ddf.shape)}")
+        fields.append(None if ddf is None else DisplacementField(ddf, Grid(affine, tuple(ddf.shape[1:]))))
+    dense, inverse_dense = fields
+    if dense is None:
+        raise ValueError(f"expected a field under pred['ddf'], got the keys {sorted(data['pred'])}")
+    aligned = not np.allclose(matrix, np.eye(len(matrix)))
+    forward: list[Step] = [dense, matrix] if aligned else [dense]
+    if inverse_dense is None:
+        return forward, []
+    return forward, [np.linalg.inv(matrix), inverse_dense] if aligned else [inverse_dense]
+
+
+def warp_labels(labels: Volume, grid: Grid, steps: Sequence[Step], *, mode: str = "nearest") -> Tensor:
+    """A label map looked up on a grid, shape (1, *grid.size), by nearest neighbour or by the most likely label."""
+    if mode == "nearest":
+        return resample(labels.data, labels.affine, grid, steps=steps, mode="nearest")
+    best = torch.zeros(1, *grid.size)
+    result = torch.zeros(1, *grid.size, dtype=labels.data.dtype)
+    for value in torch.unique(labels.data):
+        # Outside the moving image every share is 0 and the background stays.
+        share = resample((labels.data == value).float(), labels.affine, grid, steps=steps)
+        result[share > best] = value
+        best = torch.maximum(best, share)
+    return result
+
+
+def _stem(path: str) -> str:
+    name = Path(path).name
+    return name.removesuffix(".gz").rpartition(".")[0] or name

@@ -1,0 +1,162 @@
+"""Deformations, inferers and the pairwise optimiser."""
+
+import pytest
+import torch
+
+from custom_components.data.synthetic import phantom_pair
+from custom_components.deformations import Displacement, StationaryVelocity
+from custom_components.fields import compose, jacobian_determinant, warp
+from custom_components.inferers import RegistrationInferer
+from custom_components.losses.regularization import GradientPenalty
+from custom_components.losses.registration import RegistrationLoss
+from custom_components.losses.similarity import LNCC, MSE
+from custom_components.metrics import mean_dice
+from custom_components.networks.voxelmorph_unet import VoxelMorphUNet
+from custom_components.optimization import PairwiseOptimizer, shrink
+
+SIZES = [(33, 28), (25, 22, 20)]
+both = pytest.mark.parametrize("size", SIZES, ids=["2-D", "3-D"])
+
+
+def make_optimizer(deformation=None, **kwargs):
+    loss = RegistrationLoss(LNCC(7), GradientPenalty(), 0.1, folding_weight=10.0, regularized=kwargs.pop("field", "svf"))
+    return PairwiseOptimizer(deformation or StationaryVelocity(), loss, **kwargs)
+
+
+@both
+@pytest.mark.parametrize("deformation", [StationaryVelocity(), Displacement(stride=2)], ids=["velocity", "displacement"])
+def test_zero_parameters_are_the_identity(size, deformation):
+    parameters = torch.zeros(2, len(size), *deformation.parameter_size(size))
+    fields = deformation(parameters, size, inverse=True)
+    assert fields["ddf"].shape == (2, len(size), *size)
+    assert fields["ddf"].abs().max() == 0
+    assert fields["inverse_ddf"].abs().max() == 0
+
+
+def test_parameters_are_rounded_up_on_odd_sizes():
+    assert StationaryVelocity(stride=2).parameter_size((33, 28)) == [17, 14]
+
+
+@both
+@pytest.mark.parametrize("deformation", [StationaryVelocity(), Displacement(stride=2)], ids=["velocity", "displacement"])
+def test_inverse_field_undoes_the_field(size, deformation):
+    torch.manual_seed(0)
+    parameters = torch.nn.functional.avg_pool2d(
+        torch.randn(1, 2, 9 * 17, 9 * 14), 9) if len(size) == 2 else 0.3 * torch.randn(1, 3, 4, 4, 4)
+    fields = deformation(parameters, size, inverse=True)
+    assert compose(fields["ddf"], fields["inverse_ddf"]).abs().mean() < 0.1
+
+
+@both
+def test_inferer_warps_the_first_channel_onto_the_second(size):
+    network = VoxelMorphUNet(len(size), half_resolution=True, flow_std=0.05)
+    image = torch.rand(2, 2, *size)
+    pred = RegistrationInferer(StationaryVelocity(), inverse=True)(image, network)
+    assert set(pred) == {"svf", "ddf", "inverse_ddf", "warped"}
+    torch.testing.assert_close(pred["warped"], warp(image[:, :1], pred["ddf"]))
+    assert pred["ddf"].shape == (2, len(size), *size)
+
+
+def test_batch_equals_single_runs():
+    network = VoxelMorphUNet(2, half_resolution=True, flow_std=0.05)
+    inferer = RegistrationInferer(StationaryVelocity())
+    image = torch.rand(3, 2, 32, 30)
+    together = inferer(image, network)["ddf"]
+    torch.testing.assert_close(together[1:2], inferer(image[1:2], network)["ddf"], atol=1e-5, rtol=1e-4)
+
+
+def test_fields_stay_float32_when_the_network_does_not():
+    network = VoxelMorphUNet(2, half_resolution=True, flow_std=0.05)
+    image = torch.rand(1, 2, 32, 32)
+    pred = RegistrationInferer(StationaryVelocity(), precision="bfloat16")(image, network)
+    assert all(value.dtype == torch.float32 for value in pred.values())
+    exact = RegistrationInferer(StationaryVelocity())(image, network)["ddf"]
+    assert (pred["ddf"] - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+@both
+@pytest.mark.parametrize("method", ["adam", "lbfgs"])
+def test_optimisation_from_zero_aligns_a_phantom(size, method):
+    pair = phantom_pair([2 * n for n in size], seed=1)
+    moving, fixed = pair["moving"], pair["fixed"]
+    optimizer = make_optimizer(levels=(2, 1), iterations=20, method=method)
+    svf = optimizer(moving, fixed)
+    ddf = StationaryVelocity()(svf, moving.shape[2:])["ddf"]
+    before = mean_dice(pair["label_moving"], pair["label_fixed"]).mean()
+    after = mean_dice(warp(pair["label_moving"], ddf, mode="nearest"), pair["label_fixed"]).mean()
+    assert after > before + 0.3 * (1 - before)
+    assert jacobian_determinant(ddf).min() > 0
+
+
+def test_optimisation_starts_from_given_parameters():
+    pair = phantom_pair((48, 48), seed=2)
+    moving, fixed = pair["moving"], pair["fixed"]
+    first = make_optimizer(levels=(2, 1), iterations=15)(moving, fixed)
+    assert torch.equal(make_optimizer(levels=(1,), iterations=0)(moving, fixed, first), first)
+    loss = RegistrationLoss(LNCC(7), GradientPenalty(), 0.1)
+
+    def value(svf):
+        pred = StationaryVelocity()(svf, moving.shape[2:])
+        return float(loss({**pred, "warped": warp(moving, pred["ddf"])}, {"moving": moving, "fixed": fixed}))
+
+    refined = make_optimizer(levels=(1,), iterations=10, learning_rate=0.05)(moving, fixed, first)
+    assert value(refined) < value(first) < value(torch.zeros_like(first))
+
+
+def test_displacements_can_be_optimised_too():
+    pair = phantom_pair((48, 48), seed=2)
+    optimizer = make_optimizer(Displacement(stride=2), levels=(2, 1), iterations=15, field="ddf")
+    ddf = Displacement(stride=2)(optimizer(pair["moving"], pair["fixed"]), (48, 48))["ddf"]
+    warped = warp(pair["moving"], ddf)
+    assert MSE()(warped, pair["fixed"]) < 0.5 * MSE()(pair["moving"], pair["fixed"])
+
+
+def test_masked_regions_do_not_pull():
+    pair = phantom_pair((48, 48), seed=3)
+    disturbed = pair["moving"].clone()
+    disturbed[..., :10, :10] = torch.rand(10, 10)
+    mask = torch.ones_like(disturbed)
+    mask[..., :14, :14] = 0
+    optimizer = make_optimizer(levels=(2, 1), iterations=15)
+    clean = optimizer(pair["moving"], pair["fixed"], masks={"mask_moving": mask, "mask_fixed": mask})
+    masked = optimizer(disturbed, pair["fixed"], masks={"mask_moving": mask, "mask_fixed": mask})
+    assert (masked - clean).abs().mean() < 0.25 * clean.abs().mean()
+
+
+def test_refinement_belongs_to_the_inferer():
+    pair = phantom_pair((48, 48), seed=4)
+    network = VoxelMorphUNet(2, half_resolution=True)
+    refinement = make_optimizer(levels=(2, 1), iterations=15)
+    image = torch.cat([pair["moving"], pair["fixed"]], 1)
+    with torch.no_grad():
+        pred = RegistrationInferer(StationaryVelocity(), refinement=refinement)(image, network)
+    assert MSE()(pred["warped"], pair["fixed"]) < 0.5 * MSE()(pair["moving"], pair["fixed"])
+
+
+def test_shrinking_keeps_corners_and_means():
+    image = torch.rand(1, 1, 33, 40)
+    small = shrink(image, 4)
+    assert small.shape == (1, 1, 9, 10)
+    assert small.mean() == pytest.approx(image.mean().item(), abs=0.02)
+    ramp = torch.arange(33.0).view(1, 1, 33, 1).expand(1, 1, 33, 40)
+    torch.testing.assert_close(shrink(ramp, 2)[0, 0, 1:-1, 0], 2 * torch.arange(1.0, 16.0))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run():
+    image = torch.full((1, 1, 16, 16), float("nan"))
+    with pytest.raises(RuntimeError, match="became nan in iteration 1"):
+        make_optimizer(levels=(1,), iterations=5)(image, image)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: make_optimizer(levels=(2, 1), iterations=(5,)), "iterations for 2 levels"),
+        (lambda: make_optimizer(method="newton"), "adam or lbfgs"),
+        (lambda: RegistrationInferer(StationaryVelocity(), precision="int8"), "precision"),
+        (lambda: RegistrationInferer(StationaryVelocity())(torch.rand(1, 3, 16, 16), None), "equal channels"),
+    ],
+)
+def test_wrong_arguments_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
