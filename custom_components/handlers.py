@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
 from .fields import warp
-from .metrics import mean_dice, normalized_cross_correlation
+from .metrics import mean_dice, normalized_cross_correlation, replacing, write_cohort
+from .report import cohort_page
 
 
 def loss_terms(output: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -72,10 +73,12 @@ class ResumableCheckpoint:
     def load(self, engine: Engine) -> None:
         checkpoint = torch.load(self.path, map_location="cpu", weights_only=True)
         for name, thing in self.objects.items():
+            if name not in checkpoint:
+                raise RuntimeError(f"{self.path} is no checkpoint of this training: it has no {name}")
             try:
                 _unwrap(thing).load_state_dict(checkpoint[name])
-            except (KeyError, RuntimeError, ValueError) as error:
-                reason = str(error).splitlines()[0]
+            except (RuntimeError, ValueError) as error:
+                reason = str(error).splitlines()[:2][-1].strip()  # torch's first line names the class alone
                 raise RuntimeError(f"{self.path} is a checkpoint of another {name}: {reason}") from error
         engine.state.epoch = checkpoint["epoch"]
         engine.state.iteration = checkpoint["iteration"]
@@ -131,27 +134,35 @@ class WeightAverage:
 class TrainingCurve:
     """Write one CSV line per epoch: epoch, iteration, seconds, CPU seconds, mean of each loss term, validation metrics.
 
-    Appends when a run is resumed.
+    The metrics' cells are empty in epochs without validation. A resumed run goes on in the file: its lines replace
+    those of the same epochs and later ones. In a distributed run the losses are those of the first process's share of
+    the data; the metrics are over all.
 
     Args:
         path: the CSV file.
-        evaluator: the validation engine whose latest metrics are written beside the losses.
+        evaluator: the validation engine whose metrics are written beside the losses.
     """
 
     def __init__(self, path: str | os.PathLike, evaluator: Engine | None = None) -> None:
         self.path, self.evaluator = Path(path), evaluator
         self.sums: dict[str, float] = {}
         self.count = 0
+        self.metrics: dict[str, float] = {}
         self.start = (time.perf_counter(), time.process_time())
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.write)
+        if self.evaluator is not None:
+            self.evaluator.add_event_handler(Events.COMPLETED, self.collect_metrics)
 
     def collect(self, engine: Engine) -> None:
         for name, value in loss_terms(engine.state.output).items():
             self.sums[name] = self.sums.get(name, 0.0) + float(value)
         self.count += 1
+
+    def collect_metrics(self, engine: Engine) -> None:
+        self.metrics = {name: float(value) for name, value in engine.state.metrics.items()}
 
     def write(self, engine: Engine) -> None:
         row: dict[str, Any] = {
@@ -161,16 +172,21 @@ class TrainingCurve:
             "cpu_seconds": round(time.process_time() - self.start[1], 1),
         }
         row |= {name: round(value / self.count, 6) for name, value in self.sums.items()}
-        metrics = self.evaluator.state.metrics if self.evaluator is not None else {}
-        row |= {name: round(float(value), 6) for name, value in metrics.items()}
-        self.sums, self.count = {}, 0
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        new = engine.state.epoch == 1 or not self.path.exists()
-        with open(self.path, "w" if new else "a", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(row), extrasaction="ignore")
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        row |= {name: round(value, 6) for name, value in self.metrics.items()}
+        self.sums, self.count, self.metrics = {}, 0, {}
+        rows = [*self._earlier_rows(engine.state.epoch), row]
+        # The first validation may come after some epochs, so that columns can be added to a file begun without them.
+        columns = list(dict.fromkeys(name for line in rows for name in line))
+        with replacing(self.path) as temporary, open(temporary, "w", newline="") as file:
+            writer = csv.DictWriter(file, columns, restval="")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    def _earlier_rows(self, epoch: int) -> list[dict[str, Any]]:
+        if epoch == 1 or not self.path.exists():
+            return []
+        with open(self.path, newline="") as file:
+            return [line for line in csv.DictReader(file) if int(line["epoch"]) < epoch]
 
 
 class WarpedPanel:
@@ -202,11 +218,34 @@ class WarpedPanel:
         self.writer.flush()
 
 
+class CohortReport:
+    """After an inference run: all pairs' measures as `metrics.csv`, `metrics.json` and a page, `index.html`.
+
+    Args:
+        output_dir: folder of the run.
+    """
+
+    def __init__(self, output_dir: str | os.PathLike) -> None:
+        self.output_dir = Path(output_dir)
+        self.rows: list[dict[str, Any]] = []
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
+        engine.add_event_handler(Events.COMPLETED, self.write)
+
+    def collect(self, engine: Engine) -> None:
+        self.rows += [item["metrics"] for item in engine.state.output if "metrics" in item]
+
+    def write(self, engine: Engine) -> None:
+        if len(self.rows) > 1:
+            write_cohort(self.output_dir, self.rows)
+            cohort_page(self.output_dir, self.rows)
+
+
 def _middle_slice(image: Tensor) -> Tensor:
     first = image[0, 0]
     return first if first.ndim == 2 else first[:, :, first.shape[2] // 2]
 
 
 def _unwrap(thing: Any) -> Any:
-    distributed: Sequence[type] = (nn.parallel.DistributedDataParallel, nn.DataParallel)
-    return thing.module if isinstance(thing, tuple(distributed)) else thing
+    return thing.module if isinstance(thing, nn.parallel.DistributedDataParallel | nn.DataParallel) else thing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,7 @@ class RegistrationInferer(Inferer):
     """Run a registration network on a pair and apply its deformation.
 
     Called as `inferer(image, network)`, with `image` (B, 2C, *S): moving, then fixed. Returns the deformation's fields
-    and "warped" (B, C, *S), the moving image pulled back onto the fixed grid.
+    and "warped" (B, C, *S), the moving image pulled back onto the fixed grid; "seconds" (B,) is the time a pair took.
 
     Args:
         deformation: turns the network's output into fields.
@@ -53,6 +54,7 @@ class RegistrationInferer(Inferer):
         image = inputs.as_tensor() if hasattr(inputs, "as_tensor") else inputs
         if image.shape[1] % 2:
             raise ValueError(f"expected moving and fixed with equal channels, got {image.shape[1]} channels in all")
+        start = time.perf_counter()
         moving, fixed = image.chunk(2, 1)
         layout = torch.channels_last_3d if image.ndim == 5 else torch.channels_last
         dtype = getattr(torch, self.precision)
@@ -63,4 +65,7 @@ class RegistrationInferer(Inferer):
             parameters = self.refinement(moving, fixed, parameters, masks)
         pred = self.deformation(parameters, image.shape[2:], inverse=self.inverse)
         pred["warped"] = warp(moving, pred["ddf"])
+        if image.is_cuda and not torch.is_grad_enabled():
+            torch.cuda.synchronize()
+        pred["seconds"] = torch.full((image.shape[0],), (time.perf_counter() - start) / image.shape[0])
         return pred

@@ -78,6 +78,7 @@ class RenderT1d(MapTransform, Randomizable):
                 rotation_degrees=self.rotation_degrees,
                 scaling=self.scaling,
                 shift=self.shift,
+                zoom=zoom,
             )
             label = warp(label[None], affine_to_ddf(matrix[None], label.shape[1:]), mode="nearest")[0]
             if strip:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,24 +20,29 @@ from .resampling import resample
 from .volumes import Volume, import_itk
 
 _COARSE_VOXELS, _FINE_VOXELS = {2: 2**12, 3: 2**15}, {2: 2**16, 3: 2**19}  # of the fixed image, per level
-_SAMPLES = 2**16  # points at which the fine level compares the images
+_SAMPLES = 2**15  # points at which the optimiser compares the images
 _BINS = 32
-_TURN_DEGREES = (
-    12.0  # second round of starts: mutual information of heads has false optima some 8 degrees of pitch away
-)
-_KEPT = 3  # distinct coarse results that the fine level decides between
+_TURN_DEGREES = 10.0  # of the second round of starts
 
-_Image = tuple[Tensor, Grid]  # (1, *S) and where it lies
-_Pair = tuple[_Image, _Image]  # fixed, moving
+
+@dataclass(frozen=True)
+class _Level:
+    """Both images (1, *S) with their grids at one resolution, and where the fixed one shows something, (*S) bool."""
+
+    fixed: Tensor
+    fixed_grid: Grid
+    moving: Tensor
+    moving_grid: Grid
+    foreground: Tensor
 
 
 def register_affine(fixed: Volume, moving: Volume, *, transform: str = "affine", seed: int = 0) -> np.ndarray:
     """Find the affine (or rigid) world map that aligns a moving image with a fixed one, of any contrast.
 
-    Starts from the headers as they are, from the centres of the grids and from the centres of mass, and from the best
-    of these turned about each axis. Each start is refined rigidly on a coarse grid; a finer grid decides between the
-    best distinct results by mutual information, and is where the affine stage, if asked for, runs. Samples are drawn
-    with `seed`: equal input gives an equal result (to rounding).
+    Starts from the headers as they are, from the centres of the grids and from the centres of mass, refined rigidly on
+    a coarse grid; the best result and turns of it about each axis are refined on a finer grid, and the best of these
+    once more, by an affine map if asked for. Samples are drawn with `seed` and summed in order, so that equal input
+    gives an equal result.
 
     Args:
         transform: "rigid" or "affine".
@@ -53,50 +59,64 @@ def register_affine(fixed: Volume, moving: Volume, *, transform: str = "affine",
         raise ValueError(
             f"expected two images of one dimension, got {fixed.path} in {dims[0]}-D, {moving.path} in {dims[1]}-D"
         )
+    if _extent(moving.grid) < _extent(fixed.grid):
+        # Compare where the smaller image lies: it is the one that the other contains, slabs in whole heads above all.
+        return np.linalg.inv(register_affine(moving, fixed, transform=transform, seed=seed))
     itk = import_itk("affine pre-alignment")
     d = len(fixed.grid.size)
-    fine = _level((fixed.data, fixed.grid), (moving.data, moving.grid), _FINE_VOXELS[d])
-    coarse = _level(*fine, _COARSE_VOXELS[d])
-    center = center_of_mass(_weights(coarse[0][0]), coarse[0][1].affine)
+    fine = _level(fixed.data, fixed.grid, moving.data, moving.grid, voxels=_FINE_VOXELS[d])
+    coarse = _level(fine.fixed, fine.fixed_grid, fine.moving, fine.moving_grid, voxels=_COARSE_VOXELS[d])
+    center = center_of_mass(_weights(coarse.fixed), coarse.fixed_grid.affine)
 
-    def refine(pair: _Pair, starts: Sequence[np.ndarray], kind: str) -> list[np.ndarray]:
-        """The starts and what becomes of them, best first."""
-        results = [_optimize(itk, pair, start, center, kind=kind, seed=seed) for start in starts]
-        found = [*starts, *(matrix for matrix in results if matrix is not None)]
-        return sorted(found, key=lambda matrix: -_mutual_information(pair, matrix))
+    def refine(level: _Level, starts: Sequence[np.ndarray], kind: str) -> np.ndarray:
+        results = [_optimize(itk, level, start, center, kind=kind, seed=seed) for start in starts]
+        found = [matrix for matrix in results if matrix is not None]
+        if not found:
+            raise ValueError(f"{moving.path}: expected an image that can be placed on {fixed.path}, found no overlap")
+        return max(found, key=lambda matrix: _mutual_information(level, matrix))
 
-    found = refine(coarse, _translations(*coarse), "rigid")
-    found = refine(coarse, [found[0], *_turned(found[0], center)], "rigid")
-    if _mutual_information(coarse, found[0]) <= 0:
-        raise ValueError(f"{moving.path}: expected an image that can be placed on {fixed.path}, found no overlap")
-    best = refine(fine, _distinct(found, coarse[0][1], _KEPT), "rigid")[0]
-    return refine(fine, [best], "affine")[0] if transform == "affine" else best
+    best = refine(coarse, _translations(coarse), "rigid")
+    best = refine(fine, [best, *_turned(best, center)], "rigid")
+    return refine(fine, [best], transform)
 
 
-def _level(fixed: _Image, moving: _Image, voxels: int) -> _Pair:
+def _extent(grid: Grid) -> float:
+    return float(np.prod(grid.spacing * np.array(grid.size)))
+
+
+def _level(fixed: Tensor, fixed_grid: Grid, moving: Tensor, moving_grid: Grid, *, voxels: int) -> _Level:
     """Both images no finer than the isotropic spacing at which the fixed one has the given number of voxels."""
-    grid = fixed[1]
-    spacing = float((np.prod(grid.spacing * np.array(grid.size)) / voxels) ** (1 / len(grid.size)))
-    return _no_finer(*fixed, spacing), _no_finer(*moving, spacing)
+    spacing = (_extent(fixed_grid) / voxels) ** (1 / len(fixed_grid.size))
+    fixed, fixed_grid = _no_finer(fixed, fixed_grid, spacing)
+    moving, moving_grid = _no_finer(moving, moving_grid, spacing)
+    weights = _weights(fixed)
+    return _Level(fixed, fixed_grid, moving, moving_grid, weights > weights.mean())
 
 
-def _no_finer(image: Tensor, grid: Grid, spacing_mm: float) -> _Image:
-    canonical = canonical_grid(grid)
-    target = model_grid(grid.affine, grid.size, np.maximum(canonical.spacing, spacing_mm).tolist())
+def _no_finer(image: Tensor, grid: Grid, spacing_mm: float) -> tuple[Tensor, Grid]:
+    spacing = np.maximum(canonical_grid(grid).spacing, spacing_mm).tolist()
+    target = model_grid(grid.affine, grid.size, spacing)
     image = resample(image, grid.affine, target, antialias=True, padding="border")
     high = float(np.percentile(image.numpy(), 99.9))  # a few bright voxels would leave most histogram bins empty
     return image.clamp(max=high) if high > float(image.min()) else image, target
 
 
 def _weights(image: Tensor) -> Tensor:
-    return image[0] - image.min()
+    """How much each voxel (*S) of an image (1, *S) stands out from its background, which may be dark or bright."""
+    image = image[0]
+    inner = image[tuple(slice(1, -1) if n > 2 else slice(None) for n in image.shape)]
+    border_mean = (image.sum() - inner.sum()) / max(1, image.numel() - inner.numel())
+    return image.max() - image if border_mean > inner.mean() else image - image.min()
 
 
-def _translations(fixed: _Image, moving: _Image) -> list[np.ndarray]:
+def _translations(level: _Level) -> list[np.ndarray]:
     """Starts: none, grid centre to grid centre, centre of mass to centre of mass."""
-    d = len(fixed[1].size)
-    masses = [center_of_mass(_weights(image), grid.affine) for image, grid in (fixed, moving)]
-    shifts = [np.zeros(d), moving[1].center - fixed[1].center, masses[1] - masses[0]]
+    d = len(level.fixed_grid.size)
+    masses = [
+        center_of_mass(_weights(image), grid.affine)
+        for image, grid in ((level.fixed, level.fixed_grid), (level.moving, level.moving_grid))
+    ]
+    shifts = [np.zeros(d), level.moving_grid.center - level.fixed_grid.center, masses[1] - masses[0]]
     return [_about(np.eye(d), np.zeros(d), shift) for shift in shifts]
 
 
@@ -119,26 +139,16 @@ def _about(linear: np.ndarray, center: np.ndarray, shift: np.ndarray) -> np.ndar
     return matrix
 
 
-def _distinct(matrices: Sequence[np.ndarray], grid: Grid, count: int) -> list[np.ndarray]:
-    """The first maps that differ from one another by more than a voxel somewhere on a grid."""
-    corners = np.array(list(itertools.product(*[(0, n - 1) for n in grid.size])))
-    points = np.c_[corners, np.ones(len(corners))] @ grid.affine.T
-    kept: list[np.ndarray] = []
-    for matrix in matrices:
-        distances = [np.linalg.norm(points @ (matrix - other).T, axis=1).max() for other in kept]
-        if len(kept) < count and all(distance > grid.spacing.max() for distance in distances):
-            kept.append(matrix)
-    return kept
+def _mutual_information(level: _Level, matrix: np.ndarray) -> float:
+    """Mutual information in nats over the fixed image's foreground; outside the moving image counts as background.
 
-
-def _mutual_information(pair: _Pair, matrix: np.ndarray) -> float:
-    """Mutual information over the whole fixed grid, in nats; outside the moving image counts as its background.
-
-    Taken over the overlap alone, as the optimiser does, it would favour starts that hardly overlap.
+    For choosing between optimised maps. The optimiser itself compares the whole images, whose outlines guide it, but
+    that measure does not tell a head from one pitched by 8 degrees (measured: 0.1 % apart, in the foreground 25 %).
     """
-    (fixed, grid), (moving, moving_grid) = pair
-    warped = resample(moving - moving.min(), moving_grid.affine, grid, world_matrix=matrix)
-    joint = np.histogram2d(fixed.numpy().ravel(), warped.numpy().ravel(), bins=_BINS)[0] / fixed.numel()
+    moving = level.moving - level.moving.min()
+    warped = resample(moving, level.moving_grid.affine, level.fixed_grid, world_matrix=matrix)
+    pair = level.fixed[0][level.foreground].numpy(), warped[0][level.foreground].numpy()
+    joint = np.histogram2d(*pair, bins=_BINS)[0] / pair[0].size
     independent = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
     filled = joint > 0
     return float((joint[filled] * np.log(joint[filled] / independent[filled])).sum())
@@ -146,7 +156,7 @@ def _mutual_information(pair: _Pair, matrix: np.ndarray) -> float:
 
 def _optimize(
     itk: Any,
-    pair: _Pair,
+    level: _Level,
     start: np.ndarray,
     center: np.ndarray,
     *,
@@ -156,18 +166,21 @@ def _optimize(
     """One stage of ITK's registration; None if the images do not overlap enough."""
     d = len(center)
     image_type = itk.Image[itk.F, d]
-    fixed, moving = (_to_itk(itk, *image) for image in pair)
+    fixed = _to_itk(itk, level.fixed, level.fixed_grid)
+    moving = _to_itk(itk, level.moving, level.moving_grid)
     transform = _itk_transform(itk, start, center, kind)
     metric = itk.MattesMutualInformationImageToImageMetricv4[image_type, image_type].New()
     metric.SetNumberOfHistogramBins(_BINS)
+    metric.SetMaximumNumberOfWorkUnits(1)  # threads would add up in any order, and the result wander by 0.1 mm
     metric.SetUseMovingImageGradientFilter(False)
     metric.SetUseFixedImageGradientFilter(False)
-    spacing = float(pair[0][1].spacing.max())
+    spacing = float(level.fixed_grid.spacing.max())
     scales = itk.RegistrationParameterScalesFromPhysicalShift[type(metric)].New(Metric=metric)
     optimizer = itk.RegularStepGradientDescentOptimizerv4[itk.D].New(
         ScalesEstimator=scales,
-        NumberOfIterations=100,
+        NumberOfIterations=80,
         MinimumStepLength=spacing / 500,
+        GradientMagnitudeTolerance=1e-9,  # ITK's 1e-4 stops a mutual information of small slope at once
         RelaxationFactor=0.7,
         LearningRate=1.0,
         DoEstimateLearningRateOnce=True,
@@ -181,7 +194,7 @@ def _optimize(
     registration.SetShrinkFactorsPerLevel([1])
     registration.SetSmoothingSigmasPerLevel([0.0])
     registration.InPlaceOn()
-    sampling = _SAMPLES / pair[0][0].numel()
+    sampling = _SAMPLES / level.fixed.numel()
     if sampling < 1:
         registration.SetMetricSamplingStrategy(itk.ImageRegistrationMethodv4Enums.MetricSamplingStrategy_RANDOM)
         registration.SetMetricSamplingPercentagePerLevel([sampling])

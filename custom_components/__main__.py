@@ -1,0 +1,340 @@
+"""The `morphzoo` command: register, optimize, evaluate, apply, demo. A thin layer over the bundles' own configs."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import sys
+import sysconfig
+import traceback
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).resolve().parent
+
+
+def register(
+    moving: str,
+    fixed: str,
+    output: str = "registered",
+    *,
+    bundle: str = "voxelmorph",
+    optimize: int | None = None,
+    affine: str | bool = "none",
+    label_moving: str | None = None,
+    label_fixed: str | None = None,
+    mask_moving: str | None = None,
+    mask_fixed: str | None = None,
+    spacing: float | None = None,
+    weights: str | None = None,
+    device: str | None = None,
+    overlay: str | Sequence[str] = (),
+    **settings: Any,
+) -> dict[str, Any]:
+    """Register one image to another with a bundle's network, and save everything under OUTPUT/<fixed>__<moving>.
+
+    Args:
+        moving: image that is deformed (NIfTI or MGZ; NRRD, MHA and others with `itk`).
+        fixed: image whose space the result lives in.
+        output: folder for the results.
+        bundle: name of a bundle, or its folder.
+        optimize: iterations of pairwise refinement after the network; default: the bundle's.
+        affine: "none" trusts the headers; "affine" or "rigid" aligns first (needs `itk`; --affine alone means
+            "affine"); or the path of an affine transform file.
+        label_moving, label_fixed: label maps, warped along and compared.
+        mask_moving, mask_fixed: where the images count during refinement.
+        spacing: of the model grid, mm; default: the bundle's, for which its weights were trained.
+        weights: another checkpoint.
+        device: "cpu", "cuda:0", ...; default: the GPU if there is one.
+        overlay: further config files, the last one wins.
+        **settings: any other setting of the bundle's inference.json.
+    """
+    files = {"moving": moving, "fixed": fixed, "label_moving": label_moving, "label_fixed": label_fixed}
+    files |= {"mask_moving": mask_moving, "mask_fixed": mask_fixed}
+    settings |= {"optimize": optimize, "affine": "affine" if affine is True else affine, "spacing": spacing}
+    settings |= {"weights": weights, "device": device, "output_dir": str(output)}
+    pair = {key: str(Path(path).absolute()) for key, path in files.items() if path is not None}
+    rows = _infer(bundle, [pair], _check_writable(output), overlay, settings)
+    print(_summary(rows[0]))
+    print(f"\nresults in {Path(rows[0]['folder'])}")
+    return {}
+
+
+def optimize(moving: str, fixed: str, output: str = "registered", **settings: Any) -> dict[str, Any]:
+    """Register without a network: optimise the velocity from zero, coarse to fine. Settings as `register`."""
+    from .transforms.physical import load_image
+
+    settings = {"spatial_dims": load_image(fixed).data.ndim - 1, **settings}
+    overlays = [_bundles_folder() / "overlays" / "training_free.json", *_as_list(settings.pop("overlay", ()))]
+    return register(moving, fixed, output, overlay=[str(path) for path in overlays], **settings)
+
+
+def evaluate(
+    data_list: str,
+    output: str = "evaluated",
+    *,
+    bundle: str = "voxelmorph",
+    section: str = "validation_pairs",
+    dataset_dir: str | None = None,
+    overlay: str | Sequence[str] = (),
+    **settings: Any,
+) -> dict[str, Any]:
+    """Register all pairs of a data list and measure them: OUTPUT/metrics.csv, metrics.json and index.html.
+
+    Args:
+        data_list: JSON file, see data_lists/README.md.
+        output: folder for the results.
+        bundle: name of a bundle, or its folder.
+        section: of the list; its items are pairs.
+        dataset_dir: folder to which the list's paths are relative; default: the list's folder.
+        overlay: further config files, the last one wins.
+        **settings: any setting of the bundle's inference.json.
+    """
+    from .data.lists import is_pair, load_list
+    from .metrics import summarize
+
+    pairs = load_list(data_list, section, dataset_dir)
+    if not all(is_pair(pair) for pair in pairs):
+        raise ValueError(f"section {section!r} of {data_list} holds single scans, expected pairs of moving and fixed")
+    overlays = [*_as_list(overlay), str(_bundles_folder() / "overlays" / "evaluate.json")]
+    settings["output_dir"] = str(output)
+    rows = _infer(bundle, pairs, _check_writable(output), overlays, settings)
+    for name, column in summarize(rows).items():
+        if column["n"] > 0:
+            print(f"{name:32s} {column['mean']:10.4f} +- {column['sd']:.4f}  (n = {column['n']})")
+    print(f"\nresults in {output}")
+    return {}
+
+
+def apply(
+    transform: str | Sequence[str],
+    source: str,
+    output: str,
+    *,
+    reference: str | None = None,
+    interpolation: str = "auto",
+    space: str = "RAS",
+) -> None:
+    """Apply a saved transform to an image, a label map or a list of points.
+
+    Images are resampled onto the reference; for that give the transform from reference to image (`transform.h5` brings
+    the moving image into the fixed space, `inverse_transform.h5` the fixed one into the moving space). Points move the
+    other way: `transform.h5` takes points of the fixed space to the moving space.
+
+    Args:
+        transform: ITK transform file or displacement field; several, separated by commas, are applied to points in
+            the order given.
+        source: image, label map, or CSV file with the columns x, y[, z] in mm.
+        output: NIfTI or CSV file to write.
+        reference: image whose grid the result takes; needed for images.
+        interpolation: "linear", "nearest", or "auto": nearest for integer files of few values (label maps).
+        space: world of the CSV's coordinates, RAS or LPS.
+    """
+    from .transforms.physical import load_image, load_labels, read_transform, resample, write_image
+
+    steps = [step for path in _as_list(transform) for step in read_transform(path)]
+    if str(source).endswith(".csv"):
+        _apply_to_points(steps, source, output, space)
+        return
+    if reference is None:
+        raise ValueError("an image needs --reference: the image whose grid the result takes")
+    target = load_image(reference)
+    is_label = interpolation == "nearest" or (interpolation == "auto" and _looks_like_labels(source))
+    volume = load_labels(source) if is_label else load_image(source)
+    result = resample(
+        volume.data, volume.affine, target.grid, steps=steps, mode="nearest" if is_label else "linear"
+    )
+    extra = {"dtype": volume.file_dtype} if is_label else {}
+    write_image(output, result, target.affine, like=target, **extra)
+    print(f"wrote {output} ({'nearest' if is_label else 'linear'})")
+
+
+def demo(output: str = "demo_output", **settings: Any) -> None:
+    """Make two subjects with a known deformation, register them and compare with the truth; needs `morphzoo[demo]`."""
+    from .demo import run_demo
+
+    run_demo(_check_writable(output), settings)
+
+
+def _infer(
+    bundle: str, pairs: list[dict[str, Any]], output: Path, overlays: str | Sequence[str], settings: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Run a bundle's inference.json on pairs; one row of measures for each, with the folder of its files."""
+    for pair in pairs:
+        for key, path in pair.items():
+            if key in _FILE_KEYS and not Path(path).is_file():
+                raise FileNotFoundError(f"{path}: there is no such file ({key})")
+    from monai.bundle import ConfigWorkflow
+
+    root = find_bundle(bundle)
+    configs = [str(root / "configs" / "inference.json"), *_as_list(overlays)]
+    settings = {key: value for key, value in settings.items() if value is not None}
+    if isinstance(settings.get("device"), str):
+        settings["device"] = f"$torch.device({settings['device']!r})"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        workflow = ConfigWorkflow(
+            config_file=configs,
+            meta_file=str(root / "configs" / "metadata.json"),
+            logging_file=False,
+            workflow_type="infer",
+            bundle_root=str(root),
+        )
+        known = set(workflow.parser.get())
+        for name in settings:
+            if name.split("#")[0] not in known:
+                raise ValueError(f"{root.name} has no setting {name!r}; there are {', '.join(sorted(known - _PRIVATE))}")
+        workflow.parser.update(settings)
+        workflow.parser["dataset#data"] = pairs
+        needs_weights = not workflow.parser.config["handlers"][0].get("_disabled_", False)
+        weights = workflow.parser.get_parsed_content("weights")
+        if needs_weights and not Path(weights).is_file():
+            raise FileNotFoundError(f"{weights}: bundle {root.name} has no weights there; train it or give --weights")
+        workflow.initialize()
+        workflow.run()
+        handlers = workflow.parser.get_parsed_content("handlers")
+    rows = handlers[-1].rows
+    return [{**row, "folder": str(output / row["id"])} for row in rows]
+
+
+_FILE_KEYS = ("moving", "fixed", "label_moving", "label_fixed", "mask_moving", "mask_fixed")
+_PRIVATE = {"_desc_", "_meta_", "imports", "initialize", "run"}
+
+
+def _bundles_folder() -> Path:
+    """The folder `bundles`: of the clone, of an installed wheel, or named by MORPHZOO_BUNDLES."""
+    places = [os.environ.get("MORPHZOO_BUNDLES"), PACKAGE.parent / "bundles"]
+    places.append(Path(sysconfig.get_path("data")) / "share" / "morphzoo" / "bundles")
+    for place in places:
+        if place and (Path(place) / "overlays").is_dir():
+            return Path(place)
+    raise FileNotFoundError(f"no folder of bundles in {', '.join(str(p) for p in places if p)}; set MORPHZOO_BUNDLES")
+
+
+def find_bundle(name: str) -> Path:
+    """Folder of a bundle, by name or by path.
+
+    Raises:
+        ValueError: if there is none of that name; the message lists those there are.
+    """
+    if (Path(name) / "configs" / "inference.json").is_file():
+        return Path(name)
+    folder = _bundles_folder()
+    names = sorted(path.parent.parent.name for path in folder.glob("*/configs/inference.json"))
+    if name not in names:
+        raise ValueError(f"there is no bundle {name!r}; there are {', '.join(names)}")
+    return folder / name
+
+
+def _as_list(value: str | Sequence[str]) -> list[str]:
+    return value.split(",") if isinstance(value, str) else [str(item) for item in value]
+
+
+def _check_writable(output: str | os.PathLike) -> Path:
+    """Make the output folder, or say at once why that is impossible."""
+    folder = Path(output)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"{folder}: cannot make the output folder ({error.strerror})") from error
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{folder}: no permission to write there")
+    return folder
+
+
+def _summary(row: dict[str, Any]) -> str:
+    wanted = {
+        "ncc": "correlation with the fixed image",
+        "dice": "mean Dice of the labels",
+        "folding_percent": "folding (det J <= 0), % of the foreground",
+        "sd_log_jacobian": "SD of log det J",
+        "displacement_mean_mm": "mean displacement, mm",
+        "inverse_consistency_mm": "mean inverse-consistency error, mm",
+        "seconds": "seconds (network, fields, refinement)",
+    }
+    lines = []
+    for key, text in wanted.items():
+        if f"{key}_before" in row:
+            lines.append(f"{text:44s} {row[f'{key}_before']:8.4f} -> {row[f'{key}_after']:.4f}")
+        elif key in row:
+            lines.append(f"{text:44s} {row[key]:8.4f}")
+    return "\n".join(lines)
+
+
+def _looks_like_labels(path: str) -> bool:
+    from .transforms.physical import load_labels
+
+    try:
+        volume = load_labels(path)
+    except ValueError:
+        return False
+    return not str(volume.file_dtype).startswith("float") and len(volume.data.unique()) <= 128
+
+
+def _apply_to_points(steps: list[Any], source: str, output: str, space: str) -> None:
+    import numpy as np
+
+    from .metrics import replacing
+    from .transforms.physical import transform_points_world
+
+    if space not in ("RAS", "LPS"):
+        raise ValueError(f"expected space RAS or LPS, got {space!r}")
+    with open(source, newline="") as file:
+        rows = list(csv.DictReader(file))
+    columns = [name for name in ("x", "y", "z") if rows and name in rows[0]]
+    if len(columns) < 2:
+        raise ValueError(f"{source}: expected a CSV file with the columns x, y and z in mm")
+    try:
+        points = np.array([[float(row[name]) for name in columns] for row in rows])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{source}: a coordinate is no number ({error})") from error
+    flip = np.array([-1.0, -1.0, 1.0][: len(columns)]) if space == "LPS" else np.ones(len(columns))
+    moved = transform_points_world(points * flip, steps) * flip
+    with replacing(output) as path, open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        for row, point in zip(rows, moved, strict=True):
+            writer.writerow({**row, **{name: f"{value:.6f}" for name, value in zip(columns, point, strict=True)}})
+    print(f"wrote {output} ({len(rows)} points, {space} mm)")
+
+
+def _reason(error: BaseException) -> str:
+    """One line: the outermost error in the chain that our own code raised, else the innermost one."""
+    chain: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in chain:
+        chain.append(current)
+        current = current.__cause__ or current.__context__
+    for one in chain:
+        frames = traceback.extract_tb(one.__traceback__)
+        if frames and Path(frames[-1].filename).resolve().is_relative_to(PACKAGE):
+            return " ".join(str(one).split())
+    return f"{type(chain[-1]).__name__}: {' '.join(str(chain[-1]).split())[:300]}"
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    import fire
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for noisy in ("ignite", "monai", "py.warnings", "nibabel", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+    # fire takes one letter only where it is unambiguous; -o is what everybody types.
+    sys.argv = ["--output" if word == "-o" else word for word in sys.argv]
+    commands = {"register": register, "optimize": optimize, "evaluate": evaluate, "apply": apply, "demo": demo}
+    try:
+        fire.Fire(commands, name="morphzoo", serialize=lambda result: None if result == {} else result)
+    except KeyboardInterrupt:
+        sys.exit("morphzoo: interrupted")
+    except Exception as error:
+        if os.environ.get("MORPHZOO_DEBUG"):
+            raise
+        sys.exit(f"morphzoo: error: {_reason(error)}")
+
+
+if __name__ == "__main__":
+    main()
