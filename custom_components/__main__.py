@@ -144,9 +144,7 @@ def apply(
     target = load_image(reference)
     is_label = interpolation == "nearest" or (interpolation == "auto" and _looks_like_labels(source))
     volume = load_labels(source) if is_label else load_image(source)
-    result = resample(
-        volume.data, volume.affine, target.grid, steps=steps, mode="nearest" if is_label else "linear"
-    )
+    result = resample(volume.data, volume.affine, target.grid, steps=steps, mode="nearest" if is_label else "linear")
     extra = {"dtype": volume.file_dtype} if is_label else {}
     write_image(output, result, target.affine, like=target, **extra)
     print(f"wrote {output} ({'nearest' if is_label else 'linear'})")
@@ -186,18 +184,31 @@ def _infer(
         known = set(workflow.parser.get())
         for name in settings:
             if name.split("#")[0] not in known:
-                raise ValueError(f"{root.name} has no setting {name!r}; there are {', '.join(sorted(known - _PRIVATE))}")
+                raise ValueError(
+                    f"{root.name} has no setting {name!r}; there are {', '.join(sorted(known - _PRIVATE))}"
+                )
         workflow.parser.update(settings)
         workflow.parser["dataset#data"] = pairs
         needs_weights = not workflow.parser.config["handlers"][0].get("_disabled_", False)
         weights = workflow.parser.get_parsed_content("weights")
         if needs_weights and not Path(weights).is_file():
             raise FileNotFoundError(f"{weights}: bundle {root.name} has no weights there; train it or give --weights")
+        if needs_weights:
+            _check_architecture(weights, workflow.parser.get_parsed_content("network_def"))
         workflow.initialize()
         workflow.run()
         handlers = workflow.parser.get_parsed_content("handlers")
     rows = handlers[-1].rows
     return [{**row, "folder": str(output / row["id"])} for row in rows]
+
+
+def _check_architecture(weights: str, network: Any) -> None:
+    import torch
+
+    found = torch.load(weights, map_location="cpu", weights_only=True)
+    wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    if {name: tuple(getattr(value, "shape", ())) for name, value in found.items()} != wanted:
+        raise ValueError(f"{weights}: these are not weights of this bundle's network ({len(wanted)} tensors expected)")
 
 
 _FILE_KEYS = ("moving", "fixed", "label_moving", "label_fixed", "mask_moving", "mask_fixed")

@@ -40,8 +40,8 @@ class StationaryVelocity:
 class Displacement:
     """phi = id + u: the parameters are the displacement itself, as in the first VoxelMorph papers; it may fold.
 
-    The inverse is found by fixed-point iteration, without gradient; its residual (voxels, one per sample) is returned as
-    "inverse_residual": where phi folds there is no inverse, and the residual says so.
+    The inverse is found by fixed-point iteration, without gradient; its residual (voxels, one per sample) is
+    returned as "inverse_residual": where phi folds there is no inverse, and the residual says so.
 
     Args:
         stride: as in `StationaryVelocity`.

@@ -21,7 +21,7 @@ _INTERPOLATE = {1: "linear", 2: "bilinear", 3: "trilinear"}
 def identity_grid(
     size: Sequence[int], *, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
 ) -> Tensor:
-    """Coordinates of the voxel centres, shape (D, *size), in voxels: `identity_grid(s)[i]` is the index along axis i."""
+    """Coordinates of the voxel centres, shape (D, *size), in voxels: channel i is the index along axis i."""
     axes = [torch.arange(n, dtype=dtype, device=device) for n in size]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))
 
@@ -34,7 +34,7 @@ def sample(image: Tensor, locations: Tensor, *, mode: str = "linear", padding: s
     constant: coordinates along it are ignored.
 
     Args:
-        image: shape (B, C, *S_image). Integer and boolean images (label maps) need `mode="nearest"` and keep their type.
+        image: shape (B, C, *S_image). Integer and boolean images (label maps) need `mode="nearest"`, keep their type.
         locations: shape (B, D, *S_out), or batch 1 for the whole image batch.
         mode: "linear" or "nearest".
         padding: what lies outside the image, "zeros" or "border".
@@ -145,7 +145,7 @@ def invert(ddf: Tensor, *, max_iterations: int = 50, tolerance: float = 0.01) ->
 def resize_field(field: Tensor, size: Sequence[int]) -> Tensor:
     """Bring a field (displacement or velocity) onto another grid over the same extent and rescale its vectors.
 
-    Convention: corners aligned, so axis i shrinks or grows by (n_new - 1) / (n_old - 1), and so do the vectors along it.
+    Convention: corners aligned, so axis i scales by (n_new - 1) / (n_old - 1), and so do the vectors along it.
     A field of 3 voxels on 9 voxels becomes one of 6 voxels on 17.
 
     Args:
@@ -288,7 +288,9 @@ def _lookup(image: Tensor, vectors: Tensor, mode: str, padding: str, *, relative
         if mode != "nearest":
             raise ValueError(f"a label map of type {dtype} cannot be interpolated linearly: use mode='nearest'")
         # float32 holds integers up to 2**24 exactly, which is more than any label table in use.
-        image = image.to(torch.float32 if dtype in (torch.bool, torch.uint8, torch.int8, torch.int16) else torch.float64)
+        image = image.to(
+            torch.float32 if dtype in (torch.bool, torch.uint8, torch.int8, torch.int16) else torch.float64
+        )
     image, vectors = _at_least_float32(image), _at_least_float32(vectors)
     if vectors.dtype != image.dtype:
         common = torch.promote_types(image.dtype, vectors.dtype)

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import ignite.handlers
+import torch
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
 

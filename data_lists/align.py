@@ -32,9 +32,7 @@ def centroids_mm(path: Path, max_label: int) -> dict[int, tuple[np.ndarray, int]
     axes = np.meshgrid(*[np.arange(n, dtype=np.float32) for n in size], indexing="ij", copy=False)
     means = np.stack([np.bincount(ids, weights=np.broadcast_to(a, size).ravel()) for a in axes], 1)
     found = [i for i in range(1, min(max_label + 1, len(count))) if count[i] >= MIN_VOXELS]
-    return {
-        i: (labels.affine[:3, :3] @ (means[i] / count[i]) + labels.affine[:3, 3], int(count[i])) for i in found
-    }
+    return {i: (labels.affine[:3, :3] @ (means[i] / count[i]) + labels.affine[:3, 3], int(count[i])) for i in found}
 
 
 def fit_affine(source: np.ndarray, target: np.ndarray, weight: np.ndarray) -> np.ndarray:

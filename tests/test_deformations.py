@@ -7,8 +7,8 @@ from custom_components.data.synthetic import phantom_pair, random_velocity
 from custom_components.deformations import Displacement, StationaryVelocity
 from custom_components.fields import compose, jacobian_determinant, warp
 from custom_components.inferers import RegistrationInferer
-from custom_components.losses.regularization import GradientPenalty
 from custom_components.losses.registration import RegistrationLoss
+from custom_components.losses.regularization import GradientPenalty
 from custom_components.losses.similarity import LNCC, MSE
 from custom_components.metrics import mean_dice
 from custom_components.networks.voxelmorph_unet import VoxelMorphUNet
@@ -19,12 +19,16 @@ both = pytest.mark.parametrize("size", SIZES, ids=["2-D", "3-D"])
 
 
 def make_optimizer(deformation=None, **kwargs):
-    loss = RegistrationLoss(LNCC(7), GradientPenalty(), 0.1, folding_weight=10.0, regularized=kwargs.pop("field", "svf"))
+    loss = RegistrationLoss(
+        LNCC(7), GradientPenalty(), 0.1, folding_weight=10.0, regularized=kwargs.pop("field", "svf")
+    )
     return PairwiseOptimizer(deformation or StationaryVelocity(), loss, **kwargs)
 
 
 @both
-@pytest.mark.parametrize("deformation", [StationaryVelocity(), Displacement(stride=2)], ids=["velocity", "displacement"])
+@pytest.mark.parametrize(
+    "deformation", [StationaryVelocity(), Displacement(stride=2)], ids=["velocity", "displacement"]
+)
 def test_zero_parameters_are_the_identity(size, deformation):
     parameters = torch.zeros(2, len(size), *deformation.parameter_size(size))
     fields = deformation(parameters, size, inverse=True)
@@ -38,7 +42,9 @@ def test_parameters_are_rounded_up_on_odd_sizes():
 
 
 @both
-@pytest.mark.parametrize("deformation", [StationaryVelocity(), Displacement(stride=2)], ids=["velocity", "displacement"])
+@pytest.mark.parametrize(
+    "deformation", [StationaryVelocity(), Displacement(stride=2)], ids=["velocity", "displacement"]
+)
 def test_inverse_field_undoes_the_field(size, deformation):
     parameters = 0.5 * random_velocity(deformation.parameter_size(size), generator=torch.Generator().manual_seed(0))
     fields = deformation(parameters, size, inverse=True)

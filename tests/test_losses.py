@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.losses import LocalNormalizedCrossCorrelationLoss
 
-from custom_components.losses.regularization import FoldingPenalty, GradientPenalty
 from custom_components.losses.registration import RegistrationLoss
+from custom_components.losses.regularization import FoldingPenalty, GradientPenalty
 from custom_components.losses.similarity import LNCC, MSE, MutualInformation, SoftDice, box_sum, one_hot
 
 SIZES = [(13, 16), (11, 12, 10)]
@@ -155,8 +155,9 @@ def test_bidirectional_similarity_is_symmetric():
     moving, fixed = torch.rand(1, 1, 12, 12), torch.rand(1, 1, 12, 12)
     zero = torch.zeros(1, 2, 12, 12)
     loss = make_loss(bidirectional=True)
-    forward = loss.terms({"ddf": zero, "svf": zero, "inverse_ddf": zero, "warped": moving},
-                         {"moving": moving, "fixed": fixed})
+    forward = loss.terms(
+        {"ddf": zero, "svf": zero, "inverse_ddf": zero, "warped": moving}, {"moving": moving, "fixed": fixed}
+    )
     torch.testing.assert_close(forward["similarity"], MSE()(moving, fixed))
 
 

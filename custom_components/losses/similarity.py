@@ -21,8 +21,8 @@ _BOX_AT_ONCE = 2**18  # larger volumes are summed one by one: their temporaries 
 def box_sum(image: Tensor, window: int) -> Tensor:
     """Sum over a cubic neighbourhood, voxels outside the image counting as 0.
 
-    Separable; along each axis sums of 1, 2, 4, ... voxels are built by doubling, so the cost grows with the logarithm of
-    the window, and no running sum drifts.
+    Separable; along each axis sums of 1, 2, 4, ... voxels are built by doubling, so the cost grows with the logarithm
+    of the window, and no running sum drifts.
 
     Args:
         image: shape (B, C, *S).

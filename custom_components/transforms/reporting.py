@@ -65,7 +65,8 @@ class ReportPaird(Transform):
             labels = {key: data[key] for key in ("label_moving", "label_fixed") if key in data}
             pair_picture(
                 files["picture"],
-                *(data[key].float().cpu() for key in ("moving", "fixed")),
+                data["moving"].float().cpu(),
+                data["fixed"].float().cpu(),
                 data["pred"]["warped"].float().cpu(),
                 data["pred"]["ddf"].float().cpu(),
                 spacing_mm=spacing,

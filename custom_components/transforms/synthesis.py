@@ -140,8 +140,10 @@ def random_affine(
     for i in range(d):
         for j in range(i):
             skew[i, j] = torch.pi / 180 * rotation_degrees * (2 * torch.rand(1, generator=generator) - 1)
-    linear = zoom * torch.linalg.matrix_exp(skew - skew.T) @ torch.diag(
-        1 + scaling * (2 * torch.rand(d, generator=generator) - 1)
+    linear = (
+        zoom
+        * torch.linalg.matrix_exp(skew - skew.T)
+        @ torch.diag(1 + scaling * (2 * torch.rand(d, generator=generator) - 1))
     )
     center = (torch.tensor(size) - 1) / 2
     matrix = torch.eye(d + 1)
@@ -168,7 +170,7 @@ def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
         n = image.shape[axis]
         index = torch.arange(-radius, n + radius, device=image.device).clamp(0, n - 1)
         padded = image.index_select(axis, index)
-        image = sum(k * padded.narrow(axis, i, n) for i, k in enumerate(kernel))  # type: ignore[assignment]
+        image = sum(k * padded.narrow(axis, i, n) for i, k in enumerate(kernel))
     return image
 
 

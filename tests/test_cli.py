@@ -1,0 +1,195 @@
+"""The `morphzoo` command: one line for each error, exit code not 0, nothing half-written, earlier results untouched."""
+
+import gzip
+import json
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from custom_components import __main__ as cli
+from custom_components.data.synthetic import write_phantom_scans
+from custom_components.metrics import mean_dice
+from custom_components.transforms.physical import load_labels
+
+
+def run(*words):
+    """Run the command in this process; returns its exit message, None if it succeeded."""
+    old = sys.argv
+    sys.argv = ["morphzoo", *map(str, words)]
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return stop.code or None
+    finally:
+        sys.argv = old
+    return None
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    """Two phantoms with labels, as (image, label) paths each."""
+    folder = tmp_path_factory.mktemp("scans")
+    path = write_phantom_scans(folder, n=3, size=(40, 36, 32), spacing_mm=2.0, num_validation=1)
+    items = [item for section in ("training", "validation") for item in json.loads(Path(path).read_text())[section]]
+    return [(Path(path).parent / item["image"], Path(path).parent / item["label"]) for item in items]
+
+
+@pytest.fixture(scope="module")
+def registered(scans, tmp_path_factory):
+    """A pair registered without a network."""
+    output = tmp_path_factory.mktemp("registered")
+    (moving, label_moving), (fixed, label_fixed) = scans[:2]
+    words = ["optimize", moving, fixed, "-o", output, "--label_moving", label_moving, "--label_fixed", label_fixed]
+    assert run(*words, "--iterations", "[15,15,10]") is None
+    return next(path for path in output.iterdir() if path.is_dir())
+
+
+def test_a_pair_is_registered_without_a_network(registered):
+    metrics = json.loads((registered / "metrics.json").read_text())
+    assert metrics["dice_after"] > metrics["dice_before"] + 0.05
+    assert metrics["folding_percent"] < 0.1
+    for name in (
+        "warped.nii.gz",
+        "warped_label.nii.gz",
+        "forward_field.nii.gz",
+        "inverse_field.nii.gz",
+        "jacobian.nii.gz",
+    ):
+        assert (registered / name).is_file()
+
+
+def test_a_saved_transform_applies_to_images_labels_and_points(scans, registered, tmp_path):
+    (moving, label_moving), (fixed, _) = scans[:2]
+    field = registered / "forward_field.nii.gz"
+    for source, name in ((moving, "warped.nii.gz"), (label_moving, "warped_label.nii.gz")):
+        assert run("apply", field, source, tmp_path / name, "--reference", fixed) is None
+        ours, saved = (np.asarray(nib.load(p / name).dataobj) for p in (tmp_path, registered))
+        np.testing.assert_allclose(ours, saved, atol=1e-3 * np.abs(saved).max())
+    points = tmp_path / "points.csv"
+    points.write_text("name,x,y,z\na,1.0,2.0,3.0\nb,-4.0,0.0,2.0\n")
+    assert run("apply", field, points, tmp_path / "moved.csv") is None
+    assert run("apply", registered / "inverse_field.nii.gz", tmp_path / "moved.csv", tmp_path / "back.csv") is None
+    rows = [line.split(",") for line in (tmp_path / "back.csv").read_text().splitlines()]
+    assert rows[0] == ["name", "x", "y", "z"]
+    error = np.array([[float(v) for v in r[1:]] for r in rows[1:]]) - [[1, 2, 3], [-4, 0, 2]]
+    assert np.abs(error).mean() < 0.2  # mm: a tenth of a voxel
+
+
+def test_the_shipped_weights_register_a_pair(scans, tmp_path):
+    weights = cli.find_bundle("voxelmorph") / "models" / "model.pt"
+    if not weights.is_file():
+        pytest.skip("this copy has no weights")
+    (moving, label_moving), (fixed, label_fixed) = scans[:2]
+    words = ["register", moving, fixed, "-o", tmp_path, "--label_moving", label_moving, "--optimize", 10]
+    assert run(*words) is None
+    folder = next(path for path in tmp_path.iterdir() if path.is_dir())
+    after = mean_dice(load_labels(folder / "warped_label.nii.gz").data[None], load_labels(label_fixed).data[None])
+    before = mean_dice(load_labels(label_moving).data[None], load_labels(label_fixed).data[None])
+    assert after > before
+
+
+def test_evaluation_of_a_list_writes_a_table(scans, tmp_path):
+    (moving, label_moving), (fixed, label_fixed) = scans[:2]
+    pair = {
+        "moving": str(moving),
+        "fixed": str(fixed),
+        "label_moving": str(label_moving),
+        "label_fixed": str(label_fixed),
+    }
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps({"validation_pairs": [{**pair, "id": "one"}, {**pair, "id": "two"}]}))
+    overlay = cli._bundles_folder() / "overlays" / "training_free.json"
+    assert run("evaluate", path, "-o", tmp_path / "out", "--overlay", overlay, "--iterations", "[2,2,2]") is None
+    assert {"metrics.csv", "metrics.json", "index.html"} <= {p.name for p in (tmp_path / "out").iterdir()}
+
+
+def bad_files(folder, good):
+    image = nib.load(good)
+    data = np.asarray(image.dataobj, dtype=np.float32)
+
+    def save(name, array):
+        nib.save(nib.Nifti1Image(array, image.affine), folder / name)
+        return folder / name
+
+    truncated = folder / "truncated.nii.gz"
+    truncated.write_bytes(
+        gzip.compress(good.read_bytes() if good.suffix != ".gz" else gzip.decompress(good.read_bytes()))[:2000]
+    )
+    with_nan = data.copy()
+    with_nan[3, 3, 3] = np.nan
+    return {
+        "missing": folder / "missing.nii.gz",
+        "truncated": truncated,
+        "four-dimensional": save("four.nii.gz", np.stack([data, data], -1)),
+        "not finite": save("nan.nii.gz", with_nan),
+        "constant": save("constant.nii.gz", np.ones_like(data)),
+    }
+
+
+@pytest.mark.parametrize("kind", ["missing", "truncated", "four-dimensional", "not finite", "constant"])
+def test_bad_images_are_named_in_one_line(kind, scans, tmp_path):
+    bad = bad_files(tmp_path, scans[0][0])[kind]
+    out = tmp_path / "out"
+    message = run("register", bad, scans[1][0], "-o", out)
+    assert message.startswith("morphzoo: error: ")
+    assert "\n" not in message
+    assert bad.name in message
+    assert not list(out.glob("*/*"))
+
+
+def test_a_failing_run_leaves_earlier_results_alone(registered, scans, tmp_path):
+    before = {path.name: path.stat().st_mtime_ns for path in registered.iterdir()}
+    bad = tmp_path / scans[0][0].name  # the same name: the same result folder
+    bad.write_bytes(b"no image")
+    assert "error" in run("optimize", bad, scans[1][0], "-o", registered.parent)
+    assert before == {path.name: path.stat().st_mtime_ns for path in registered.iterdir()}
+
+
+def test_labels_of_another_size_without_a_frame_are_refused(scans, tmp_path):
+    label = nib.Nifti1Image(np.ones((5, 6, 7), np.uint8), None)
+    label.header.set_qform(None, code=0)
+    label.header.set_sform(None, code=0)
+    nib.save(label, tmp_path / "label.nii.gz")
+    message = run(
+        "optimize", scans[0][0], scans[1][0], "-o", tmp_path / "out", "--label_moving", tmp_path / "label.nii.gz"
+    )
+    assert "label.nii.gz" in message
+
+
+def test_a_checkpoint_of_another_architecture_is_named(scans, tmp_path):
+    torch.save({"encoder.weight": torch.zeros(3)}, tmp_path / "other.pt")
+    message = run("register", scans[0][0], scans[1][0], "-o", tmp_path / "out", "--weights", tmp_path / "other.pt")
+    assert message.startswith("morphzoo: error: ")
+    assert "other.pt" in message
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--bundle", "nosuch"], "there is no bundle 'nosuch'; there are voxelmorph"),
+        (["--max_epcohs", "3"], "no setting 'max_epcohs'"),
+        (["--weights", "nowhere.pt"], "nowhere.pt"),
+    ],
+)
+def test_wrong_settings_are_named(words, part, scans, tmp_path):
+    assert part in run("register", scans[0][0], scans[1][0], "-o", tmp_path / "out", *words)
+
+
+def test_an_empty_list_is_named(tmp_path):
+    (tmp_path / "list.json").write_text(json.dumps({"validation_pairs": []}))
+    assert "list.json" in run("evaluate", tmp_path / "list.json", "-o", tmp_path / "out")
+
+
+def test_an_output_folder_that_cannot_be_made_is_named(scans, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "cannot make the output folder" in run("register", scans[0][0], scans[1][0], "-o", tmp_path / "file" / "out")
+
+
+def test_points_without_coordinates_are_named(registered, tmp_path):
+    (tmp_path / "p.csv").write_text("a,b\n1,2\n")
+    assert "p.csv" in run("apply", registered / "forward_field.nii.gz", tmp_path / "p.csv", tmp_path / "q.csv")
+    assert not (tmp_path / "q.csv").exists()
