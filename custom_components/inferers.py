@@ -27,7 +27,7 @@ class RegistrationInferer(Inferer):
         inverse: also make the inverse field.
         refinement: pairwise optimisation `refinement(moving, fixed, parameters, masks)` that improves the parameters.
         precision: "float32", or "bfloat16" or "float16" to run the network (not the fields) under autocast. On CPUs
-            with bfloat16 units this is faster (see docs/benchmarks.md); float16 training needs the trainer's `amp=True`.
+            with bfloat16 units this is faster (docs/benchmarks.md); float16 training needs the trainer's `amp=True`.
     """
 
     def __init__(
