@@ -5,6 +5,7 @@
     python data_lists/build.py bids DIR --derivatives derivatives/fs --label_suffix desc-aseg_dseg -o list.json
     python data_lists/build.py neurite_oasis DIR -o list.json
     python data_lists/build.py learn2reg DIR/OASIS_dataset.json -o list.json
+    python data_lists/build.py slices list.json SLICES -o SLICES/datalist.json
 
 Paths in the list are relative to the data folder, whichever place the list is written to.
 """
@@ -227,6 +228,67 @@ def make_list(
     return sections | pairs
 
 
+def cut_slices(
+    data_list: str | os.PathLike,
+    output: str | os.PathLike,
+    *,
+    axis: str = "S",
+    pairs: str | os.PathLike | None = None,
+    pairs_section: str = "between_people",
+) -> dict[str, list[Item]]:
+    """Cut every volume of a list of scans in a common space into 2-D slices, files with their own place in the world.
+
+    The slices of one level form a `group`: pairs for training are only drawn within it.
+
+    Args:
+        data_list: list of scans with `subject`; all sections named training, validation and test are cut.
+        output: folder for `images/` and `labels/`.
+        axis: world axis to cut across, R, A or S.
+        pairs: a JSON file of pairs of these scans; each becomes one pair per level in `validation_pairs`.
+        pairs_section: section of that file.
+    Returns:
+        Sections of the new list, paths relative to `output`.
+    """
+    import nibabel as nib
+    import numpy as np
+
+    source, target = Path(data_list), Path(output)
+    along = "RAS".index(axis)
+    lists = json.loads(source.read_text())
+    sections: dict[str, list[Item]] = {}
+    levels = 0
+    for section in ("training", "validation", "test"):
+        for scan in lists.get(section, []):
+            volumes = {key: nib.load(source.parent / scan[key]) for key in ("image", "label") if key in scan}
+            volumes = {key: nib.as_closest_canonical(volume) for key, volume in volumes.items()}
+            levels = next(iter(volumes.values())).shape[along]
+            for level in range(levels):
+                item: Item = {"subject": scan["subject"], "group": level}
+                for key, volume in volumes.items():
+                    item[key] = _slice_name(scan[key], level)
+                    affine = volume.affine.copy()
+                    affine[:3, 3] += level * affine[:3, along]
+                    (target / item[key]).parent.mkdir(parents=True, exist_ok=True)
+                    nib.save(nib.Nifti1Image(np.take(volume.dataobj, [level], axis=along), affine), target / item[key])
+                sections.setdefault(section, []).append(item)
+    if pairs is not None:
+        sections["validation_pairs"] = [
+            {key: _slice_name(value, level) if "." in value else value for key, value in pair.items()}
+            | {"id": f"{_stem(pair['moving_image'])}-to-{_stem(pair['fixed_image'])}_slice-{level}"}
+            for pair in json.loads(Path(pairs).read_text())[pairs_section]
+            for level in range(levels)
+        ]
+    return sections
+
+
+def _stem(name: str) -> str:
+    return Path(name).name.split(".")[0]
+
+
+def _slice_name(name: str, level: int) -> str:
+    return str(Path(name).with_name(f"{_stem(name)}_slice-{level}.nii.gz"))
+
+
 def write_list(path: str | os.PathLike, sections: Mapping[str, Any]) -> None:
     """Write a data list as JSON, one item a line; an existing file is replaced only by a complete one.
 
@@ -376,6 +438,10 @@ class Commands:
     def learn2reg(self, path: str) -> str:
         """A Learn2Reg data set by its JSON file; the split is the challenge's own."""
         return self._write(list_from_learn2reg(path))
+
+    def slices(self, data_list: str, folder: str, axis: str = "S", pairs: str | None = None) -> str:
+        """2-D slices of a list of scans in a common space, written to a folder; see `cut_slices`."""
+        return self._write(cut_slices(data_list, folder, axis=axis, pairs=pairs))
 
     def _write(self, sections: Mapping[str, list[Item]]) -> str:
         write_list(self._output, sections)
