@@ -12,7 +12,7 @@ import torch
 from monai.data import decollate_batch, list_data_collate
 
 from custom_components.fields import compose, integrate_velocity
-from custom_components.transforms.pairs import LoadPaird, LoadScand, SavePaird, TakeSliced, scale_intensity
+from custom_components.transforms.pairs import LoadPaird, LoadScand, SavePaird, scale_intensity
 from custom_components.transforms.physical import load_image, read_transform, resample, write_affine_transform
 
 ROTATION = np.array([[0.98, -0.17, 0.1], [0.19, 0.96, -0.2], [-0.06, 0.21, 0.976]])
@@ -200,20 +200,6 @@ def test_scans_meet_on_a_template_grid(tmp_path: Path) -> None:
     assert "image" not in labels_only
     with pytest.raises(ValueError, match="got the keys"):
         load({"scan": 1})
-
-
-def test_one_slice_for_all_keys() -> None:
-    volume = torch.arange(5.0).view(1, 1, 5, 1).expand(1, 4, 5, 6)
-    data = {"image": volume, "label": volume.int(), "grid_affine": torch.eye(4, dtype=torch.float64)}
-    take = TakeSliced(["image", "label", "mask"], axis=1).set_random_state(0)
-    taken = [take(data) for _ in range(20)]
-    assert all(t["image"].unique().tolist() == t["label"].unique().tolist() == [t["slice"]] for t in taken)
-    assert len({t["slice"] for t in taken}) == 5
-    assert take({**data, "slice": 3})["slice"] == 3
-    assert taken[0]["image"].shape == (1, 4, 6)
-    assert taken[0]["grid_affine"].shape == (3, 3)
-    with pytest.raises(ValueError, match="from 0 to 4"):
-        take({**data, "slice": 5})
 
 
 def test_scaling_is_robust_to_a_few_bright_voxels() -> None:

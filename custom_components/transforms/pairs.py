@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.config import KeysCollection
-from monai.transforms import MapTransform, Randomizable, Transform
+from monai.transforms import Transform
 from torch import Tensor
 
 from ..fields import jacobian_determinant
@@ -230,41 +229,6 @@ class LoadScand(Transform):
             return volume.grid.center
         data = volume.data[0]
         return center_of_mass(data - data.min() if data.is_floating_point() else data != 0, volume.affine)
-
-
-class TakeSliced(MapTransform, Randomizable):
-    """Take one 2-D slice of 3-D tensors (C, *S), the same one for all keys: the item's own `slice`, or a random one.
-
-    `grid_affine` loses the same axis, so that slices of a RAS grid keep their in-plane world frame.
-
-    Args:
-        keys: tensors to slice; absent ones are passed over.
-        axis: spatial axis to slice across, 0 to 2.
-        index_key: entry with the index; the index taken is stored there.
-    """
-
-    def __init__(self, keys: KeysCollection, axis: int, index_key: str = "slice") -> None:
-        super().__init__(keys, allow_missing_keys=True)
-        self.axis = axis
-        self.index_key = index_key
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Raises ValueError: if the tensors differ along the axis or the index lies outside."""
-        result = dict(data)
-        counts = {data[key].shape[self.axis + 1] for key in self.key_iterator(result)}
-        if len(counts) != 1:
-            raise ValueError(f"expected tensors of one size along axis {self.axis}, got the sizes {sorted(counts)}")
-        count = counts.pop()
-        index = int(data[self.index_key]) if self.index_key in data else int(self.R.randint(count))
-        if not 0 <= index < count:
-            raise ValueError(f"expected a slice index from 0 to {count - 1} along axis {self.axis}, got {index}")
-        for key in self.key_iterator(result):
-            result[key] = data[key].select(self.axis + 1, index)
-        result[self.index_key] = index
-        if "grid_affine" in data:
-            keep = [i for i in range(4) if i != self.axis]
-            result["grid_affine"] = data["grid_affine"][keep][:, keep]
-        return result
 
 
 class SavePaird(Transform):
