@@ -55,33 +55,47 @@ class ResumableCheckpoint:
         objects: name to object with `state_dict` and `load_state_dict`.
         interval: epochs between checkpoints; one is always written at the end.
         resume: continue from `path` if it exists; if False an existing file is replaced at the first save.
+        initial_weights: a file of weights for the object `network` (a shipped model.pt), to start from unless resumed.
     Raises:
         RuntimeError: on attach, if the checkpoint is of another architecture.
     """
 
     def __init__(
-        self, path: str | os.PathLike, objects: Mapping[str, Any], *, interval: int = 1, resume: bool = False
+        self,
+        path: str | os.PathLike,
+        objects: Mapping[str, Any],
+        *,
+        interval: int = 1,
+        resume: bool = False,
+        initial_weights: str | os.PathLike | None = None,
     ) -> None:
         self.path, self.objects, self.interval, self.resume = Path(path), dict(objects), interval, resume
+        self.initial_weights = initial_weights
 
     def attach(self, engine: Engine) -> None:
         if self.resume and self.path.exists():
             engine.add_event_handler(Events.STARTED, self.load)
+        elif self.initial_weights is not None:
+            self._restore("network", torch.load(self.initial_weights, map_location="cpu", weights_only=True))
         engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self.save)
         engine.add_event_handler(Events.COMPLETED, self.save)
 
     def load(self, engine: Engine) -> None:
         checkpoint = torch.load(self.path, map_location="cpu", weights_only=True)
-        for name, thing in self.objects.items():
+        for name in self.objects:
             if name not in checkpoint:
                 raise RuntimeError(f"{self.path} is no checkpoint of this training: it has no {name}")
-            try:
-                _unwrap(thing).load_state_dict(checkpoint[name])
-            except (RuntimeError, ValueError) as error:
-                reason = str(error).splitlines()[:2][-1].strip()  # torch's first line names the class alone
-                raise RuntimeError(f"{self.path} is a checkpoint of another {name}: {reason}") from error
+            self._restore(name, checkpoint[name])
         engine.state.epoch = checkpoint["epoch"]
         engine.state.iteration = checkpoint["iteration"]
+
+    def _restore(self, name: str, state: Mapping[str, Any]) -> None:
+        try:
+            _unwrap(self.objects[name]).load_state_dict(state)
+        except (RuntimeError, ValueError) as error:
+            source = self.initial_weights if name == "network" and not self.resume else self.path
+            reason = str(error).splitlines()[:2][-1].strip()  # torch's first line names the class alone
+            raise RuntimeError(f"{source} is a checkpoint of another {name}: {reason}") from error
 
     def save(self, engine: Engine) -> None:
         if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank():

@@ -185,6 +185,7 @@ class ScanPairDataset(Dataset, Randomizable):
             given.
         cache: keep the transformed scans in memory; they are loaded at construction, with a progress bar.
         between_people: draw the two scans from different people; else two scans of one person may meet.
+        with_itself: pair each scan with itself, where augmentation is what tells the two apart.
         shuffle: if false, the pairs are the same in each epoch: `num_pairs` (default all) of the possible ordered
             pairs, drawn evenly from their list. For validation.
         cache_workers: threads that fill the cache.
@@ -202,6 +203,7 @@ class ScanPairDataset(Dataset, Randomizable):
         atlas: Item | str | None = None,
         cache: bool = True,
         between_people: bool = True,
+        with_itself: bool = False,
         shuffle: bool = True,
         cache_workers: int = 2,
     ) -> None:
@@ -221,6 +223,7 @@ class ScanPairDataset(Dataset, Randomizable):
         self.in_order = self.pairs_given or (self.has_atlas and num_pairs is None)
         self.num_pairs = num_pairs or self.num_scans
         self._fixed_pairs: list[tuple[int, int]] | None = None
+        self.with_itself = with_itself
         people = [subject_of(scan) if between_people else str(i) for i, scan in enumerate(self.data)]
         self._person = np.unique(people, return_inverse=True)[1]
         self._group = np.unique([str(scan.get("group", "")) for scan in self.data], return_inverse=True)[1]
@@ -278,7 +281,9 @@ class ScanPairDataset(Dataset, Randomizable):
         return moving, int(rng.choice(self._partners(moving)))
 
     def _partners(self, position: int) -> np.ndarray:
-        """Positions of the scans of other people in the same group."""
+        """Positions of the scans of other people in the same group (or its own)."""
+        if self.with_itself:
+            return np.array([position])
         other = self._person != self._person[position]
         return np.flatnonzero(other & (self._group == self._group[position]))
 

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..fields import warp
+from .overlap import LabelDice
 from .regularization import FoldingPenalty
-from .similarity import SoftDice, one_hot
 
 
 class RegistrationLoss(nn.Module):
@@ -21,29 +21,29 @@ class RegistrationLoss(nn.Module):
     Masks in the batch (`mask_fixed`, `mask_moving`) restrict the similarity: the moving mask is warped along.
 
     Args:
-        similarity: called as `similarity(warped, fixed, mask)`.
+        similarity: called as `similarity(warped, fixed, mask)`; None leaves the images out (SynthMorph).
         regularization: called with a field.
         weight: of the regularisation. Weights do not transfer between similarities (VoxelMorph: about 1 for LNCC, 0.01
             for MSE), nor between regularised fields.
         regularized: key of the regularised field in `pred`: "svf" (the velocity on its own grid) or "ddf".
         folding_weight: weight of `FoldingPenalty(folding_margin)` on the displacement; 0 leaves it out.
         folding_margin: Jacobian determinants below it are penalised.
-        segmentation: labels to overlap, None for the unsupervised objective; the batch then needs `label_moving` and
-            `label_fixed`, integer maps.
+        segmentation: labels to overlap (or "all"), None for the unsupervised objective; the batch then needs
+            `label_moving` and `label_fixed`, integer maps.
         segmentation_weight: weight of the label term.
         bidirectional: also compare in moving space; `pred` then needs "inverse_ddf".
     """
 
     def __init__(
         self,
-        similarity: nn.Module,
+        similarity: nn.Module | None,
         regularization: nn.Module,
         weight: float,
         *,
         regularized: str = "svf",
         folding_weight: float = 0.0,
         folding_margin: float = 0.2,
-        segmentation: Sequence[int] | None = None,
+        segmentation: Sequence[int] | str | None = None,
         segmentation_weight: float = 0.01,
         bidirectional: bool = False,
     ) -> None:
@@ -51,8 +51,8 @@ class RegistrationLoss(nn.Module):
         self.similarity, self.regularization = similarity, regularization
         self.weight, self.regularized = weight, regularized
         self.folding, self.folding_weight = FoldingPenalty(folding_margin), folding_weight
-        self.segmentation, self.segmentation_weight = segmentation, segmentation_weight
-        self.overlap = SoftDice()
+        self.overlap = None if segmentation is None else LabelDice(segmentation)
+        self.segmentation_weight = segmentation_weight
         self.bidirectional = bidirectional
 
     def forward(self, pred: MutableMapping[str, Any], batch: Mapping[str, Any]) -> Tensor:
@@ -67,21 +67,21 @@ class RegistrationLoss(nn.Module):
         return sum(terms.values())  # type: ignore[return-value]
 
     def terms(self, pred: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The weighted terms by name: similarity, regularization and, if asked for, folding and segmentation."""
+        """The weighted terms by name: regularization and, as configured, similarity, folding and segmentation."""
         if self.bidirectional and "inverse_ddf" not in pred:
             raise ValueError("a bidirectional loss needs pred['inverse_ddf']: let the inferer make inverse fields")
-        similarity = self._similarity(pred["warped"], pred["ddf"], batch, "moving", "fixed")
-        if self.bidirectional:
-            warped_fixed = warp(batch["fixed"], pred["inverse_ddf"])
-            backward = self._similarity(warped_fixed, pred["inverse_ddf"], batch, "fixed", "moving")
-            similarity = 0.5 * (similarity + backward)
-        terms = {
-            "similarity": similarity,
-            "regularization": self.weight * self.regularization(pred[self.regularized]),
-        }
+        terms = {}
+        if self.similarity is not None:
+            similarity = self._similarity(pred["warped"], pred["ddf"], batch, "moving", "fixed")
+            if self.bidirectional:
+                warped_fixed = warp(batch["fixed"], pred["inverse_ddf"])
+                backward = self._similarity(warped_fixed, pred["inverse_ddf"], batch, "fixed", "moving")
+                similarity = 0.5 * (similarity + backward)
+            terms["similarity"] = similarity
+        terms["regularization"] = self.weight * self.regularization(pred[self.regularized])
         if self.folding_weight:
             terms["folding"] = self.folding_weight * self.folding(pred["ddf"])
-        if self.segmentation:
+        if self.overlap is not None:
             overlap = self._overlap(pred["ddf"], batch, "label_moving", "label_fixed")
             if self.bidirectional:
                 backward = self._overlap(pred["inverse_ddf"], batch, "label_fixed", "label_moving")
@@ -94,12 +94,12 @@ class RegistrationLoss(nn.Module):
         if f"mask_{source}" in batch:
             warped_mask = warp(batch[f"mask_{source}"].to(ddf.dtype), ddf.detach())
             mask = warped_mask if mask is None else mask * warped_mask
+        assert self.similarity is not None
         return self.similarity(warped, batch[target], mask)
 
     def _overlap(self, ddf: Tensor, batch: Mapping[str, Any], source: str, target: str) -> Tensor:
         for key in (source, target):
             if key not in batch:
                 raise ValueError(f"the segmentation term needs {key!r}, and this batch has {sorted(batch)}")
-        assert self.segmentation is not None
-        warped = warp(one_hot(batch[source], self.segmentation), ddf, padding="border")
-        return self.overlap(warped, one_hot(batch[target], self.segmentation))
+        assert self.overlap is not None
+        return self.overlap(ddf, batch[source], batch[target])

@@ -1,4 +1,4 @@
-"""Image similarities and label overlap as losses: the smaller, the more alike.
+"""Image similarities as losses: the smaller, the more alike.
 
 Every similarity is a module called as `similarity(warped, fixed, mask)`: images (B, C, *S) and an optional weight map
 (B, 1, *S) or (B, C, *S), 0 where voxels must not count. It returns a scalar tensor, the mean over the (masked) voxels,
@@ -185,28 +185,6 @@ class MutualInformation(nn.Module):
                 pair = pair[:, :, drawn]
             losses.append(self.mutual_information(pair[:1], pair[1:]))
         return torch.stack(losses).mean()
-
-
-class SoftDice(nn.Module):
-    """1 - mean Dice of label probabilities: 2 sum(ab) / (sum(a) + sum(b)) for each sample and label.
-
-    Labels absent from both maps are left out of the mean; if all are, the loss is 0.
-    """
-
-    def forward(self, a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
-        a, b, mask = _checked(a, b, mask)
-        if mask is not None:
-            a, b = a * mask, b * mask
-        total = a.flatten(2).sum(2) + b.flatten(2).sum(2)
-        present = (total > 0).to(a.dtype)
-        dice = 2 * (a * b).flatten(2).sum(2) / total.clamp(min=1e-6)
-        return ((1 - dice) * present).sum() / present.sum().clamp(min=1)
-
-
-def one_hot(label: Tensor, labels: Sequence[int]) -> Tensor:
-    """Indicator maps of the listed labels: (B, 1, *S) integers to (B, len(labels), *S) float32."""
-    values = torch.tensor(list(labels), device=label.device).view(1, -1, *[1] * (label.ndim - 2))
-    return (label == values).float()
 
 
 def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:

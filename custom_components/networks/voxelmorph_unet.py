@@ -32,7 +32,8 @@ class VoxelMorphUNet(nn.Module):
         decoder_channels: features of the decoder levels, then of the convolutions before the head.
         half_resolution: predict the field at half the resolution: the last upsampling and skip are left out.
         strided: the paper's encoder: stride-2 convolutions, and the input itself as the skip at full resolution.
-        flow_std: standard deviation of the head's initial weights; the head's bias starts at 0.
+        flow_std: standard deviation of the head's initial weights; other weights start as He et al. (ICCV 2015), biases
+            at 0.
 
     Shapes: input (B, in_channels, *S), output (B, out_channels, *S) or (B, out_channels, *ceil(S / 2)).
     References: Balakrishnan et al., CVPR 2018; IEEE TMI 38(8), 2019.
@@ -92,8 +93,12 @@ class VoxelMorphUNet(nn.Module):
             self.final.append(block(features, n_out))
             features = n_out
         self.flow = conv(features, out_channels or spatial_dims, 3, padding=1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Conv3d):
+                # torch's default shrinks the signal by half a layer: ten layers on, nothing is left to learn from.
+                nn.init.kaiming_normal_(module.weight, a=0.2)
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
         nn.init.normal_(self.flow.weight, std=flow_std)
-        nn.init.zeros_(self.flow.bias)  # type: ignore[arg-type]
 
     @classmethod
     def paper(cls, variant: int = 1, spatial_dims: int = 3, **kwargs: object) -> VoxelMorphUNet:

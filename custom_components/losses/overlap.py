@@ -1,0 +1,123 @@
+"""Label overlap as a loss, straight from integer label maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+class LabelDice(nn.Module):
+    """1 - mean Dice between the moving labels, warped linearly, and the fixed labels; labels absent from both left out.
+
+    Each label's indicator map m_k is warped with linear interpolation (border values continued), as one-hot
+    maps would be: Dice_k = 2 sum_x m_k(phi(x)) f_k(x) / (sum_x m_k(phi(x)) + sum_x f_k(x)), for each sample. But no
+    one-hot map is made: a voxel's interpolated indicators are nonzero for the labels of its 2^D neighbours only, so
+    time and memory do not depend on the number of labels. If no label is present, the loss is 0.
+
+    Args:
+        labels: ids that count; "all" takes every id, 0 included.
+    """
+
+    def __init__(self, labels: Sequence[int] | str) -> None:
+        super().__init__()
+        if labels != "all" and (isinstance(labels, str) or not labels or min(labels) < 0):
+            raise ValueError(f"expected labels 'all' or a list of ids from 0 on, got {labels!r}")
+        self.labels = labels if isinstance(labels, str) else list(labels)
+
+    def forward(self, ddf: Tensor, moving: Tensor, fixed: Tensor) -> Tensor:
+        """The loss, a scalar.
+
+        Args:
+            ddf: shape (B, D, *S), voxels, fixed to moving.
+            moving, fixed: integer label maps, shape (B, 1, *S).
+        """
+        for labels in (moving, fixed):
+            if labels.shape[2:] != ddf.shape[2:] or labels.shape[1] != 1 or labels.is_floating_point():
+                raise ValueError(
+                    f"expected integer label maps (B, 1, *S) for a field of shape {tuple(ddf.shape)}, "
+                    f"got {labels.dtype} {tuple(labels.shape)}"
+                )
+        if isinstance(self.labels, str):
+            chosen = torch.arange(int(torch.maximum(moving.max(), fixed.max())) + 1, device=ddf.device)
+        else:
+            chosen = torch.tensor(self.labels, device=ddf.device)
+        num = int(chosen[-1]) + 1 if isinstance(self.labels, str) else max(self.labels) + 1
+        # Ids beyond the chosen ones share the last bin, which is never read.
+        maps = [torch.where(labels < num, labels, num).flatten(1) for labels in (moving, fixed)]
+        overlap, mass = _Overlap.apply(ddf, *maps, num + 1)
+        count = _bin_sums(torch.ones_like(maps[1], dtype=overlap.dtype), maps[1], num + 1)
+        overlap, total = overlap[:, chosen], (mass + count)[:, chosen]
+        present = (total > 1e-3).to(total.dtype)
+        dice = 2 * overlap / total.clamp(min=1e-3)
+        return ((1 - dice) * present).sum() / present.sum().clamp(min=1)
+
+
+class _Overlap(torch.autograd.Function):
+    """sum_x m_k(phi(x)) f_k(x) and sum_x m_k(phi(x)) for every label k, both (B, K)."""
+
+    @staticmethod
+    def forward(ctx: Any, ddf: Tensor, moving: Tensor, fixed: Tensor, num: int) -> tuple[Tensor, Tensor]:
+        dtype = torch.float64 if ddf.dtype == torch.float64 else torch.float32
+        neighbours, weights, inside = _neighbours(ddf.to(dtype), moving)
+        overlap = _bin_sums(_interpolate([(n == fixed).to(dtype) for n in neighbours], weights), fixed, num)
+        mass = sum(_bin_sums(_corner(weights, i), labels, num) for i, labels in enumerate(neighbours))
+        ctx.save_for_backward(fixed, *neighbours, *weights, *inside)
+        ctx.shape, ctx.dtype = ddf.shape, ddf.dtype
+        return overlap, mass
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_overlap: Tensor, grad_mass: Tensor) -> tuple[Tensor | None, ...]:
+        d = ctx.shape[1]
+        fixed, saved = ctx.saved_tensors[0], ctx.saved_tensors[1:]
+        neighbours, weights, inside = saved[: 2**d], saved[2**d : 2**d + d], saved[2**d + d :]
+        gain = grad_overlap.gather(1, fixed.long())
+        values = [grad_mass.gather(1, n.long()) + gain * (n == fixed) for n in neighbours]
+        gradient = [_interpolate(values, weights, axis) * inside[axis] for axis in range(d)]
+        return torch.stack(gradient, 1).view(ctx.shape).to(ctx.dtype), None, None, None
+
+
+def _neighbours(ddf: Tensor, labels: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """For every voxel of a field, flattened to (B, N): the labels of the 2^D voxels around phi(x), the interpolation
+    weight of the upper one along each axis, and whether phi(x) lies inside the map along each axis."""
+    size = ddf.shape[2:]
+    base = torch.zeros_like(labels, dtype=torch.long)
+    weights, inside, offsets = [], [], [0]
+    for axis, n in enumerate(size):
+        index = torch.arange(n, device=ddf.device, dtype=ddf.dtype).view(-1, *[1] * (len(size) - 1 - axis))
+        location = (ddf[:, axis] + index).flatten(1)
+        clamped = location.clamp(0, n - 1)
+        inside.append(location == clamped)
+        lower = clamped.floor().clamp(max=max(n - 2, 0))
+        weights.append(clamped - lower)
+        base = base * n + lower.long()
+        stride = size[axis + 1 :].numel() if n > 1 else 0
+        offsets = [offset + step for offset in offsets for step in (0, stride)]
+    return [labels.gather(1, base + offset) for offset in offsets], weights, inside
+
+
+def _corner(weights: Sequence[Tensor], i: int) -> Tensor:
+    """The interpolation weight of neighbour i; the first axis is the highest bit of i."""
+    bits = [i >> (len(weights) - 1 - axis) & 1 for axis in range(len(weights))]
+    return torch.stack([w if bit else 1 - w for w, bit in zip(weights, bits, strict=True)]).prod(0)
+
+
+def _interpolate(values: Sequence[Tensor], weights: Sequence[Tensor], derivative: int | None = None) -> Tensor:
+    """Linear interpolation of the neighbours' values, or its derivative along one axis."""
+    for axis, weight in enumerate(weights):
+        half = len(values) // 2
+        steps = [high - low for low, high in zip(values[:half], values[half:], strict=True)]
+        if axis == derivative:
+            values = steps
+        else:
+            values = [torch.addcmul(low, weight, step) for low, step in zip(values[:half], steps, strict=True)]
+    return values[0]
+
+
+def _bin_sums(values: Tensor, labels: Tensor, num: int) -> Tensor:
+    """Sum of values (B, N) over the voxels of each label, (B, num)."""
+    return values.new_zeros(values.shape[0], num).scatter_add_(1, labels.long(), values)
