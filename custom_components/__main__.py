@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = Path(__file__).resolve().parent
+DEFAULT_BUNDLE = "synthmorph"
 
 
 def register(
@@ -21,9 +22,9 @@ def register(
     fixed: str,
     output: str = "registered",
     *,
-    bundle: str = "voxelmorph",
+    bundle: str = DEFAULT_BUNDLE,
     optimize: int | None = None,
-    affine: str | bool = "none",
+    affine: str | bool | None = None,
     label_moving: str | None = None,
     label_fixed: str | None = None,
     mask_moving: str | None = None,
@@ -42,8 +43,8 @@ def register(
         output: folder for the results.
         bundle: name of a bundle, or its folder.
         optimize: iterations of pairwise refinement after the network; default: the bundle's.
-        affine: "none" trusts the headers; "affine" or "rigid" aligns first (needs `itk`; --affine alone means
-            "affine"); or the path of an affine transform file.
+        affine: "itk" (also "affine", or --affine alone) or "rigid" aligns with ITK first, "none" trusts the headers; or
+            the path of an affine transform file. Default: the bundle's, for synthmorph "itk".
         label_moving, label_fixed: label maps, warped along and compared.
         mask_moving, mask_fixed: where the images count during refinement.
         spacing: of the model grid, mm; default: the bundle's, for which its weights were trained.
@@ -65,9 +66,6 @@ def register(
 
 def optimize(moving: str, fixed: str, output: str = "registered", **settings: Any) -> dict[str, Any]:
     """Register without a network: optimise the velocity from zero, coarse to fine. Settings as `register`."""
-    from .transforms.physical import load_image
-
-    settings = {"spatial_dims": load_image(fixed).data.ndim - 1, **settings}
     overlays = [_bundles_folder() / "overlays" / "training_free.json", *_as_list(settings.pop("overlay", ()))]
     return register(moving, fixed, output, overlay=[str(path) for path in overlays], **settings)
 
@@ -76,7 +74,7 @@ def evaluate(
     data_list: str,
     output: str = "evaluated",
     *,
-    bundle: str = "voxelmorph",
+    bundle: str = DEFAULT_BUNDLE,
     section: str = "validation_pairs",
     dataset_dir: str | None = None,
     overlay: str | Sequence[str] = (),
@@ -167,8 +165,13 @@ def _infer(
                 raise FileNotFoundError(f"{path}: there is no such file ({key})")
     from monai.bundle import ConfigWorkflow
 
+    from .transforms.physical import load_image
+
     root = find_bundle(bundle)
     configs = [str(root / "configs" / "inference.json"), *_as_list(overlays)]
+    flat = root / "configs" / "inference_2d.json"
+    if flat.is_file() and "moving" in pairs[0] and load_image(pairs[0]["fixed"]).data.ndim == 3:
+        configs.insert(1, str(flat))
     settings = {key: value for key, value in settings.items() if value is not None}
     if isinstance(settings.get("device"), str):
         settings["device"] = f"$torch.device({settings['device']!r})"

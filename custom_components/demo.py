@@ -25,13 +25,13 @@ NUM_POINTS = 20_000
 
 def run_demo(output: Path, settings: dict[str, Any]) -> dict[str, float]:
     """Make the pair in `output`, register it, print the table; returns its numbers."""
-    from .__main__ import _infer
+    from .__main__ import DEFAULT_BUNDLE, _infer
 
     print("making two subjects of the MNI152 template (1 mm) ...", flush=True)
     pair, truth, affine = make_subjects(output / "subjects")
     print("registering the first to the second ...", flush=True)
     settings = {"optimize": 25, "output_dir": str(output), **settings}
-    row = _infer(settings.pop("bundle", "voxelmorph"), [pair], output, settings.pop("overlay", ()), settings)[0]
+    row = _infer(settings.pop("bundle", DEFAULT_BUNDLE), [pair], output, settings.pop("overlay", ()), settings)[0]
     folder = Path(row["folder"])
     before, after = dense_error_mm(truth, affine, folder / "forward_field.nii.gz", Path(pair["label_fixed"]))
     numbers = {

@@ -57,7 +57,7 @@ class ResumableCheckpoint:
         resume: continue from `path` if it exists; if False an existing file is replaced at the first save.
         initial_weights: a file of weights for the object `network` (a shipped model.pt), to start from unless resumed.
     Raises:
-        RuntimeError: on attach, if the checkpoint is of another architecture.
+        RuntimeError: if the file is of another architecture; on attach, of a checkpoint to resume when the run starts.
     """
 
     def __init__(
@@ -76,7 +76,8 @@ class ResumableCheckpoint:
         if self.resume and self.path.exists():
             engine.add_event_handler(Events.STARTED, self.load)
         elif self.initial_weights is not None:
-            self._restore("network", torch.load(self.initial_weights, map_location="cpu", weights_only=True))
+            weights = torch.load(self.initial_weights, map_location="cpu", weights_only=True)
+            self._restore("network", weights, self.initial_weights)
         engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self.save)
         engine.add_event_handler(Events.COMPLETED, self.save)
 
@@ -85,15 +86,14 @@ class ResumableCheckpoint:
         for name in self.objects:
             if name not in checkpoint:
                 raise RuntimeError(f"{self.path} is no checkpoint of this training: it has no {name}")
-            self._restore(name, checkpoint[name])
+            self._restore(name, checkpoint[name], self.path)
         engine.state.epoch = checkpoint["epoch"]
         engine.state.iteration = checkpoint["iteration"]
 
-    def _restore(self, name: str, state: Mapping[str, Any]) -> None:
+    def _restore(self, name: str, state: Mapping[str, Any], source: str | os.PathLike) -> None:
         try:
             _unwrap(self.objects[name]).load_state_dict(state)
-        except (RuntimeError, ValueError) as error:
-            source = self.initial_weights if name == "network" and not self.resume else self.path
+        except (RuntimeError, ValueError, TypeError) as error:
             reason = str(error).splitlines()[:2][-1].strip()  # torch's first line names the class alone
             raise RuntimeError(f"{source} is a checkpoint of another {name}: {reason}") from error
 

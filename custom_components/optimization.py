@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +12,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .fields import resize_field, warp
+
+logger = logging.getLogger(__name__)
+
+Loss = Callable[[dict[str, Any], dict[str, Tensor]], Tensor]
 
 
 class PairwiseOptimizer:
@@ -24,6 +29,8 @@ class PairwiseOptimizer:
         deformation: parameters to fields; has `parameter_size`. Its parameters must be a field (they are resized from
             level to level, vectors rescaled).
         loss: called as `loss(pred, batch)`, as in training.
+        loss_across: the loss for pairs of different contrast (see `same_contrast`); None uses `loss` for all. Which one
+            was taken is logged.
         levels: shrink factors of the images, coarse to fine.
         iterations: at each level; one number serves all levels. All zero: the start is returned as it came.
         learning_rate: Adam's step, about the voxels of the parameters' grid that a vector moves in an iteration.
@@ -37,8 +44,9 @@ class PairwiseOptimizer:
     def __init__(
         self,
         deformation: Any,
-        loss: Callable[[dict[str, Any], dict[str, Tensor]], Tensor],
+        loss: Loss,
         *,
+        loss_across: Loss | None = None,
         levels: Sequence[int] = (4, 2, 1),
         iterations: int | Sequence[int] = (30, 30, 20),
         learning_rate: float = 0.2,
@@ -51,7 +59,7 @@ class PairwiseOptimizer:
             raise ValueError(f"expected iterations for {len(levels)} levels, got {len(iterations)}")
         if method not in ("adam", "lbfgs"):
             raise ValueError(f"expected method adam or lbfgs, got {method!r}")
-        self.deformation, self.loss = deformation, loss
+        self.deformation, self.loss, self.loss_across = deformation, loss, loss_across
         self.levels, self.iterations = list(levels), iterations
         self.learning_rate, self.method, self.tolerance, self.progress = learning_rate, method, tolerance, progress
 
@@ -78,14 +86,28 @@ class PairwiseOptimizer:
             return parameters
         batch = {"moving": moving.detach(), "fixed": fixed.detach(), **(masks or {})}
         field = parameters
+        loss = self._choose(batch, parameters)
         with tqdm(total=sum(self.iterations), desc="optimizing", disable=not self.progress, leave=False) as bar:
             for factor, iterations in zip(self.levels, self.iterations, strict=True):
                 level = {key: shrink(image, factor) for key, image in batch.items()}
                 field = self._start(field, level["fixed"])
-                field = self._optimize_level(field, level, iterations, bar)
+                field = self._optimize_level(field, level, loss, iterations, bar)
                 bar.set_postfix_str(f"level 1/{factor} done")
         assert field is not None
         return self._start(field, fixed)
+
+    @torch.no_grad()
+    def _choose(self, batch: dict[str, Tensor], parameters: Tensor | None) -> Loss:
+        if self.loss_across is None:
+            return self.loss
+        warped = batch["moving"]
+        if parameters is not None:
+            warped = warp(warped, self.deformation(parameters, warped.shape[2:])["ddf"])
+        same = same_contrast(warped, batch["fixed"], batch.get("mask_fixed"))
+        loss = self.loss if same else self.loss_across
+        name = type(getattr(loss, "similarity", loss)).__name__
+        logger.info("refining with %s: the images are of %s contrast", name, "the same" if same else "different")
+        return loss
 
     def _start(self, field: Tensor | None, image: Tensor) -> Tensor:
         size = self.deformation.parameter_size(image.shape[2:])
@@ -93,7 +115,9 @@ class PairwiseOptimizer:
             return image.new_zeros(image.shape[0], len(size), *size, dtype=torch.float32)
         return resize_field(field.detach(), size)
 
-    def _optimize_level(self, field: Tensor, batch: dict[str, Tensor], iterations: int, bar: tqdm) -> Tensor:
+    def _optimize_level(
+        self, field: Tensor, batch: dict[str, Tensor], objective: Loss, iterations: int, bar: tqdm
+    ) -> Tensor:
         field = field.clone().requires_grad_()
         # The loss is a mean; times the number of voxels, its gradient at a voxel does not depend on the image's size.
         voxels = batch["fixed"][:, 0].numel()
@@ -102,7 +126,7 @@ class PairwiseOptimizer:
             optimizer.zero_grad()
             pred = self.deformation(field, batch["fixed"].shape[2:])
             pred["warped"] = warp(batch["moving"], pred["ddf"])
-            loss = self.loss(pred, batch) * voxels
+            loss = objective(pred, batch) * voxels
             loss.backward()
             return loss.detach()
 
@@ -121,6 +145,28 @@ class PairwiseOptimizer:
                 bar.update(iterations - iteration - 1)
                 break
         return field.detach()
+
+
+def same_contrast(warped: Tensor, fixed: Tensor, mask: Tensor | None = None, *, threshold: float = 0.3) -> bool:
+    """Whether two roughly aligned images show the same contrast: their correlation inside the object.
+
+    The object is where both images (smoothed) exceed a tenth of their range, so that a dark background, which all
+    contrasts share, does not count.
+
+    Args:
+        warped, fixed: shape (B, C, *S), in [0, 1]; all samples of a batch must pass.
+        mask: where to look, (B, 1, *S).
+        threshold: of the correlation.
+    """
+    smooth = [shrink(image, 2) for image in (warped, fixed)]
+    inside = (smooth[0].amin(1, keepdim=True) > 0.1) & (smooth[1].amin(1, keepdim=True) > 0.1)
+    if mask is not None:
+        inside = inside & (shrink(mask.float(), 2) > 0.5)
+    for i in range(fixed.shape[0]):
+        a, b = (image[i].mean(0)[inside[i, 0]] for image in smooth)
+        if len(a) < 2 or not float(torch.corrcoef(torch.stack([a, b]))[0, 1]) > threshold:
+            return False
+    return True
 
 
 def shrink(image: Tensor, factor: int) -> Tensor:

@@ -44,6 +44,7 @@ PAIR_FILES = {
     "metrics.json",
     "picture.png",
 }
+STATISTICS = "id,t1_prior_mean,t1_prior_mean_spread\n0,5,2\n1,110,8\n2,170,8\n3,60,8\n4,140,8\n"
 TINY = {"size": [32, 32, 32], "spacing": 1.0, "center": "image", "learning_rate": 0.002, "precision": "float32"}
 
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -58,8 +59,10 @@ def bundle(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="module")
 def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five phantoms of 32 x 32 x 32 voxels of 1 mm, two of them for validation."""
-    return Path(write_phantom_scans(tmp_path_factory.mktemp("scans"), 5, (32, 32, 32))).parent
+    """Five phantoms of 32 x 32 x 32 voxels of 1 mm, two of them for validation, and their labels' statistics."""
+    folder = Path(write_phantom_scans(tmp_path_factory.mktemp("scans"), 5, (32, 32, 32))).parent
+    (folder / "labels.csv").write_text(STATISTICS)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +111,7 @@ def train(bundle: Path, scans: Path, folder: Path, *variants: str, **overrides: 
 def infer(bundle: Path, scans: Path, output: Path, *overlays: str, **overrides: Any) -> Path:
     configs = [bundle / "configs" / "inference.json", *(OVERLAYS / name for name in overlays)]
     settings = {"dataset_dir": str(scans), "output_dir": str(output), "section": "validation_pairs", "spacing": 1.0}
+    settings |= {"affine": "none", "optimize": 0}
     job = workflow(bundle, "infer", configs, {**settings, **overrides})
     job.initialize()
     job.run()
@@ -401,11 +405,14 @@ def test_one_scan_can_be_the_fixed_image_of_all(bundle, scans, tmp_path):
     assert np.isfinite(losses).all()
 
 
-def test_two_dimensional_variant_trains(bundle, tmp_path):
+def test_two_dimensional_variant_trains(bundle, scans, tmp_path):
     if not (bundle / "configs" / "train_2d.json").exists():
         pytest.skip("the bundle has no 2-D variant")
-    slabs = Path(write_phantom_scans(tmp_path / "slabs", 4, (32, 32))).parent
-    losses = train(bundle, slabs, tmp_path, "train_2d.json", size=[32, 32])
+    if "slices" in read_json(bundle / "configs" / "train_2d.json"):  # cut from volumes
+        folder, settings = scans, {"slices#levels": {1: [10, 20], 2: [10, 20]}}
+    else:
+        folder, settings = Path(write_phantom_scans(tmp_path / "slabs", 4, (32, 32))).parent, {"size": [32, 32]}
+    losses = train(bundle, folder, tmp_path, "train_2d.json", **settings)
     assert len(losses) == 8
     assert np.mean(losses[4:]) < np.mean(losses[:4])
 
@@ -419,10 +426,16 @@ def test_label_maps_alone_train(bundle, scans, tmp_path):
         for name in ("training", "validation")
     }
     (tmp_path / "datalist.json").write_text(json.dumps(maps))
-    (tmp_path / "labels.csv").write_text(
-        "id,t1_prior_mean,t1_prior_mean_spread\n0,5,2\n1,110,8\n2,170,8\n3,60,8\n4,140,8\n"
-    )
+    (tmp_path / "labels.csv").write_text(STATISTICS)
     losses = train(bundle, tmp_path, tmp_path, "train_labelmaps.json", max_epochs=1)
+    assert np.isfinite(losses).all()
+    assert float(read_curve(tmp_path)[0]["score"]) > 0
+
+
+def test_random_shapes_train_without_data(bundle, tmp_path):
+    if not (bundle / "configs" / "train_shapes.json").exists():
+        pytest.skip("the bundle has no variant for random shapes")
+    losses = train(bundle, tmp_path / "nowhere", tmp_path, "train_shapes.json", num_maps=3, max_epochs=1)
     assert np.isfinite(losses).all()
     assert float(read_curve(tmp_path)[0]["score"]) > 0
 

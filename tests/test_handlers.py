@@ -147,6 +147,70 @@ def test_checkpoint_of_another_architecture_is_refused_in_one_sentence(tmp_path)
     assert "\n" not in str(caught.value)
 
 
+def weights_file(path, value: float = 7.0, features: int = 3) -> str:
+    torch.save({"weight": torch.full((1, features), value), "bias": torch.full((1,), value)}, path)
+    return str(path)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("wrap", [nn.Identity, nn.DataParallel])
+def test_training_starts_from_initial_weights(tmp_path, resume, wrap):
+    """With `resume`, too, as long as there is nothing to resume."""
+    engine, objects = make_training()
+    network = objects["network"]
+    given = network if wrap is nn.Identity else wrap(network)
+    weights = weights_file(tmp_path / "model.pt")
+    checkpoint = ResumableCheckpoint(
+        tmp_path / "last.pt", {**objects, "network": given}, resume=resume, initial_weights=weights
+    )
+    checkpoint.attach(engine)
+    assert all((weight == 7).all() for weight in network.parameters())
+    state = engine.run(batches(), max_epochs=2)
+    assert (state.epoch, state.iteration) == (2, 6)
+    assert not any((weight == 7).all() for weight in network.parameters())
+
+
+def test_resuming_wins_over_initial_weights(tmp_path):
+    weights = weights_file(tmp_path / "model.pt")
+    engine, whole = make_training()
+    ResumableCheckpoint(tmp_path / "other.pt", whole, initial_weights=weights).attach(engine)
+    engine.run(batches(), max_epochs=4)
+    for epochs, value in ((2, 7.0), (4, -7.0)):
+        engine, objects = make_training(seed=epochs)
+        weights = weights_file(tmp_path / "model.pt", value)
+        ResumableCheckpoint(tmp_path / "last.pt", objects, resume=True, initial_weights=weights).attach(engine)
+        state = engine.run(batches(), max_epochs=epochs)
+    assert (state.epoch, state.iteration) == (4, 12)
+    for a, b in zip(whole["network"].parameters(), objects["network"].parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_without_resume_initial_weights_win_over_an_old_checkpoint(tmp_path):
+    engine, objects = make_training()
+    ResumableCheckpoint(tmp_path / "last.pt", objects).attach(engine)
+    engine.run(batches(), max_epochs=1)
+    engine, objects = make_training()
+    weights = weights_file(tmp_path / "model.pt")
+    ResumableCheckpoint(tmp_path / "last.pt", objects, initial_weights=weights).attach(engine)
+    assert (objects["network"].weight == 7).all()
+
+
+def test_initial_weights_of_another_architecture_are_refused_in_one_sentence(tmp_path):
+    engine, objects = make_training(features=4)
+    weights = weights_file(tmp_path / "model.pt", features=3)
+    checkpoint = ResumableCheckpoint(tmp_path / "last.pt", objects, initial_weights=weights)
+    with pytest.raises(RuntimeError, match=r"model\.pt is .* another network: .*weight.*\[1, 3\]") as caught:
+        checkpoint.attach(engine)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_initial_weights_are_named(tmp_path):
+    engine, objects = make_training()
+    checkpoint = ResumableCheckpoint(tmp_path / "last.pt", objects, initial_weights=tmp_path / "none.pt")
+    with pytest.raises(FileNotFoundError, match=r"none\.pt"):
+        checkpoint.attach(engine)
+
+
 def test_checkpoint_without_an_object_is_refused(tmp_path):
     engine, objects = make_training()
     network_only = {"network": objects["network"]}

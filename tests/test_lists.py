@@ -267,6 +267,34 @@ def test_scans_meet_within_their_group_only():
     assert all(m % 2 == f % 2 for m, f in drawn(ScanPairDataset(scans, num_pairs=40)))
 
 
+def test_scan_may_be_paired_with_itself():
+    dataset = ScanPairDataset(numbered(4, people=[0, 0, 1, 1]), with_itself=True, num_pairs=60)
+    assert set(drawn(dataset)) == {(i, i) for i in range(4)}
+    assert drawn(dataset.set_random_state(1)) == drawn(dataset.set_random_state(1)) != drawn(dataset)
+
+
+def test_one_scan_is_enough_to_meet_itself():
+    assert drawn(ScanPairDataset(numbered(1), with_itself=True, num_pairs=3)) == [(0, 0)] * 3
+
+
+def test_validation_pairs_with_itself_are_each_scan_once():
+    assert drawn(ScanPairDataset(numbered(5), with_itself=True, shuffle=False)) == [(i, i) for i in range(5)]
+    assert drawn(ScanPairDataset(numbered(6), with_itself=True, shuffle=False, num_pairs=3)) == [(0, 0), (2, 2), (4, 4)]
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_both_sides_of_a_scan_with_itself_can_be_changed_apart(cache):
+    def darken(pair):
+        pair["moving"] -= 50
+        return pair
+
+    scans = numbered(1) if cache else [{"image": "one", "subject": "a"}]
+    load = None if cache else lambda scan: {**scan, "image": torch.zeros(1, 4, 4)}
+    item = ScanPairDataset(scans, load, darken, with_itself=True, cache=cache)[0]
+    assert (item["moving"] == -50).all()
+    assert (item["fixed"] == 0).all()
+
+
 def test_given_pairs_come_in_order_with_the_transform_on_the_pair(phantom_list):
     pairs = load_list(phantom_list, "validation_pairs")
     keys = ["moving", "fixed", "label_moving", "label_fixed"]

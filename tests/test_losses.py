@@ -6,9 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.losses import LocalNormalizedCrossCorrelationLoss
 
+from custom_components.fields import warp
+from custom_components.losses.overlap import LabelDice
 from custom_components.losses.registration import RegistrationLoss
 from custom_components.losses.regularization import FoldingPenalty, GradientPenalty
-from custom_components.losses.similarity import LNCC, MSE, MutualInformation, SoftDice, box_sum, one_hot
+from custom_components.losses.similarity import LNCC, MSE, MutualInformation, box_sum
 
 SIZES = [(13, 16), (11, 12, 10)]
 both = pytest.mark.parametrize("size", SIZES, ids=["2-D", "3-D"])
@@ -105,14 +107,131 @@ def test_mse_is_the_mean_over_sigma_squared():
     assert MSE(0.1)(a, b) == pytest.approx(1)
 
 
-def test_dice_counts_present_labels_only():
+def stripes(size, num_labels=5, batch=2, seed=0):
+    """Label maps int16 of blocks of about three voxels; every id below `num_labels` but 1, which none has."""
+    generator = torch.Generator().manual_seed(seed)
+    blocks = torch.randint(0, num_labels - 1, (batch, 1, *[-(-n // 3) for n in size]), generator=generator)
+    for axis, n in enumerate(size, start=2):
+        blocks = blocks.repeat_interleave(3, axis).narrow(axis, 0, n)
+    return (blocks + (blocks > 0)).short()
+
+
+def random_field(size, batch=2, amplitude=3.0, seed=0):
+    """Vectors of several voxels in any direction: near the borders many leave the grid."""
+    generator = torch.Generator().manual_seed(seed)
+    return amplitude * torch.randn(batch, len(size), *size, dtype=torch.float64, generator=generator)
+
+
+def dice_of_one_hot_maps(ddf, moving, fixed, labels):
+    """What `LabelDice` claims to be: Dice of one-hot maps, warped linearly, over labels present in either."""
+    moving, fixed = (torch.cat([(m == k).double() for k in labels], 1) for m in (moving, fixed))
+    warped = warp(moving, ddf, padding="border")
+    overlap, total = (warped * fixed).flatten(2).sum(2), (warped + fixed).flatten(2).sum(2)
+    return (1 - 2 * overlap / total.clamp(min=1e-9))[total > 0].mean()
+
+
+def value_and_gradient(function, ddf):
+    ddf = ddf.clone().requires_grad_()
+    value = function(ddf)
+    return value.detach(), torch.autograd.grad(value, ddf)[0]
+
+
+@pytest.mark.parametrize("labels", [[0, 2, 3, 4], [3, 2], [4, 1, 17]])
+@pytest.mark.parametrize("size", [*SIZES, (40, 1), (9, 1, 10), (1, 8, 9)], ids=str)
+@pytest.mark.parametrize("amplitude", [0.3, 4.0])
+def test_label_dice_is_that_of_warped_one_hot_maps(size, labels, amplitude):
+    moving, fixed, ddf = stripes(size), stripes(size, seed=1), random_field(size, amplitude=amplitude)
+    value, gradient = value_and_gradient(lambda u: LabelDice(labels)(u, moving, fixed), ddf)
+    expected = value_and_gradient(lambda u: dice_of_one_hot_maps(u, moving, fixed, labels), ddf)
+    torch.testing.assert_close(value, expected[0], rtol=0, atol=1e-10)
+    torch.testing.assert_close(gradient, expected[1], rtol=0, atol=1e-10)
+    assert gradient.abs().max() > 1e-4
+
+
+@both
+def test_label_dice_gradcheck(size):
+    size = tuple(n - 7 for n in size)
+    moving, fixed = stripes(size), stripes(size, seed=1)
+    ddf = random_field(size, amplitude=1.0).requires_grad_()
+    assert torch.autograd.gradcheck(lambda u: LabelDice("all")(u, moving, fixed), (ddf,))
+
+
+@both
+@pytest.mark.parametrize("labels", ["all", [2, 4], [0]])
+def test_label_dice_of_equal_maps_is_0_and_of_disjoint_ones_1(size, labels):
+    labels_map = stripes(size)
+    zero = torch.zeros(2, len(size), *size, dtype=torch.float64)
+    assert float(LabelDice(labels)(zero, labels_map, labels_map)) == pytest.approx(0, abs=1e-12)
+    assert float(LabelDice([2, 6])(zero, labels_map, 8 - labels_map)) == pytest.approx(1)
+
+
+def test_label_dice_counts_present_labels_only():
     label = torch.zeros(1, 1, 8, 8, dtype=torch.int16)
     label[..., :4, :] = 1
-    same = one_hot(label, [1, 7])
-    assert SoftDice()(same, same) == 0
-    half = one_hot(label.roll(2, 2), [1, 7])
-    assert SoftDice()(same, half) == pytest.approx(0.5)
-    assert SoftDice()(torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 4, 4)) == 0
+    zero = torch.zeros(1, 2, 8, 8)
+    assert float(LabelDice([1, 7, 9])(zero, label, label.roll(2, 2))) == pytest.approx(0.5)
+    assert LabelDice([7, 9])(zero, label, label) == 0
+    # Of one map only, a label counts: its Dice is 0.
+    assert float(LabelDice([1, 7])(zero, label, label * 7)) == pytest.approx(1)
+
+
+def test_label_dice_leaves_labels_out_sample_by_sample():
+    label = torch.zeros(2, 1, 8, 8, dtype=torch.int16)
+    label[0, :, :4], label[1, :, :4] = 1, 2
+    other = label.clone()
+    other[1] = label[1].roll(2, 1)  # Dice 0.5 in the second sample, 1 in the first
+    assert float(LabelDice([1, 2])(torch.zeros(2, 2, 8, 8), label, other)) == pytest.approx(0.25)
+
+
+@both
+def test_all_labels_are_the_ids_from_0_to_the_largest(size):
+    moving, fixed, ddf = stripes(size), stripes(size, seed=1), random_field(size)
+    every = LabelDice("all")(ddf, moving, fixed)
+    assert every == LabelDice([0, 2, 3, 4])(ddf, moving, fixed)
+    assert every == LabelDice(range(5))(ddf, moving, fixed)
+    assert every != LabelDice([2, 3, 4])(ddf, moving, fixed)
+
+
+@both
+def test_ids_that_are_not_listed_do_not_matter(size):
+    moving, fixed, ddf = stripes(size), stripes(size, seed=1), random_field(size)
+    loss = LabelDice([2, 3])
+    renamed = [m.int().masked_fill(m == 0, 1).masked_fill(m == 4, 70000) for m in (moving, fixed)]
+    for u in (ddf, torch.zeros_like(ddf)):
+        assert loss(u, moving, fixed) == loss(u, *renamed)
+
+
+@both
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+@pytest.mark.parametrize("labels", ["all", [0, 2, 4]])
+def test_label_dice_takes_any_integer_type(size, dtype, labels):
+    moving, fixed, ddf = stripes(size), stripes(size, seed=1), random_field(size)
+    assert LabelDice(labels)(ddf, moving.to(dtype), fixed.to(dtype)) == LabelDice(labels)(ddf, moving, fixed)
+
+
+@both
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 1e-2), (torch.bfloat16, 5e-2)])
+def test_label_dice_takes_fields_of_any_precision(size, dtype, tolerance):
+    moving, fixed, ddf = stripes(size), stripes(size, seed=1), random_field(size, amplitude=0.5)
+    expected = value_and_gradient(lambda u: LabelDice("all")(u, moving, fixed), ddf)[0]
+    value, gradient = value_and_gradient(lambda u: LabelDice("all")(u, moving, fixed), ddf.to(dtype))
+    assert value.dtype == torch.float32
+    assert gradient.dtype == dtype
+    assert float(value) == pytest.approx(float(expected), abs=tolerance)
+
+
+def test_gradient_of_label_dice_leads_a_shifted_square_home():
+    fixed = torch.zeros(1, 1, 16, 16, dtype=torch.int16)
+    fixed[..., 5:11, 5:11] = 3
+    shift = torch.tensor([0.3, -0.2]).requires_grad_()
+    optimizer = torch.optim.Adam([shift], lr=0.1)
+    for _ in range(60):
+        loss = LabelDice([3])(shift.view(1, 2, 1, 1).expand(1, 2, 16, 16), fixed.roll((2, -1), (2, 3)), fixed)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.05
+    torch.testing.assert_close(shift.detach(), torch.tensor([2.0, -1.0]), rtol=0, atol=0.1)
 
 
 @both
@@ -151,6 +270,43 @@ def test_registration_loss_is_the_sum_of_its_named_terms(size):
     assert not any(v.requires_grad for v in pred["terms"].values())
 
 
+@both
+def test_loss_without_similarity_reads_labels_and_fields_only(size):
+    labels = {"label_moving": stripes(size), "label_fixed": stripes(size, seed=1)}
+    ddf = random_field(size, amplitude=0.5)
+    loss = RegistrationLoss(
+        None, GradientPenalty(), 2.0, regularized="ddf", segmentation="all", segmentation_weight=0.5
+    )
+    pred = {"ddf": ddf}
+    total = loss(pred, labels)
+    overlap = LabelDice("all")(ddf, labels["label_moving"], labels["label_fixed"])
+    torch.testing.assert_close(
+        pred["terms"], {"regularization": 2 * GradientPenalty()(ddf), "segmentation": overlap / 2}
+    )
+    torch.testing.assert_close(total, 2 * GradientPenalty()(ddf) + overlap / 2)
+
+
+@both
+def test_bidirectional_overlap_is_the_mean_of_both_directions(size):
+    moving, fixed = stripes(size), stripes(size, seed=1)
+    pred = {"ddf": random_field(size), "inverse_ddf": random_field(size, seed=1)}
+    loss = RegistrationLoss(
+        None,
+        GradientPenalty(),
+        1.0,
+        regularized="ddf",
+        segmentation=[2, 3],
+        segmentation_weight=1.0,
+        bidirectional=True,
+    )
+    terms = loss.terms(pred, {"label_moving": moving, "label_fixed": fixed})
+    there = LabelDice([2, 3])(pred["ddf"], moving, fixed)
+    back = LabelDice([2, 3])(pred["inverse_ddf"], fixed, moving)
+    assert terms.keys() == {"regularization", "segmentation"}
+    assert there != back
+    torch.testing.assert_close(terms["segmentation"], (there + back) / 2)
+
+
 def test_bidirectional_similarity_is_symmetric():
     moving, fixed = torch.rand(1, 1, 12, 12), torch.rand(1, 1, 12, 12)
     zero = torch.zeros(1, 2, 12, 12)
@@ -173,6 +329,11 @@ def test_masks_of_the_batch_reach_the_similarity():
         assert make_loss().terms(pred, {"moving": moving, "fixed": fixed, key: mask})["similarity"] == 0
 
 
+def overlap_of(labels):
+    """`LabelDice` with these as moving labels, of a field and fixed labels of 4 x 5 voxels."""
+    return LabelDice("all")(torch.zeros(1, 2, 4, 5), labels, torch.zeros(1, 1, 4, 5).long())
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -181,6 +342,13 @@ def test_masks_of_the_batch_reach_the_similarity():
         (lambda: MSE()(torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 3, 3)), "mask of size"),
         (lambda: GradientPenalty("l3"), "l1 or l2"),
         (lambda: make_loss(bidirectional=True).terms({}, {}), "inverse_ddf"),
+        (lambda: LabelDice("1,2"), "expected labels 'all' or a list"),
+        (lambda: LabelDice([]), "expected labels 'all' or a list"),
+        (lambda: LabelDice([2, -1]), "expected labels 'all' or a list"),
+        (lambda: overlap_of(torch.zeros(1, 1, 4, 5)), r"expected integer label maps .* got torch\.float32"),
+        (lambda: overlap_of(torch.zeros(1, 2, 4, 5).long()), r"expected integer label maps .* \(1, 2, 4, 5\)"),
+        (lambda: overlap_of(torch.zeros(1, 1, 4, 4).long()), r"\(1, 2, 4, 5\), got torch\.int64 \(1, 1, 4, 4\)"),
+        (lambda: overlap_of(torch.zeros(1, 1, 4, 5, 6).long()), r"\(1, 1, 4, 5, 6\)"),
     ],
 )
 def test_wrong_input_is_named(call, message):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -39,24 +39,25 @@ class SynthesizedBatch:
             so that a seeded run can be repeated, and each process of a distributed run goes its own way.
     """
 
-    def __init__(
-        self, synthesis: Callable[..., dict[str, Tensor]], slices: Callable[..., Any] | None = None, seed: int | None = None
-    ) -> None:
+    def __init__(self, synthesis: Any, slices: Any | None = None, seed: int | None = None) -> None:
         self.synthesis, self.slices, self.seed = synthesis, slices, seed
 
     @torch.no_grad()
     def __call__(
-        self, batch: Mapping[str, Any], device: torch.device | str | None = None, non_blocking: bool = False, **kwargs: Any
+        self,
+        batch: Mapping[str, Any],
+        device: torch.device | str | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
     ) -> tuple[Tensor, dict[str, Tensor], tuple[()], dict[str, Any]]:
         """As `prepare_pair_batch`; the batch needs `label_moving` and `label_fixed`, (B, 1, *S)."""
-        maps = [
-            _plain(batch[key]).to(device, non_blocking=non_blocking, **kwargs) for key in ("label_moving", "label_fixed")
-        ]
+        maps = [_plain(batch[key]) for key in ("label_moving", "label_fixed")]
+        maps = [labels.to(device, non_blocking=non_blocking, **kwargs) for labels in maps]
         seed = int(torch.randint(2**62, (1,))) if self.seed is None else self.seed
         generator = torch.Generator(maps[0].device).manual_seed(seed)
         if self.slices is not None:
-            maps = self.slices(*maps, self.slices.draw(generator))  # type: ignore[attr-defined]
-        draw = self.synthesis.draw(maps[0].shape[0], maps[0].shape[2:], generator)  # type: ignore[attr-defined]
+            maps = self.slices(*maps, self.slices.draw(generator))
+        draw = self.synthesis.draw(maps[0].shape[0], maps[0].shape[2:], generator)
         targets = self.synthesis(*maps, draw)
         return torch.cat([targets["moving"], targets["fixed"]], 1), targets, (), {}
 

@@ -224,6 +224,8 @@ class ScanPairDataset(Dataset, Randomizable):
         self.num_pairs = num_pairs or self.num_scans
         self._fixed_pairs: list[tuple[int, int]] | None = None
         self.with_itself = with_itself
+        if with_itself and (self.pairs_given or atlas is not None):
+            raise ValueError("with_itself pairs each scan with itself: it takes no pairs and no atlas")
         people = [subject_of(scan) if between_people else str(i) for i, scan in enumerate(self.data)]
         self._person = np.unique(people, return_inverse=True)[1]
         self._group = np.unique([str(scan.get("group", "")) for scan in self.data], return_inverse=True)[1]

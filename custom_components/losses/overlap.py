@@ -35,8 +35,10 @@ class LabelDice(nn.Module):
             ddf: shape (B, D, *S), voxels, fixed to moving.
             moving, fixed: integer label maps, shape (B, 1, *S).
         """
+        if ddf.shape[1] != ddf.ndim - 2:
+            raise ValueError(f"expected a field (B, 2, H, W) or (B, 3, D, H, W), got shape {tuple(ddf.shape)}")
         for labels in (moving, fixed):
-            if labels.shape[2:] != ddf.shape[2:] or labels.shape[1] != 1 or labels.is_floating_point():
+            if labels.shape != (ddf.shape[0], 1, *ddf.shape[2:]) or labels.is_floating_point():
                 raise ValueError(
                     f"expected integer label maps (B, 1, *S) for a field of shape {tuple(ddf.shape)}, "
                     f"got {labels.dtype} {tuple(labels.shape)}"
@@ -47,7 +49,7 @@ class LabelDice(nn.Module):
             chosen = torch.tensor(self.labels, device=ddf.device)
         num = int(chosen[-1]) + 1 if isinstance(self.labels, str) else max(self.labels) + 1
         # Ids beyond the chosen ones share the last bin, which is never read.
-        maps = [torch.where(labels < num, labels, num).flatten(1) for labels in (moving, fixed)]
+        maps = [torch.where(labels < num, labels.long(), num).flatten(1) for labels in (moving, fixed)]
         overlap, mass = _Overlap.apply(ddf, *maps, num + 1)
         count = _bin_sums(torch.ones_like(maps[1], dtype=overlap.dtype), maps[1], num + 1)
         overlap, total = overlap[:, chosen], (mass + count)[:, chosen]
@@ -64,7 +66,9 @@ class _Overlap(torch.autograd.Function):
         dtype = torch.float64 if ddf.dtype == torch.float64 else torch.float32
         neighbours, weights, inside = _neighbours(ddf.to(dtype), moving)
         overlap = _bin_sums(_interpolate([(n == fixed).to(dtype) for n in neighbours], weights), fixed, num)
-        mass = sum(_bin_sums(_corner(weights, i), labels, num) for i, labels in enumerate(neighbours))
+        mass = torch.zeros_like(overlap)
+        for i, labels in enumerate(neighbours):
+            mass += _bin_sums(_corner(weights, i), labels, num)
         ctx.save_for_backward(fixed, *neighbours, *weights, *inside)
         ctx.shape, ctx.dtype = ddf.shape, ddf.dtype
         return overlap, mass

@@ -7,7 +7,6 @@ computed in float32 also under autocast.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -187,6 +186,47 @@ class MutualInformation(nn.Module):
         return torch.stack(losses).mean()
 
 
+class MIND(nn.Module):
+    """Mean squared difference of self-similarity context descriptors: for images of different contrast.
+
+    A voxel's descriptor compares the patches around its direct neighbours with one another, for all pairs of neighbours
+    along different axes (12 in 3-D, 4 in 2-D): exp(-(d - min d) / mean d), d being the patches' mean squared
+    difference. It describes the structure around the voxel, whatever intensities show it.
+
+    Args:
+        dilation: distance of the neighbours in voxels.
+        window: odd edge length of the patches.
+        floor: lower bound of the mean d, in squared intensity units: contrast below its square root counts as noise.
+    References: Heinrich et al., Medical Image Analysis 16(7), 2012; MICCAI 2013 (self-similarity context).
+    """
+
+    def __init__(self, dilation: int = 2, window: int = 3, floor: float = 1e-4) -> None:
+        super().__init__()
+        self.dilation, self.window, self.floor = dilation, window, floor
+
+    def forward(self, warped: Tensor, fixed: Tensor, mask: Tensor | None = None) -> Tensor:
+        warped, fixed, mask = _checked(warped, fixed, mask)
+        return masked_mean((self.descriptor(warped) - self.descriptor(fixed)).square().mean(1, keepdim=True), mask)
+
+    def descriptor(self, image: Tensor) -> Tensor:
+        """Self-similarity context of (B, C, *S): (B, C * P, *S), in (0, 1]."""
+        axes = range(2, image.ndim)
+        neighbours = {(axis, sign): _shift(image, axis, sign * self.dilation) for axis in axes for sign in (-1, 1)}
+        inverse_count = 1 / _box_count(image, self.window)
+        distances = torch.stack(
+            [
+                box_sum((neighbours[a] - neighbours[b]).square(), self.window) * inverse_count
+                for a in neighbours
+                for b in neighbours
+                if a[0] < b[0]
+            ],
+            2,
+        )
+        distances = distances - distances.amin(2, keepdim=True)
+        spread = distances.mean(2, keepdim=True).clamp(min=self.floor)
+        return torch.exp(-distances / spread).flatten(1, 2)
+
+
 def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     """Mean of (B, C, *S) over the voxels, weighted by a mask (B or 1, 1 or C, *S); 0 if the mask is empty."""
     if mask is None:
@@ -202,3 +242,9 @@ def _checked(a: Tensor, b: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor,
         raise ValueError(f"expected a mask of size {tuple(a.shape[2:])}, got {tuple(mask.shape[2:])}")
     dtype = torch.float64 if a.dtype == torch.float64 else torch.float32
     return a.to(dtype), b.to(dtype), None if mask is None else mask.to(dtype)
+
+
+def _shift(image: Tensor, axis: int, step: int) -> Tensor:
+    """image(x + step) along an axis, border values continued."""
+    n = image.shape[axis]
+    return image.index_select(axis, (torch.arange(n, device=image.device) + step).clamp(0, n - 1))

@@ -54,7 +54,7 @@ class RandomWarp:
         self.affine = {"rotation_degrees": rotation_degrees, "scaling": scaling, "shear": shear, "shift": shift}
 
     def draw(self, batch: int, size: Sequence[int], generator: Generator) -> Draw:
-        """"velocity" (B, D, *ceil(S / 2)) in voxels of its grid, "matrix" (B, D + 1, D + 1)."""
+        """ "velocity" (B, D, *ceil(S / 2)) in voxels of its grid, "matrix" (B, D + 1, D + 1)."""
         half = [-(-n // 2) for n in size]
         velocity = sum(
             smooth_noise(half, scale / 2, uniform((0, self.std), (batch,), generator), generator, channels=len(size))
@@ -119,7 +119,8 @@ class RandomContrast:
     ) -> None:
         self.num_labels = num_labels
         self.mean, self.std = mean, std
-        self.background_mean, self.background_std, self.zero_background = background_mean, background_std, zero_background
+        self.background_mean, self.background_std = background_mean, background_std
+        self.zero_background = zero_background
         self.blur, self.bias, self.bias_scale, self.gamma = blur, bias, bias_scale, gamma
         self.thick_slices, self.thickness = thick_slices, thickness
         self.crop, self.crop_share = crop, crop_share
@@ -134,7 +135,8 @@ class RandomContrast:
             mean = uniform(self.mean, (batch, self.num_labels), generator)
             mean[:, 0] = uniform(self.background_mean, (batch,), generator)
         else:
-            mean = draw_means(*(t.to(device) for t in self.table), batch, generator)
+            means, spreads = (table.to(device) for table in self.table)
+            mean = draw_means(means, spreads, batch, generator)
         thick = uniform((0, 1), (batch, 1), generator) < self.thick_slices
         axis = torch.arange(d, device=device) == torch.randint(d, (batch, 1), generator=generator, device=device)
         stride = uniform(self.thickness, (batch, 1), generator).round()
@@ -174,6 +176,8 @@ class SynthesizePair:
         contrast: draws the images of the moving maps, and of the fixed ones unless `fixed_contrast` is given.
         fixed_contrast: for the fixed maps.
         flip: probability that both maps of a sample are flipped along an axis; one number, or one per axis.
+        same_contrast: probability that the labels' means and noise levels are the same in both images; background,
+            blur, bias field and gamma stay independent.
         strip: probability that both maps lose the labels from `first_extracerebral` on (skull-stripping).
     """
 
@@ -184,23 +188,41 @@ class SynthesizePair:
         fixed_contrast: RandomContrast | None = None,
         *,
         flip: float | Sequence[float] = 0.5,
+        same_contrast: float = 0.0,
         strip: float = 0.0,
         first_extracerebral: int = 500,
     ) -> None:
         self.warp, self.contrasts = warp, (contrast, fixed_contrast or contrast)
+        if same_contrast and self.contrasts[0].num_labels != self.contrasts[1].num_labels:
+            raise ValueError("expected two contrasts of equal num_labels, so that a pair can share its means")
+        self.same_contrast = same_contrast
         self.flip, self.strip, self.first_extracerebral = flip, strip, first_extracerebral
 
     def draw(self, batch: int, size: Sequence[int], generator: Generator) -> dict[str, Any]:
-        """"flip" (B, D) and "strip" (B,), shared by the pair, and the two maps' own draws by name."""
+        """ "flip" (B, D) and "strip" (B,), shared by the pair, and the two maps' own draws by name."""
+        contrasts = [contrast.draw(batch, size, generator) for contrast in self.contrasts]
+        same = uniform((0, 1), (batch, 1), generator) < self.same_contrast
+        if self.same_contrast:
+            contrasts[1] |= {key: torch.where(same, contrasts[0][key], contrasts[1][key]) for key in ("mean", "std")}
         return {
             "flip": uniform((0, 1), (batch, len(size)), generator) < torch.tensor(self.flip, device=generator.device),
             "strip": uniform((0, 1), (batch,), generator) < self.strip,
             "warp": [self.warp.draw(batch, size, generator) for _ in range(2)],
-            "contrast": [contrast.draw(batch, size, generator) for contrast in self.contrasts],
+            "contrast": contrasts,
         }
 
     def __call__(self, label_moving: Tensor, label_fixed: Tensor, draw: Mapping[str, Any]) -> dict[str, Tensor]:
-        """`moving`, `fixed` (B, 1, *S), and the label maps they show, in the input's type."""
+        """`moving`, `fixed` (B, 1, *S), and the label maps they show, in the input's type.
+
+        Raises:
+            ValueError: if the two batches differ in shape, or are not the integer maps of the draw's size.
+        """
+        for labels in (label_moving, label_fixed):
+            if labels.shape != draw["contrast"][0]["noise"].shape or labels.is_floating_point():
+                raise ValueError(
+                    f"expected two batches of integer label maps {tuple(draw['contrast'][0]['noise'].shape)}, "
+                    f"got {labels.dtype} {tuple(labels.shape)}"
+                )
         result: dict[str, Tensor] = {}
         shape = (-1, *[1] * (label_moving.ndim - 1))
         for i, (role, labels) in enumerate((("moving", label_moving), ("fixed", label_fixed))):
@@ -219,7 +241,7 @@ class RandomShapes:
     Args:
         size: of the maps.
         num_labels: labels 0 ... num_labels - 1.
-        scales: of the images' noise, in voxels per control value; each scale's standard deviation is drawn from U(0, 1).
+        scales: of the images' noise, in voxels per control value; the standard deviation of each is drawn from U(0, 1).
         warp_scales, warp_std: the displacement of each label's image: scales, and largest standard deviation in voxels.
     References: Hoffmann et al., IEEE TMI 41(3), 2022. The defaults are those of the authors' 2-D demonstration with the
         26 labels of their 3-D training; scales are in voxels: halve them for maps of half the size.
@@ -289,8 +311,9 @@ class CheckLabelsd(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         for key in self.key_iterator(dict(data)):
-            name = data.get(f"{key}_path", key)  # type: ignore[call-overload]
+            name = data.get(f"{key}_path", key)
             present = torch.as_tensor(data[key]).unique()
+            present = present if present.is_floating_point() else present.long()  # 8 bits cannot hold the known ids
             unknown = present[~torch.isin(present, self.known.to(present.dtype))].tolist()
             if unknown:
                 raise ValueError(f"{name}: label ids {unknown[:10]} are not in {self.source}")
@@ -322,7 +345,12 @@ class TakeSlices:
         return {"axis": torch.tensor(axis), "levels": torch.stack([level, (level + offset).clamp(low, high)])}
 
     def __call__(self, label_moving: Tensor, label_fixed: Tensor, draw: Mapping[str, Tensor]) -> list[Tensor]:
-        """Two batches (B * count, 1, H, W)."""
+        """Two batches (B * count, 1, H, W), of maps (B, 1, *S) in 3-D."""
+        if label_moving.ndim != 5 or label_moving.shape != label_fixed.shape:
+            raise ValueError(
+                "expected two batches of 3-D maps of equal size, "
+                f"got {tuple(label_moving.shape)} and {tuple(label_fixed.shape)}"
+            )
         axis = int(draw["axis"]) + 2
         maps = zip((label_moving, label_fixed), draw["levels"], strict=True)
         return [labels.index_select(axis, level).movedim(axis, 1).flatten(0, 1) for labels, level in maps]
@@ -347,11 +375,15 @@ def read_statistics(path: str | os.PathLike, num_labels: int = 531, contrast: st
 
 
 def draw_means(means: Tensor, spreads: Tensor, batch: int, generator: Generator) -> Tensor:
-    """Draws of the means (B, L), N(mean, spread) clipped to 0 ... 255: labels of equal statistics get equal means."""
+    """Draws of the means (B, L), N(mean, spread) clipped to 0 ... 255: labels of equal statistics get equal means.
+
+    Labels without statistics (NaN) stay NaN: they must not occur (`CheckLabelsd`).
+    """
     keys = torch.stack([means.nan_to_num(-1), spreads.nan_to_num(-1)], 1)
     unique, inverse = keys.unique(dim=0, return_inverse=True)
     normal = torch.randn(batch, len(unique), generator=generator, device=generator.device)
-    return (unique[:, 0] + unique[:, 1] * normal).clamp(0, 255)[:, inverse]
+    drawn = (unique[:, 0] + unique[:, 1] * normal).clamp(0, 255)[:, inverse]
+    return torch.where(means.isnan(), torch.nan, drawn)
 
 
 def random_affine(
@@ -364,7 +396,10 @@ def random_affine(
     shear: float = 0.0,
     shift: float = 0.0,
 ) -> Tensor:
-    """Random rotations, scalings, shears and shifts about the centre of a grid: voxel matrices (B, D + 1, D + 1)."""
+    """Random rotations, scalings, shears and shifts about the centre of a grid: voxel matrices (B, D + 1, D + 1).
+
+    In 3-D the rotation's three components are drawn one by one, each within `rotation_degrees`.
+    """
     d, device = len(size), generator.device
     upper = torch.triu_indices(d, d, 1, device=device)
     skew = torch.zeros(batch, d, d, device=device)

@@ -1,0 +1,110 @@
+"""The choice of the similarity for a pair, and MIND, the one for images of different contrast."""
+
+import logging
+
+import pytest
+import torch
+
+from custom_components.data.synthetic import phantom_pair
+from custom_components.deformations import StationaryVelocity
+from custom_components.fields import warp
+from custom_components.losses.registration import RegistrationLoss
+from custom_components.losses.regularization import GradientPenalty
+from custom_components.losses.similarity import LNCC, MIND
+from custom_components.optimization import PairwiseOptimizer, same_contrast
+
+SIZES = [(48, 44), (32, 36, 28)]
+both = pytest.mark.parametrize("size", SIZES, ids=["2d", "3d"])
+
+
+def contrasts(size, fixed_means=(0.0, 0.6, 0.3, 0.9, 0.45), seed=1):
+    """A phantom pair whose fixed image has its own mean for each label (moving: 0, .4, .9, .2, .7)."""
+    pair = phantom_pair(size, seed=seed)
+    pair = {key: value for key, value in pair.items() if isinstance(value, torch.Tensor)}
+    pair["moving"] = torch.tensor([0.0, 0.4, 0.9, 0.2, 0.7])[pair["label_moving"].long()]
+    pair["fixed"] = torch.tensor(fixed_means)[pair["label_fixed"].long()]
+    return pair
+
+
+def registration(similarity, weight=0.3):
+    return RegistrationLoss(similarity, GradientPenalty(), weight)
+
+
+@both
+def test_one_contrast_is_told_from_two(size):
+    assert same_contrast(*[contrasts(size, (0.0, 0.4, 0.9, 0.2, 0.7))[key] for key in ("moving", "fixed")])
+    assert not same_contrast(*[contrasts(size)[key] for key in ("moving", "fixed")])
+
+
+@both
+def test_a_scaled_image_has_the_same_contrast_and_an_inverted_one_has_not(size):
+    fixed = contrasts(size)["fixed"]
+    assert same_contrast(0.6 * fixed + 0.1, fixed)
+    assert not same_contrast((1 - fixed) * (fixed > 0), fixed)
+
+
+def test_every_sample_of_a_batch_must_agree():
+    fixed = contrasts(SIZES[0])["fixed"]
+    assert not same_contrast(torch.cat([fixed, (1 - fixed) * (fixed > 0)]), torch.cat([fixed, fixed]))
+
+
+def test_a_mask_restricts_the_comparison():
+    fixed = contrasts(SIZES[0])["fixed"]
+    half = torch.zeros_like(fixed)
+    half[:, :, : fixed.shape[2] // 2] = 1
+    moving = torch.where(half > 0, fixed, (1 - fixed) * (fixed > 0))
+    assert same_contrast(moving, fixed, half)
+    assert not same_contrast(moving, fixed, 1 - half)
+
+
+def test_empty_images_count_as_different():
+    assert not same_contrast(torch.zeros(1, 1, 20, 20), torch.zeros(1, 1, 20, 20))
+
+
+@pytest.mark.parametrize(
+    ("fixed_means", "name"), [((0.0, 0.4, 0.9, 0.2, 0.7), "LNCC"), ((0, 0.6, 0.3, 0.9, 0.4), "MIND")]
+)
+def test_the_choice_is_logged(fixed_means, name, caplog):
+    pair = contrasts(SIZES[0], fixed_means)
+    optimizer = PairwiseOptimizer(
+        StationaryVelocity(), registration(LNCC()), loss_across=registration(MIND()), levels=[2], iterations=1
+    )
+    with caplog.at_level(logging.INFO):
+        optimizer(pair["moving"], pair["fixed"])
+    assert f"refining with {name}" in caplog.text
+
+
+@both
+def test_mind_registers_across_contrasts(size):
+    pair = contrasts(size)
+    deformation = StationaryVelocity()
+    parameters = PairwiseOptimizer(deformation, registration(MIND()), levels=[2, 1], iterations=30)(
+        pair["moving"], pair["fixed"]
+    )
+    warped = warp(pair["label_moving"], deformation(parameters, size)["ddf"], mode="nearest")
+    before, after = ((labels == pair["label_fixed"]).float().mean() for labels in (pair["label_moving"], warped))
+    assert 1 - after < 0.6 * (1 - before)
+
+
+@both
+def test_mind_is_zero_for_equal_images_and_blind_to_scale_and_sign(size):
+    image = contrasts(size)["fixed"] + 0.05 * torch.rand(1, 1, *size, generator=torch.Generator().manual_seed(0))
+    mind = MIND(floor=1e-12)
+    assert mind(image, image) == 0
+    assert mind(0.5 * image + 0.2, image) < 1e-6
+    assert mind(1 - image, image) < 1e-6
+    assert mind(image.roll(3, 2), image) > 0.01
+
+
+@both
+def test_mind_describes_a_voxel_by_all_pairs_of_neighbours_on_different_axes(size):
+    descriptor = MIND().descriptor(torch.rand(2, 1, *size))
+    assert descriptor.shape == (2, {2: 4, 3: 12}[len(size)], *size)
+    assert descriptor.amax() == 1
+    assert descriptor.amin() > 0
+
+
+def test_gradient_of_mind():
+    generator = torch.Generator().manual_seed(0)
+    warped, fixed = (torch.rand(1, 1, 7, 8, generator=generator, dtype=torch.float64) for _ in range(2))
+    assert torch.autograd.gradcheck(MIND(dilation=1), (warped.requires_grad_(), fixed))
