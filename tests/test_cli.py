@@ -44,7 +44,7 @@ def registered(scans, tmp_path_factory):
     output = tmp_path_factory.mktemp("registered")
     (moving, label_moving), (fixed, label_fixed) = scans[:2]
     words = ["optimize", moving, fixed, "-o", output, "--label_moving", label_moving, "--label_fixed", label_fixed]
-    assert run(*words, "--iterations", "[15,15,10]") is None
+    assert run(*words, "--iterations", "[15,15,10]", "--affine", "none") is None
     return next(path for path in output.iterdir() if path.is_dir())
 
 
@@ -80,7 +80,7 @@ def test_a_saved_transform_applies_to_images_labels_and_points(scans, registered
 
 
 def test_the_shipped_weights_register_a_pair(scans, tmp_path):
-    weights = cli.find_bundle("voxelmorph") / "models" / "model.pt"
+    weights = cli.find_bundle(cli.DEFAULT_BUNDLE) / "models" / "model.pt"
     if not weights.is_file():
         pytest.skip("this copy has no weights")
     (moving, label_moving), (fixed, label_fixed) = scans[:2]
@@ -103,7 +103,7 @@ def test_evaluation_of_a_list_writes_a_table(scans, tmp_path):
     path = tmp_path / "list.json"
     path.write_text(json.dumps({"validation_pairs": [{**pair, "id": "one"}, {**pair, "id": "two"}]}))
     overlay = cli._bundles_folder() / "overlays" / "training_free.json"
-    assert run("evaluate", path, "-o", tmp_path / "out", "--overlay", overlay, "--iterations", "[2,2,2]") is None
+    assert run("evaluate", path, "-o", tmp_path / "out", "--overlay", overlay, "--iterations", "[2,2,2]", "--affine", "none") is None
     assert {"metrics.csv", "metrics.json", "index.html"} <= {p.name for p in (tmp_path / "out").iterdir()}
 
 
@@ -170,7 +170,7 @@ def test_a_checkpoint_of_another_architecture_is_named(scans, tmp_path):
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        (["--bundle", "nosuch"], "there is no bundle 'nosuch'; there are voxelmorph"),
+        (["--bundle", "nosuch"], "there is no bundle 'nosuch'; there are synthmorph"),
         (["--max_epcohs", "3"], "no setting 'max_epcohs'"),
         (["--weights", "nowhere.pt"], "nowhere.pt"),
     ],

@@ -31,6 +31,7 @@ class RegistrationLoss(nn.Module):
         segmentation: labels to overlap (or "all"), None for the unsupervised objective; the batch then needs
             `label_moving` and `label_fixed`, integer maps.
         segmentation_weight: weight of the label term.
+        pooled: the Dice of all labels together instead of the mean of theirs, see `LabelDice`.
         bidirectional: also compare in moving space; `pred` then needs "inverse_ddf".
     """
 
@@ -45,13 +46,14 @@ class RegistrationLoss(nn.Module):
         folding_margin: float = 0.2,
         segmentation: Sequence[int] | str | None = None,
         segmentation_weight: float = 0.01,
+        pooled: bool = False,
         bidirectional: bool = False,
     ) -> None:
         super().__init__()
         self.similarity, self.regularization = similarity, regularization
         self.weight, self.regularized = weight, regularized
         self.folding, self.folding_weight = FoldingPenalty(folding_margin), folding_weight
-        self.overlap = None if segmentation is None else LabelDice(segmentation)
+        self.overlap = None if segmentation is None else LabelDice(segmentation, pooled=pooled)
         self.segmentation_weight = segmentation_weight
         self.bidirectional = bidirectional
 

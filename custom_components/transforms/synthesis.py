@@ -93,7 +93,8 @@ class RandomContrast:
         statistics: CSV file with columns `id`, `t1_prior_mean`, `t1_prior_mean_spread` (0 to 255); replaces `mean`,
             `background_mean`. Labels of equal statistics (left and right) get equal means.
         contrast: with `statistics`, "t1", "t2" (fluid bright, grey above white; bone and background stay dark) or
-            "inverted".
+            "inverted"; of several, one is drawn for each image.
+        statistics_share: share of the images that the table colours; the others get random means.
     References: the defaults are SynthMorph's. The T2-like table is ours: 285 - 1.3 * T1 mean for ids below 500.
     """
 
@@ -115,7 +116,8 @@ class RandomContrast:
         crop: float = 0.0,
         crop_share: float = 0.2,
         statistics: str | os.PathLike | None = None,
-        contrast: str = "t1",
+        contrast: str | Sequence[str] = "t1",
+        statistics_share: float = 1.0,
     ) -> None:
         self.num_labels = num_labels
         self.mean, self.std = mean, std
@@ -124,19 +126,23 @@ class RandomContrast:
         self.blur, self.bias, self.bias_scale, self.gamma = blur, bias, bias_scale, gamma
         self.thick_slices, self.thickness = thick_slices, thickness
         self.crop, self.crop_share = crop, crop_share
-        self.table = None if statistics is None else read_statistics(statistics, num_labels, contrast)
+        contrasts = [contrast] if isinstance(contrast, str) else contrast
+        self.tables = [] if statistics is None else [read_statistics(statistics, num_labels, c) for c in contrasts]
+        self.statistics_share = statistics_share
 
     def draw(self, batch: int, size: Sequence[int], generator: Generator) -> Draw:
         """All random numbers of `batch` images: per-label tables (B, L), the voxels' noise (B, 1, *S), and the rest."""
         d, device = len(size), generator.device
         std = uniform(self.std, (batch, self.num_labels), generator)
         std[:, 0] = uniform(self.background_std, (batch,), generator)
-        if self.table is None:
-            mean = uniform(self.mean, (batch, self.num_labels), generator)
-            mean[:, 0] = uniform(self.background_mean, (batch,), generator)
-        else:
-            means, spreads = (table.to(device) for table in self.table)
-            mean = draw_means(means, spreads, batch, generator)
+        mean = uniform(self.mean, (batch, self.num_labels), generator)
+        mean[:, 0] = uniform(self.background_mean, (batch,), generator)
+        if self.tables:
+            drawn = [draw_means(m.to(device), s.to(device), batch, generator) for m, s in self.tables]
+            which = torch.randint(len(drawn), (batch,), generator=generator, device=device)
+            listed = torch.stack(drawn)[which, torch.arange(batch, device=device)]
+            by_table = uniform((0, 1), (batch, 1), generator) < self.statistics_share
+            mean = torch.where(by_table, listed, mean)
         thick = uniform((0, 1), (batch, 1), generator) < self.thick_slices
         axis = torch.arange(d, device=device) == torch.randint(d, (batch, 1), generator=generator, device=device)
         stride = uniform(self.thickness, (batch, 1), generator).round()

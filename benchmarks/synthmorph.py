@@ -1,0 +1,187 @@
+"""Measurements behind the figures in bundles/synthmorph/docs.
+
+    python benchmarks/synthmorph.py contrasts LABELMAPS/datalist.json      # Dice for pairs of contrasts
+    python benchmarks/synthmorph.py partners SLICES/datalist.json          # T1 to T2 between people, judged by the T1s
+    python benchmarks/synthmorph.py stretched PROSTATE/datalist.json       # pairs without a common world
+    python benchmarks/synthmorph.py generator                              # speed of the generator
+
+Each takes --overlay FILE and --weights FILE (as `morphzoo register`), and --optimize N.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from monai.bundle import ConfigParser
+from torch import Tensor
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+from custom_components.data.lists import load_list  # noqa: E402
+from custom_components.fields import jacobian_determinant, warp  # noqa: E402
+from custom_components.metrics import label_overlap, mean_dice, normalized_cross_correlation  # noqa: E402
+from custom_components.transforms.pairs import LoadPaird, LoadScand, scale_intensity  # noqa: E402
+from custom_components.transforms.physical import load_image, load_labels  # noqa: E402
+from custom_components.transforms.synthesis import RandomContrast, RandomWarp, SynthesizePair  # noqa: E402
+
+BUNDLE = REPOSITORY / "bundles" / "synthmorph"
+STRUCTURES = [2, 3, 4, 7, 8, 10, 11, 12, 13, 14, 15, 16, 17, 18, 26, 28]
+STRUCTURES += [41, 42, 43, 46, 47, 49, 50, 51, 52, 53, 54, 58, 60]
+
+
+class Model:
+    """The bundle's network and inferer, as its inference.json says."""
+
+    def __init__(self, overlay: str = "", weights: str = "", optimize: int = 0) -> None:
+        self.parser = ConfigParser()
+        self.parser.read_config([str(BUNDLE / "configs" / "inference.json"), *filter(None, overlay.split(","))])
+        self.parser.update({"bundle_root": str(BUNDLE), "optimize": optimize, "refinement#progress": False})
+        self.network = self.parser.get_parsed_content("network").eval()
+        self.inferer = self.parser.get_parsed_content("inferer")
+        if "ZeroField" not in str(self.parser["network_def#_target_"]):
+            path = weights or self.parser.get_parsed_content("weights")
+            self.network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+
+    @torch.no_grad()
+    def __call__(self, moving: Tensor, fixed: Tensor) -> dict[str, Any]:
+        return self.inferer(torch.cat([moving, fixed], 1), self.network)
+
+
+def contrasts(
+    data_list: str,
+    overlay: str = "",
+    weights: str = "",
+    optimize: int = 0,
+    *,
+    spacing: float = 2.0,
+    size: Sequence[int] = (80, 112, 96),
+    strip: float = 1.0,
+) -> None:
+    """Mean Dice over main structures, all ordered pairs of the validation people, rendered in three pairs of contrasts.
+
+    The maps must be affinely aligned (data_lists/align.py), with labels.csv beside the list.
+    """
+    model, folder = Model(overlay, weights, optimize), Path(data_list).parent
+    load = LoadScand(spacing=spacing, size=size)
+    maps = [load(scan)["label"][None].to(torch.int16) for scan in load_list(data_list, "validation", folder)]
+    table = {"statistics": folder / "labels.csv", "std": (2, 8), "background_std": (0, 3), "bias": 0.15, "gamma": 0.1}
+    for fixed in ("t1", "t2", "inverted"):
+        sides = [RandomContrast(contrast=name, zero_background=1.0, **table) for name in ("t1", fixed)]
+        synthesis, rows = SynthesizePair(RandomWarp(0.0), *sides, flip=0.0, strip=strip), []
+        pairs = [(i, j) for i in range(len(maps)) for j in range(len(maps)) if i != j]
+        for k, (i, j) in enumerate(pairs):
+            draw = synthesis.draw(1, maps[0].shape[2:], torch.Generator().manual_seed(k))
+            pair = synthesis(maps[i], maps[j], draw)
+            start = time.perf_counter()
+            pred = model(pair["moving"], pair["fixed"])
+            seconds = time.perf_counter() - start
+            warped = warp(pair["label_moving"], pred["ddf"], mode="nearest")
+            before, after = (
+                float(label_overlap(labels, pair["label_fixed"], STRUCTURES).nanmean())
+                for labels in (pair["label_moving"], warped)
+            )
+            rows.append((before, after, _folds(pred["ddf"], pair["label_fixed"] > 0), seconds))
+        _print(f"T1-like to {fixed}-like", ("Dice before", "after", "folds %", "s"), rows)
+
+
+def partners(
+    data_list: str, overlay: str = "", weights: str = "", optimize: int = 0, *, section: str = "validation"
+) -> None:
+    """2-D people with aligned T1 and T2: register T1 to another's T1 or T2; correlation of the T1s within the head."""
+    overlay = overlay or str(BUNDLE / "configs" / "inference_2d.json")
+    model, folder = Model(overlay, weights, optimize), Path(data_list).parent
+    people, load = json.loads(Path(data_list).read_text())[section], LoadPaird(spacing=1.0)
+    for contrast in ("t1", "t2"):
+        rows = []
+        for a in people:
+            for b in people:
+                if a is not b:
+                    item = {"moving": str(folder / a["image_t1"]), "fixed": str(folder / b["image_t1"])}
+                    judge = load(item)
+                    pair = load({**item, "fixed": str(folder / b[f"image_{contrast}"])})
+                    pred = model(pair["moving"][None], pair["fixed"][None])
+                    moving, fixed = judge["moving"][None], judge["fixed"][None]
+                    head = (fixed > 0.1).float()
+                    images = (moving, warp(moving, pred["ddf"]))
+                    before, after = (float(normalized_cross_correlation(image, fixed, head)) for image in images)
+                    rows.append((before, after, _folds(pred["ddf"], head > 0)))
+        _print(f"T1 to another's {contrast.upper()}", ("NCC of the T1s before", "after", "folds %"), rows)
+
+
+def stretched(
+    data_list: str,
+    overlay: str = "",
+    weights: str = "",
+    optimize: int = 0,
+    *,
+    section: str = "test",
+    size: Sequence[int] = (64, 64, 64),
+) -> None:
+    """Pairs whose headers place them nowhere: both grids stretched onto one; mean Dice of all labels."""
+    model, folder, rows = Model(overlay, weights, optimize), Path(data_list).parent, []
+    for pair in load_list(data_list, section, folder):
+        images = [
+            F.interpolate(scale_intensity(load_image(pair[key]).data)[None], list(size), mode="trilinear")
+            for key in ("moving", "fixed")
+        ]
+        labels = [
+            F.interpolate(load_labels(pair[f"label_{key}"]).data[None].float(), list(size), mode="nearest").to(
+                torch.uint8
+            )
+            for key in ("moving", "fixed")
+        ]
+        pred = model(*images)
+        warped = warp(labels[0], pred["ddf"], mode="nearest")
+        before, after = (float(mean_dice(one, labels[1]).nanmean()) for one in (labels[0], warped))
+        rows.append((before, after, _folds(pred["ddf"], torch.ones_like(labels[1], dtype=torch.bool))))
+    _print(f"{section} pairs", ("Dice before", "after", "folds %"), rows)
+
+
+def generator(repeats: int = 5) -> None:
+    """Images per second, and the generator's share of a training step (network, loss, backward) at 2 mm and 1 mm."""
+    from custom_components.data.batches import SynthesizedBatch
+
+    parser = ConfigParser()
+    parser.read_config(str(BUNDLE / "configs" / "train.json"))
+    parser.update({"train#trainer": None, "statistics": None})
+    for spacing, size in ((2, (80, 112, 96)), (1, (160, 224, 192))):
+        shapes = F.interpolate(torch.randint(1, 60, (1, 1, 8, 10, 9)).float(), size, mode="nearest").to(torch.int16)
+        prepare = SynthesizedBatch(parser.get_parsed_content("synthesis"))
+        network, loss = parser.get_parsed_content("network_def"), parser.get_parsed_content("loss")
+        inferer = parser.get_parsed_content("inferer")
+        times = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            image, targets, _, _ = prepare({"label_moving": shapes, "label_fixed": shapes}, torch.device("cpu"))
+            middle = time.perf_counter()
+            loss(inferer(image, network), targets).backward()
+            times.append((middle - start, time.perf_counter() - middle))
+        made, rest = (sorted(column)[repeats // 2] for column in zip(*times, strict=True))
+        share, step = 100 * made / (made + rest), made + rest
+        print(f"{spacing} mm: {2 / made:.1f} images/s, {share:.0f} % of a step of {step:.2f} s", flush=True)
+
+
+def _folds(ddf: Tensor, mask: Tensor) -> float:
+    return 100 * float((jacobian_determinant(ddf)[mask] <= 0).float().mean())
+
+
+def _print(name: str, columns: Sequence[str], rows: Sequence[Sequence[float]]) -> None:
+    means = torch.tensor(rows).mean(0).tolist()
+    print(
+        f"{name} (n = {len(rows)}): " + ", ".join(f"{c} {m:.4f}" for c, m in zip(columns, means, strict=True)),
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    import fire
+
+    fire.Fire({"contrasts": contrasts, "partners": partners, "stretched": stretched, "generator": generator})
