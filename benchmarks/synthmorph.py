@@ -95,7 +95,10 @@ def contrasts(
 def partners(
     data_list: str, overlay: str = "", weights: str = "", optimize: int = 0, *, section: str = "validation"
 ) -> None:
-    """2-D people with aligned T1 and T2: register T1 to another's T1 or T2; correlation of the T1s within the head."""
+    """2-D people with aligned T1 and T2: register T1 to another's T1 or T2, judge by the correlation of the T1s.
+
+    It is taken where both fixed images show something: T2s may cover less of the neck.
+    """
     overlay = overlay or str(BUNDLE / "configs" / "inference_2d.json")
     model, folder = Model(overlay, weights, optimize), Path(data_list).parent
     people, load = json.loads(Path(data_list).read_text())[section], LoadPaird(spacing=1.0)
@@ -109,10 +112,12 @@ def partners(
                     pair = load({**item, "fixed": str(folder / b[f"image_{contrast}"])})
                     pred = model(pair["moving"][None], pair["fixed"][None])
                     moving, fixed = judge["moving"][None], judge["fixed"][None]
-                    head = (fixed > 0.1).float()
+                    head = (fixed > 0.1) & (load({**item, "fixed": str(folder / b["image_t2"])})["fixed"][None] > 0.1)
                     images = (moving, warp(moving, pred["ddf"]))
-                    before, after = (float(normalized_cross_correlation(image, fixed, head)) for image in images)
-                    rows.append((before, after, _folds(pred["ddf"], head > 0)))
+                    before, after = (
+                        float(normalized_cross_correlation(image, fixed, head.float())) for image in images
+                    )
+                    rows.append((before, after, _folds(pred["ddf"], head)))
         _print(f"T1 to another's {contrast.upper()}", ("NCC of the T1s before", "after", "folds %"), rows)
 
 

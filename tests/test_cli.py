@@ -103,7 +103,21 @@ def test_evaluation_of_a_list_writes_a_table(scans, tmp_path):
     path = tmp_path / "list.json"
     path.write_text(json.dumps({"validation_pairs": [{**pair, "id": "one"}, {**pair, "id": "two"}]}))
     overlay = cli._bundles_folder() / "overlays" / "training_free.json"
-    assert run("evaluate", path, "-o", tmp_path / "out", "--overlay", overlay, "--iterations", "[2,2,2]", "--affine", "none") is None
+    assert (
+        run(
+            "evaluate",
+            path,
+            "-o",
+            tmp_path / "out",
+            "--overlay",
+            overlay,
+            "--iterations",
+            "[2,2,2]",
+            "--affine",
+            "none",
+        )
+        is None
+    )
     assert {"metrics.csv", "metrics.json", "index.html"} <= {p.name for p in (tmp_path / "out").iterdir()}
 
 

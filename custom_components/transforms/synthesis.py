@@ -335,10 +335,14 @@ class TakeSlices:
         count: slices of each pair of maps.
         levels: for each array axis that may be cut, the range of indices.
         jitter: largest difference between the levels of moving and fixed.
+        transpose: probability that the two axes of all slices change places: 2-D files come either way.
     """
 
-    def __init__(self, count: int, levels: Mapping[int, tuple[int, int]], jitter: int = 0) -> None:
+    def __init__(
+        self, count: int, levels: Mapping[int, tuple[int, int]], jitter: int = 0, transpose: float = 0.0
+    ) -> None:
         self.count, self.levels, self.jitter = count, {int(k): v for k, v in levels.items()}, jitter
+        self.transpose = transpose
 
     def draw(self, generator: Generator) -> Draw:
         axes = list(self.levels)
@@ -348,7 +352,12 @@ class TakeSlices:
         offset = torch.randint(
             -self.jitter, self.jitter + 1, (self.count,), generator=generator, device=generator.device
         )
-        return {"axis": torch.tensor(axis), "levels": torch.stack([level, (level + offset).clamp(low, high)])}
+        swap = bool(uniform((0, 1), (1,), generator) < self.transpose)
+        return {
+            "axis": torch.tensor(axis),
+            "swap": swap,
+            "levels": torch.stack([level, (level + offset).clamp(low, high)]),
+        }
 
     def __call__(self, label_moving: Tensor, label_fixed: Tensor, draw: Mapping[str, Tensor]) -> list[Tensor]:
         """Two batches (B * count, 1, H, W), of maps (B, 1, *S) in 3-D."""
@@ -359,7 +368,8 @@ class TakeSlices:
             )
         axis = int(draw["axis"]) + 2
         maps = zip((label_moving, label_fixed), draw["levels"], strict=True)
-        return [labels.index_select(axis, level).movedim(axis, 1).flatten(0, 1) for labels, level in maps]
+        slices = [labels.index_select(axis, level).movedim(axis, 1).flatten(0, 1) for labels, level in maps]
+        return [one.mT.contiguous() for one in slices] if draw["swap"] else slices
 
 
 def read_statistics(path: str | os.PathLike, num_labels: int = 531, contrast: str = "t1") -> tuple[Tensor, Tensor]:
