@@ -362,3 +362,15 @@ def test_missing_labels_are_named():
         make_loss(segmentation=[1]).terms(
             {"ddf": zero, "svf": zero, "warped": image}, {"moving": image, "fixed": image}
         )
+
+
+def test_pooled_dice_weighs_labels_by_their_size():
+    fixed = torch.zeros(1, 1, 10, 12, dtype=torch.int16)
+    fixed[..., :8, :] = 1
+    fixed[..., 8, :3] = 2
+    moving = fixed.clone()
+    moving[moving == 2] = 0
+    zero = torch.zeros(1, 2, 10, 12)
+    # Label 1 fits exactly (96 voxels in both maps), the 3 voxels of label 2 are missed.
+    assert float(LabelDice([1, 2])(zero, moving, fixed)) == pytest.approx(0.5)
+    assert float(LabelDice([1, 2], pooled=True)(zero, moving, fixed)) == pytest.approx(1 - 2 * 96 / (2 * 96 + 3))

@@ -334,6 +334,21 @@ def test_labels_of_equal_statistics_get_equal_means(table, contrast):
     assert float(drawn[:, 1].std()) == pytest.approx(8, abs=1)
 
 
+def test_of_several_contrasts_each_image_has_one(table):
+    contrast = RandomContrast(600, statistics=table, contrast=["t1", "inverted"])
+    means = contrast.draw(40, (8, 8), seeded())["mean"][:, 8]  # 30 +- 5, inverted 225 +- 5
+    dark, bright = means < 60, means > 195
+    assert bool((dark | bright).all())
+    assert 8 <= int(dark.sum()) <= 32
+
+
+def test_share_of_the_statistics_leaves_the_other_images_random(table):
+    contrast = RandomContrast(600, statistics=table, statistics_share=0.5)
+    means = contrast.draw(200, (8, 8), seeded())["mean"][:, 4]  # 40 exactly, or from 25 to 225
+    assert 70 <= int((means == 40).sum()) <= 130
+    assert float(means[means != 40].std()) > 40
+
+
 @both
 def test_table_of_statistics_replaces_the_ranges_of_the_means(size, table):
     contrast = RandomContrast(531, **QUIET, statistics=table, background_mean=(200, 225))
@@ -661,6 +676,18 @@ def test_levels_stay_in_their_range_and_near_each_other():
     for levels in (moving, fixed):
         assert levels.unique().tolist() == list(range(3, 13))
     assert (fixed - moving).unique().tolist() == [-2, -1, 0, 1, 2]
+
+
+def test_transposed_slices_have_their_axes_swapped():
+    maps = torch.arange(2 * 5 * 6 * 7).view(2, 1, 5, 6, 7)
+    upright, swapped = TakeSlices(3, {2: (1, 5)}), TakeSlices(3, {2: (1, 5)}, transpose=1.0)
+    draw = upright.draw(seeded())
+    turned_draw = {**draw, "swap": torch.tensor(True)}
+    for plain, turned in zip(upright(maps, maps, draw), swapped(maps, maps, turned_draw), strict=True):
+        assert turned.shape == (6, 1, 6, 5)
+        assert torch.equal(turned, plain.mT)
+    assert bool(swapped.draw(seeded())["swap"])
+    assert not bool(draw["swap"])
 
 
 def test_without_jitter_both_slices_are_of_one_level():
