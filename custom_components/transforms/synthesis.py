@@ -355,7 +355,7 @@ class TakeSlices:
         swap = bool(uniform((0, 1), (1,), generator) < self.transpose)
         return {
             "axis": torch.tensor(axis),
-            "swap": swap,
+            "swap": torch.tensor(swap),
             "levels": torch.stack([level, (level + offset).clamp(low, high)]),
         }
 
