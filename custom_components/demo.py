@@ -33,7 +33,7 @@ def run_demo(output: Path, settings: dict[str, Any]) -> dict[str, float]:
     settings = {"optimize": 25, "output_dir": str(output), **settings}
     row = _infer(settings.pop("bundle", DEFAULT_BUNDLE), [pair], output, settings.pop("overlay", ()), settings)[0]
     folder = Path(row["folder"])
-    before, after = dense_error_mm(truth, affine, folder / "forward_field.nii.gz", Path(pair["label_fixed"]))
+    before, after = dense_error_mm(truth, affine, folder, Path(pair["label_fixed"]))
     numbers = {
         "error against the known deformation, mean mm": (before.mean(), after.mean()),
         "error against the known deformation, 95 % mm": (np.percentile(before, 95), np.percentile(after, 95)),
@@ -110,8 +110,12 @@ def render(image: Tensor, generator: torch.Generator) -> Tensor:
     return 1000 * ((image.clamp(min=0) ** exponent * bias + noise) * (image > 0.05)).clamp(min=0)
 
 
-def dense_error_mm(truth: Tensor, affine: np.ndarray, field: Path, label: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Distance in mm, at random points of the tissue, of no registration and of the saved field from the true map."""
+def dense_error_mm(truth: Tensor, affine: np.ndarray, result: Path, label: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Distance in mm, at random points of the tissue, of no registration and of the saved transform from the truth.
+
+    Args:
+        result: the folder of the registered pair.
+    """
     from .transforms.physical import load_labels
 
     inside = torch.nonzero(load_labels(str(label)).data[0] > 0)
@@ -119,5 +123,6 @@ def dense_error_mm(truth: Tensor, affine: np.ndarray, field: Path, label: Path) 
     shift = truth[0][:, points[:, 0], points[:, 1], points[:, 2]].T.numpy()
     world = points.numpy() @ affine[:3, :3].T + affine[:3, 3]
     true_world = world + shift @ affine[:3, :3].T
-    found = transform_points_world(world, read_transform(str(field)))
+    steps = [result / name for name in ("forward_field.nii.gz", "affine.tfm")]  # the dense part comes first
+    found = transform_points_world(world, [step for path in steps if path.exists() for step in read_transform(path)])
     return np.linalg.norm(world - true_world, axis=1), np.linalg.norm(found - true_world, axis=1)
