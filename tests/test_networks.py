@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from custom_components.networks.voxelmorph_unet import VoxelMorphUNet
+from custom_components.networks.voxelmorph_unet import VoxelMorphUNet, inflate
 
 
 def count(network):
@@ -74,3 +74,16 @@ def test_features_and_heads_can_be_configured():
 def test_wrong_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("half_resolution", [False, True])
+def test_inflated_network_works_slice_by_slice(half_resolution):
+    torch.manual_seed(0)
+    flat, solid = (VoxelMorphUNet(dims, half_resolution=half_resolution, flow_std=0.1) for dims in (2, 3))
+    solid.load_state_dict(inflate(flat.state_dict()))
+    image = torch.rand(1, 2, 32, 48)
+    with torch.no_grad():
+        expected, field = flat(image), solid(image.unsqueeze(-1).expand(-1, -1, -1, -1, 16))
+    for level in range(field.shape[-1]):
+        torch.testing.assert_close(field[:, :2, ..., level], expected, atol=1e-5, rtol=1e-4)
+    assert not field[:, 2].any()

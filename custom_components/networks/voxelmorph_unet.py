@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+def inflate(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of the 3-D network that works on each slice across the last axis as the 2-D network does.
+
+    Each 3 x 3 kernel becomes the middle of a 3 x 3 x 3 one; the third component of the field starts at 0. A 2-D network
+    sees many more contrasts in the same time, so that it is a start for the 3-D training.
+
+    Args:
+        weights: state dict of a 2-D `VoxelMorphUNet`.
+    Returns:
+        State dict of the 3-D one with the same features.
+    """
+    result = {}
+    for name, value in weights.items():
+        if value.ndim == 4:
+            value = F.pad(value.unsqueeze(-1), (1, 1))
+        if name.startswith("flow."):
+            value = torch.cat([value, torch.zeros_like(value[:1])])
+        result[name] = value
+    return result
 
 
 class VoxelMorphUNet(nn.Module):

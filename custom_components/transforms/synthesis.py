@@ -54,7 +54,7 @@ class RandomWarp:
         self.affine = {"rotation_degrees": rotation_degrees, "scaling": scaling, "shear": shear, "shift": shift}
 
     def draw(self, batch: int, size: Sequence[int], generator: Generator) -> Draw:
-        """ "velocity" (B, D, *ceil(S / 2)) in voxels of its grid, "matrix" (B, D + 1, D + 1)."""
+        """Draw "velocity" (B, D, *ceil(S / 2)), in voxels of its grid, and "matrix" (B, D + 1, D + 1)."""
         half = [-(-n // 2) for n in size]
         velocity = sum(
             smooth_noise(half, scale / 2, uniform((0, self.std), (batch,), generator), generator, channels=len(size))
@@ -69,6 +69,7 @@ class RandomWarp:
         return affine_to_ddf(draw["matrix"], size) + torch.einsum("bij,bj...->bi...", draw["matrix"][:, :d, :d], u)
 
     def __call__(self, labels: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
+        """The moved maps, (B, 1, *S), in the type of `labels`."""
         return warp(labels, self.field(draw, labels.shape[2:]), mode="nearest")
 
 
@@ -160,6 +161,7 @@ class RandomContrast:
         }
 
     def __call__(self, labels: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
+        """The image (B, 1, *S), float32 in [0, 1], of integer maps (B, 1, *S) with ids below `num_labels`."""
         shape = (-1, *[1] * (labels.ndim - 1))
         index = labels.flatten(1).long()
         image = draw["mean"].gather(1, index).view(labels.shape)
@@ -205,7 +207,7 @@ class SynthesizePair:
         self.flip, self.strip, self.first_extracerebral = flip, strip, first_extracerebral
 
     def draw(self, batch: int, size: Sequence[int], generator: Generator) -> dict[str, Any]:
-        """ "flip" (B, D) and "strip" (B,), shared by the pair, and the two maps' own draws by name."""
+        """Draw "flip" (B, D) and "strip" (B,), shared by the pair, and the two maps' own draws by name."""
         contrasts = [contrast.draw(batch, size, generator) for contrast in self.contrasts]
         same = uniform((0, 1), (batch, 1), generator) < self.same_contrast
         if self.same_contrast:
@@ -345,6 +347,7 @@ class TakeSlices:
         self.transpose = transpose
 
     def draw(self, generator: Generator) -> Draw:
+        """Draw "axis" and "swap", one for all slices, and "levels" (2, count), of moving and of fixed."""
         axes = list(self.levels)
         axis = axes[int(torch.randint(len(axes), (1,), generator=generator, device=generator.device))]
         low, high = self.levels[axis]
