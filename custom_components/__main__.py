@@ -30,6 +30,7 @@ def register(
     mask_moving: str | None = None,
     mask_fixed: str | None = None,
     spacing: float | None = None,
+    samples: int | None = None,
     weights: str | None = None,
     device: str | None = None,
     overlay: str | Sequence[str] = (),
@@ -48,6 +49,8 @@ def register(
         label_moving, label_fixed: label maps, warped along and compared.
         mask_moving, mask_fixed: where the images count during refinement.
         spacing: of the model grid, mm; default: the bundle's, for which its weights were trained.
+        samples: of a probabilistic bundle (voxelmorph_probabilistic): draw so many deformations, write them, and maps
+            of their standard deviation and of the warped labels' entropy.
         weights: another checkpoint.
         device: "cpu", "cuda:0", ...; default: the GPU if there is one.
         overlay: further config files, the last one wins.
@@ -56,7 +59,7 @@ def register(
     files = {"moving": moving, "fixed": fixed, "label_moving": label_moving, "label_fixed": label_fixed}
     files |= {"mask_moving": mask_moving, "mask_fixed": mask_fixed}
     settings |= {"optimize": optimize, "affine": "affine" if affine is True else affine, "spacing": spacing}
-    settings |= {"weights": weights, "device": device, "output_dir": str(output)}
+    settings |= {"samples": samples, "weights": weights, "device": device, "output_dir": str(output)}
     pair = {key: str(Path(path).absolute()) for key, path in files.items() if path is not None}
     rows = _infer(bundle, [pair], _check_writable(output), overlay, settings)
     print(_summary(rows[0]))
@@ -267,6 +270,8 @@ def _summary(row: dict[str, Any]) -> str:
         "sd_log_jacobian": "SD of log det J",
         "displacement_mean_mm": "mean displacement, mm",
         "inverse_consistency_mm": "mean inverse-consistency error, mm",
+        "displacement_sd_mm": "mean uncertainty (SD of the displacement), mm",
+        "sample_folding_percent": "folding of the samples, %",
         "seconds": "seconds (network, fields, refinement)",
     }
     lines = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from .fields import warp
 from .metrics import mean_dice, normalized_cross_correlation, replacing, write_cohort
 from .report import cohort_page
+
+logger = logging.getLogger(__name__)
 
 
 def loss_terms(output: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -56,6 +59,7 @@ class ResumableCheckpoint:
         interval: epochs between checkpoints; one is always written at the end.
         resume: continue from `path` if it exists; if False an existing file is replaced at the first save.
         initial_weights: a file of weights for the object `network` (a shipped model.pt), to start from unless resumed.
+            What it lacks keeps its initial values (the second head of a probabilistic network): the log says so.
     Raises:
         RuntimeError: if the file is of another architecture; on attach, of a checkpoint to resume when the run starts.
     """
@@ -77,7 +81,10 @@ class ResumableCheckpoint:
             engine.add_event_handler(Events.STARTED, self.load)
         elif self.initial_weights is not None:
             weights = torch.load(self.initial_weights, map_location="cpu", weights_only=True)
-            self._restore("network", weights, self.initial_weights)
+            fresh = {k: v for k, v in _unwrap(self.objects["network"]).state_dict().items() if k not in weights}
+            self._restore("network", {**weights, **fresh}, self.initial_weights)
+            if fresh:
+                logger.info("%s lacks %s: they start afresh", self.initial_weights, ", ".join(fresh))
         engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self.save)
         engine.add_event_handler(Events.COMPLETED, self.save)
 

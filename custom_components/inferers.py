@@ -21,13 +21,19 @@ class RegistrationInferer(Inferer):
 
     Called as `inferer(image, network)`, with `image` (B, 2C, *S): moving, then fixed. Returns the deformation's fields
     and "warped" (B, C, *S), the moving image pulled back onto the fixed grid; "seconds" (B,) is the time a pair took.
+    With `samples`, also "ddf_samples" (B, K, D, *S), displacements of samples of the velocity, and "velocity_sd"
+    (B, D, *S'), its standard deviation in voxels of its own grid.
 
     Args:
-        deformation: turns the network's output into fields.
+        deformation: turns the network's output into fields; for training a probabilistic model, its `draw`.
         inverse: also make the inverse field.
         refinement: pairwise optimisation `refinement(moving, fixed, parameters, masks)` that improves the parameters.
         precision: "float32", or "bfloat16" or "float16" to run the network (not the fields) under autocast. On CPUs
             with bfloat16 units this is faster (docs/benchmarks.md); float16 training needs the trainer's `amp=True`.
+        samples: number K of samples to draw of a probabilistic deformation.
+        seed: of the samples; the noise is drawn on the CPU, so that equal seeds give equal samples on any device.
+    Raises:
+        ValueError: if the precision is unknown, or samples are wanted of a deformation that has no uncertainty.
     """
 
     def __init__(
@@ -36,12 +42,19 @@ class RegistrationInferer(Inferer):
         inverse: bool = False,
         refinement: Refinement | None = None,
         precision: str = "float32",
+        samples: int = 0,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         if precision not in ("float32", "bfloat16", "float16"):
             raise ValueError(f"expected precision float32, bfloat16 or float16, got {precision!r}")
         self.deformation, self.inverse, self.refinement = deformation, inverse, refinement
-        self.precision = precision
+        if samples < 0 or (samples and not hasattr(deformation, "draw")):
+            raise ValueError(
+                f"expected samples of a deformation that has uncertainty, got {samples} samples of "
+                f"{type(deformation).__name__}"
+            )
+        self.precision, self.samples, self.seed = precision, samples, seed
 
     def __call__(
         self,
@@ -65,7 +78,15 @@ class RegistrationInferer(Inferer):
             parameters = self.refinement(moving, fixed, parameters, masks)
         pred = self.deformation(parameters, image.shape[2:], inverse=self.inverse)
         pred["warped"] = warp(moving, pred["ddf"])
+        if self.samples:
+            pred |= self._sample(parameters, image.shape[2:])
         if image.is_cuda and not torch.is_grad_enabled():
             torch.cuda.synchronize()
         pred["seconds"] = torch.full((image.shape[0],), (time.perf_counter() - start) / image.shape[0])
         return pred
+
+    def _sample(self, parameters: Tensor, size: torch.Size) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(self.seed)
+        deformation: Any = self.deformation
+        samples = [deformation.draw(parameters, size, generator=generator)["ddf"] for _ in range(self.samples)]
+        return {"ddf_samples": torch.stack(samples, 1), "velocity_sd": deformation.velocity_sd(parameters)}

@@ -75,17 +75,20 @@ class PairwiseOptimizer:
 
         Args:
             moving, fixed: shape (B, C, *S), intensities in [0, 1].
-            parameters: start, shape (B, D, *S'), any resolution; None for zero.
+            parameters: start, shape (B, D, *S'), any resolution; None for zero. Channels beyond D (a log variance) are
+                returned as they came; their grid must be the deformation's.
             masks: "mask_moving", "mask_fixed", shape (B, 1, *S).
         Returns:
             Parameters at the deformation's resolution for images of size S.
         Raises:
             RuntimeError: if the loss stops being finite.
+            ValueError: if there are further channels on another grid.
         """
         if parameters is not None and not any(self.iterations):
             return parameters
         batch = {"moving": moving.detach(), "fixed": fixed.detach(), **(masks or {})}
-        field = parameters
+        dims = fixed.ndim - 2
+        field = None if parameters is None else parameters[:, :dims]
         loss = self._choose(batch, parameters)
         with tqdm(total=sum(self.iterations), desc="optimizing", disable=not self.progress, leave=False) as bar:
             for factor, iterations in zip(self.levels, self.iterations, strict=True):
@@ -94,7 +97,15 @@ class PairwiseOptimizer:
                 field = self._optimize_level(field, level, loss, iterations, bar)
                 bar.set_postfix_str(f"level 1/{factor} done")
         assert field is not None
-        return self._start(field, fixed)
+        field = self._start(field, fixed)
+        if parameters is None or parameters.shape[1] == dims:
+            return field
+        if parameters.shape[2:] != field.shape[2:]:
+            raise ValueError(
+                f"expected parameters of size {tuple(field.shape[2:])} with further channels, "
+                f"got shape {tuple(parameters.shape)}"
+            )
+        return torch.cat([field, parameters[:, dims:]], 1)
 
     @torch.no_grad()
     def _choose(self, batch: dict[str, Tensor], parameters: Tensor | None) -> Loss:

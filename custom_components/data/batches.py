@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-PAIR_KEYS = ("moving", "fixed", "label_moving", "label_fixed", "mask_moving", "mask_fixed")
+PAIR_KEYS = (
+    *("moving", "fixed", "label_moving", "label_fixed", "mask_moving", "mask_fixed"),
+    *("distance_moving", "distance_fixed"),
+)
 
 
 def prepare_pair_batch(

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 def inflate(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights of the 3-D network that works on each slice across the last axis as the 2-D network does.
 
-    Each 3 x 3 kernel becomes the middle of a 3 x 3 x 3 one; the third component of the field starts at 0. A 2-D network
-    sees many more contrasts in the same time, so that it is a start for the 3-D training.
+    Each 3 x 3 kernel becomes the middle of a 3 x 3 x 3 one; the third component of the field starts at 0, its log
+    variance as the mean of the other two. A 2-D network sees many more contrasts in the same time, so that it is a
+    start for the 3-D training.
 
     Args:
         weights: state dict of a 2-D `VoxelMorphUNet`.
@@ -26,6 +27,8 @@ def inflate(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             value = F.pad(value.unsqueeze(-1), (1, 1))
         if name.startswith("flow."):
             value = torch.cat([value, torch.zeros_like(value[:1])])
+        elif name.startswith("log_variance."):
+            value = torch.cat([value, value.mean(0, keepdim=True)])
         result[name] = value
     return result
 
@@ -55,9 +58,12 @@ class VoxelMorphUNet(nn.Module):
         strided: the paper's encoder: stride-2 convolutions, and the input itself as the skip at full resolution.
         flow_std: standard deviation of the head's initial weights; other weights start as He et al. (ICCV 2015), biases
             at 0.
+        log_variance: give the log variance of each output, too, by a second head beside the first, whose bias starts at
+            this value and its weights near 0 (the probabilistic model's start is -10); None for the field alone.
 
-    Shapes: input (B, in_channels, *S), output (B, out_channels, *S) or (B, out_channels, *ceil(S / 2)).
-    References: Balakrishnan et al., CVPR 2018; IEEE TMI 38(8), 2019.
+    Shapes: input (B, in_channels, *S), output (B, C, *S) or (B, C, *ceil(S / 2)), C = out_channels; with
+        `log_variance` C = 2 out_channels, the log variances last.
+    References: Balakrishnan et al., CVPR 2018; IEEE TMI 38(8), 2019; log variance: Dalca et al., MICCAI 2018.
     """
 
     def __init__(
@@ -70,6 +76,7 @@ class VoxelMorphUNet(nn.Module):
         half_resolution: bool = False,
         strided: bool = False,
         flow_std: float = 1e-5,
+        log_variance: float | None = None,
     ) -> None:
         super().__init__()
         if spatial_dims not in (2, 3):
@@ -114,12 +121,18 @@ class VoxelMorphUNet(nn.Module):
             self.final.append(block(features, n_out))
             features = n_out
         self.flow = conv(features, out_channels or spatial_dims, 3, padding=1)
+        self.log_variance = nn.ModuleList()
+        if log_variance is not None:
+            self.log_variance.append(conv(features, out_channels or spatial_dims, 3, padding=1))
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Conv3d):
                 # torch's default shrinks the signal by half a layer: ten layers on, nothing is left to learn from.
                 nn.init.kaiming_normal_(module.weight, a=0.2)
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
         nn.init.normal_(self.flow.weight, std=flow_std)
+        for head in self.log_variance:
+            nn.init.normal_(head.weight, std=1e-10)  # type: ignore[arg-type]
+            nn.init.constant_(head.bias, log_variance)  # type: ignore[arg-type]
 
     @classmethod
     def paper(cls, variant: int = 1, spatial_dims: int = 3, **kwargs: object) -> VoxelMorphUNet:
@@ -157,6 +170,8 @@ class VoxelMorphUNet(nn.Module):
         for block in self.final:
             x = block(x)
         field = self.flow(x)
+        for head in self.log_variance:
+            field = torch.cat([field, head(x)], dim=1)
         for axis, n in enumerate(size):
             field = field.narrow(axis + 2, 0, (n + 1) // 2 if self.half_resolution else n)
         return field
