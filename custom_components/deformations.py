@@ -54,6 +54,9 @@ class GaussianVelocity(StationaryVelocity):
         prior_precision: lambda of the prior the network is trained with, see `gaussian`; only the default of the
             smoothing depends on it.
         smoothing: standard deviation of C in voxels of the velocity's grid; None takes `default_smoothing`, 0 none.
+    Raises:
+        ValueError: if the precision is not above 0 or the smoothing is below 0; on a call, if there are neither D nor
+            2 D channels.
     References: Dalca et al., Medical Image Analysis 57, 2019.
     """
 
@@ -61,11 +64,16 @@ class GaussianVelocity(StationaryVelocity):
         self, num_steps: int = 7, stride: int = 2, *, prior_precision: float = 10.0, smoothing: float | None = None
     ) -> None:
         super().__init__(num_steps, stride)
+        if prior_precision <= 0 or (smoothing is not None and smoothing < 0):
+            raise ValueError(
+                f"expected a prior precision above 0 and a smoothing of at least 0, got {prior_precision}, {smoothing}"
+            )
         self.prior_precision, self.smoothing = prior_precision, smoothing
 
     def __call__(self, parameters: Tensor, size: Sequence[int], *, inverse: bool = False) -> dict[str, Tensor]:
-        fields = super().__call__(parameters[:, : len(size)], size, inverse=inverse)
-        return fields if parameters.shape[1] == len(size) else {**fields, "posterior": parameters}
+        if parameters.shape[1] == len(size):
+            return super().__call__(parameters, size, inverse=inverse)
+        return {**super().__call__(self._split(parameters)[0], size, inverse=inverse), "posterior": parameters}
 
     def draw(
         self,

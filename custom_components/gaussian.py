@@ -92,6 +92,8 @@ def _matrix(n: int, smoothing: float, like: Tensor | None = None) -> Tensor:
 
 
 def _along_axes(values: Tensor, matrices: Sequence[Tensor]) -> Tensor:
-    for axis, matrix in enumerate(matrices, start=2):
-        values = torch.tensordot(values, matrix, dims=([axis], [1])).movedim(-1, axis)
+    # Autocast would round the noise to half precision.
+    with torch.autocast(values.device.type, enabled=False):
+        for axis, matrix in enumerate(matrices, start=2):
+            values = torch.tensordot(values, matrix, dims=([axis], [1])).movedim(-1, axis)
     return values

@@ -89,7 +89,14 @@ class PairwiseOptimizer:
         batch = {"moving": moving.detach(), "fixed": fixed.detach(), **(masks or {})}
         dims = fixed.ndim - 2
         field = None if parameters is None else parameters[:, :dims]
-        loss = self._choose(batch, parameters)
+        if parameters is not None and parameters.shape[1] > dims:
+            wanted = self.deformation.parameter_size(fixed.shape[2:])
+            if list(parameters.shape[2:]) != list(wanted):
+                raise ValueError(
+                    f"expected parameters of size {tuple(wanted)} with further channels, "
+                    f"got shape {tuple(parameters.shape)}"
+                )
+        loss = self._choose(batch, field)
         with tqdm(total=sum(self.iterations), desc="optimizing", disable=not self.progress, leave=False) as bar:
             for factor, iterations in zip(self.levels, self.iterations, strict=True):
                 level = {key: shrink(image, factor) for key, image in batch.items()}
@@ -100,12 +107,7 @@ class PairwiseOptimizer:
         field = self._start(field, fixed)
         if parameters is None or parameters.shape[1] == dims:
             return field
-        if parameters.shape[2:] != field.shape[2:]:
-            raise ValueError(
-                f"expected parameters of size {tuple(field.shape[2:])} with further channels, "
-                f"got shape {tuple(parameters.shape)}"
-            )
-        return torch.cat([field, parameters[:, dims:]], 1)
+        return torch.cat([field, parameters[:, dims:].detach()], 1)
 
     @torch.no_grad()
     def _choose(self, batch: dict[str, Tensor], parameters: Tensor | None) -> Loss:

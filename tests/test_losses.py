@@ -6,11 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.losses import LocalNormalizedCrossCorrelationLoss
 
+from custom_components.deformations import GaussianVelocity
 from custom_components.fields import warp
-from custom_components.losses.overlap import LabelDice
+from custom_components.inferers import RegistrationInferer
+from custom_components.losses.overlap import LabelDice, LabelLikelihood
 from custom_components.losses.registration import RegistrationLoss
-from custom_components.losses.regularization import FoldingPenalty, GradientPenalty
+from custom_components.losses.regularization import FoldingPenalty, GaussianKL, GradientPenalty
 from custom_components.losses.similarity import LNCC, MSE, MutualInformation, box_sum
+from custom_components.networks.voxelmorph_unet import VoxelMorphUNet
 
 SIZES = [(13, 16), (11, 12, 10)]
 both = pytest.mark.parametrize("size", SIZES, ids=["2-D", "3-D"])
@@ -374,3 +377,97 @@ def test_pooled_dice_weighs_labels_by_their_size():
     # Label 1 fits exactly (96 voxels in both maps), the 3 voxels of label 2 are missed.
     assert float(LabelDice([1, 2])(zero, moving, fixed)) == pytest.approx(0.5)
     assert float(LabelDice([1, 2], pooled=True)(zero, moving, fixed)) == pytest.approx(1 - 2 * 96 / (2 * 96 + 3))
+
+
+def one_hot(labels, ids):
+    return torch.cat([(labels == k).double() for k in ids], 1)
+
+
+@both
+@pytest.mark.parametrize(("labels", "ids"), [("all", range(5)), ([3, 2, 17], [3, 2, 17])], ids=["all", "listed"])
+def test_label_likelihood_is_the_squared_difference_of_one_hot_maps(size, labels, ids):
+    moving, fixed, ddf = stripes(size), stripes(size, seed=1), random_field(size)
+    soft_moving, soft_fixed = one_hot(moving, ids), one_hot(fixed, ids)
+    expected = 0.0
+    for k in range(len(ids)):
+        warped = warp(soft_moving[:, k : k + 1], ddf, padding="border")
+        expected += (warped - soft_fixed[:, k : k + 1]).square().mean() / 0.5**2
+    loss = LabelLikelihood(labels, sigma=0.5)
+    torch.testing.assert_close(loss(ddf, moving, fixed), expected)
+    torch.testing.assert_close(loss(ddf, soft_moving, soft_fixed), expected)
+
+
+@both
+def test_label_likelihood_of_equal_maps_is_0_and_of_a_mislabelled_voxel_2(size):
+    labels, zero = stripes(size), torch.zeros(2, len(size), *size, dtype=torch.float64)
+    assert float(LabelLikelihood("all")(zero, labels, labels)) == pytest.approx(0, abs=1e-12)
+    # Both maps of a voxel with the wrong label are off by 1.
+    wrong = labels.clone()
+    wrong[0, 0].view(-1)[0] = (labels[0, 0].view(-1)[0] + 1) % 5
+    assert float(LabelLikelihood("all")(zero, labels, wrong)) == pytest.approx(2 / labels.numel())
+    soft = textured(size, channels=3)
+    assert float(LabelLikelihood([1])(zero, soft, soft)) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("size", [(5, 4), (4, 3, 5)], ids=["2-D", "3-D"])
+def test_label_likelihood_gradcheck(size):
+    moving, fixed = stripes(size), stripes(size, seed=1)
+    # Linear interpolation has kinks at whole voxels: keep away.
+    ddf = (0.1 + 0.8 * textured(size, channels=len(size))).requires_grad_()
+    assert torch.autograd.gradcheck(lambda u: LabelLikelihood("all")(u, moving, fixed), (ddf,))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: LabelLikelihood("1,2"), "expected labels 'all' or a list"),
+        (lambda: LabelLikelihood([]), "expected labels 'all' or a list"),
+        (
+            lambda: LabelLikelihood("all")(*[torch.zeros(1, 2, 4, 5)] * 2, torch.zeros(1, 2, 4, 5).long()),
+            "expected two integer maps",
+        ),
+        (
+            lambda: LabelLikelihood("all")(*[torch.zeros(1, 2, 4, 5)] * 2, torch.zeros(1, 3, 4, 5)),
+            "expected two integer maps",
+        ),
+    ],
+)
+def test_wrong_maps_for_the_label_likelihood_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@both
+def test_similarity_and_label_likelihood_have_their_weights(size):
+    batch = {"moving": torch.rand(2, 1, *size), "fixed": torch.rand(2, 1, *size)}
+    batch |= {"label_moving": stripes(size), "label_fixed": stripes(size, seed=1)}
+    ddf = random_field(size, amplitude=0.5).float()
+    pred = {"ddf": ddf, "svf": ddf, "warped": batch["moving"]}
+    loss = make_loss(similarity_weight=3.0, segmentation=[1, 2], segmentation_weight=0.5, segmentation_sigma=0.2)
+    terms = loss.terms(pred, batch)
+    likelihood = LabelLikelihood([1, 2], 0.2)(ddf, batch["label_moving"], batch["label_fixed"])
+    torch.testing.assert_close(terms["similarity"], 3 * MSE()(batch["moving"], batch["fixed"]))
+    torch.testing.assert_close(terms["segmentation"], 0.5 * likelihood)
+
+
+@both
+@pytest.mark.parametrize("exact", [False, True])
+def test_the_bidirectional_probabilistic_objective_reaches_every_weight(size, exact):
+    torch.manual_seed(0)
+    d = len(size)
+    network = VoxelMorphUNet(
+        d, encoder_channels=(4, 4), decoder_channels=(4, 4, 4), half_resolution=True, log_variance=-10.0
+    )
+    batch = {"moving": torch.rand(2, 1, *size), "fixed": torch.rand(2, 1, *size)}
+    kl = GaussianKL(10.0, exact=exact)
+    loss = RegistrationLoss(MSE(0.05), kl, 1.0, regularized="posterior", bidirectional=True)
+    inferer = RegistrationInferer(GaussianVelocity(prior_precision=10.0).draw, inverse=True)
+    pred = inferer(torch.cat([batch["moving"], batch["fixed"]], 1), network)
+    loss(pred, batch).backward()
+    torch.testing.assert_close(pred["terms"]["regularization"], kl(pred["posterior"].detach()))
+    there = MSE(0.05)(pred["warped"], batch["fixed"])
+    back = MSE(0.05)(warp(batch["fixed"], pred["inverse_ddf"]), batch["moving"])
+    torch.testing.assert_close(pred["terms"]["similarity"], ((there + back) / 2).detach())
+    for name, parameter in network.named_parameters():
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().max() > 0, name

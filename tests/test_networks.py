@@ -87,3 +87,50 @@ def test_inflated_network_works_slice_by_slice(half_resolution):
     for level in range(field.shape[-1]):
         torch.testing.assert_close(field[:, :2, ..., level], expected, atol=1e-5, rtol=1e-4)
     assert not field[:, 2].any()
+
+
+@pytest.mark.parametrize(("spatial_dims", "head"), [(2, 290), (3, 1299)])
+def test_log_variance_is_one_more_head(spatial_dims, head):
+    plain, network = VoxelMorphUNet(spatial_dims), VoxelMorphUNet(spatial_dims, log_variance=-10.0)
+    assert count(network) == count(plain) + head
+    new = network.state_dict().keys() - plain.state_dict().keys()
+    assert new == {"log_variance.0.weight", "log_variance.0.bias"}
+    assert plain.state_dict().keys() < network.state_dict().keys()
+
+
+@pytest.mark.parametrize("size", [(17, 12), (9, 12, 10)], ids=["2-D", "3-D"])
+@pytest.mark.parametrize("half", [False, True])
+def test_an_untrained_network_is_certain_to_hardly_move(size, half):
+    torch.manual_seed(0)
+    network = VoxelMorphUNet(len(size), half_resolution=half, log_variance=-10.0)
+    out = network(torch.rand(2, 2, *size))
+    assert out.shape == (2, 2 * len(size), *[(n + 1) // 2 if half else n for n in size])
+    mean, log_variance = out.chunk(2, 1)
+    assert 0 < mean.abs().max() < 1e-3
+    torch.testing.assert_close(log_variance, torch.full_like(mean, -10.0), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_scripted_network_gives_the_same_log_variance(spatial_dims):
+    network = VoxelMorphUNet(spatial_dims, encoder_channels=(4, 4), decoder_channels=(4, 4), log_variance=-2.0)
+    torch.nn.init.normal_(network.log_variance[0].weight, std=0.1)
+    image = torch.rand(1, 2, *(9, 8, 7)[:spatial_dims])
+    torch.testing.assert_close(torch.jit.script(network)(image), network(image))
+
+
+@pytest.mark.parametrize("half_resolution", [False, True])
+def test_inflated_network_keeps_the_log_variance_and_gives_the_new_axis_their_mean(half_resolution):
+    torch.manual_seed(0)
+    flat, solid = (
+        VoxelMorphUNet(dims, half_resolution=half_resolution, flow_std=0.1, log_variance=-10.0) for dims in (2, 3)
+    )
+    torch.nn.init.normal_(flat.log_variance[0].weight, std=0.1)
+    torch.nn.init.normal_(flat.log_variance[0].bias, mean=-5)
+    solid.load_state_dict(inflate(flat.state_dict()))
+    image = torch.rand(1, 2, 20, 18)
+    with torch.no_grad():
+        expected, field = flat(image), solid(image.unsqueeze(-1).expand(-1, -1, -1, -1, 16))
+    for level in range(field.shape[-1]):
+        torch.testing.assert_close(field[:, [0, 1, 3, 4], ..., level], expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(field[:, 5, ..., level], expected[:, 2:].mean(1), atol=1e-5, rtol=1e-4)
+    assert not field[:, 2].any()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from custom_components.data.synthetic import phantom_pair
-from custom_components.deformations import StationaryVelocity
+from custom_components.deformations import GaussianVelocity, StationaryVelocity
 from custom_components.fields import warp
 from custom_components.losses.registration import RegistrationLoss
 from custom_components.losses.regularization import GradientPenalty
@@ -108,3 +108,28 @@ def test_gradient_of_mind():
     generator = torch.Generator().manual_seed(0)
     warped, fixed = (torch.rand(1, 1, 7, 8, generator=generator, dtype=torch.float64) for _ in range(2))
     assert torch.autograd.gradcheck(MIND(dilation=1), (warped.requires_grad_(), fixed))
+
+
+@pytest.mark.parametrize("size", [(33, 28), (20, 17, 18)], ids=["2d", "3d"])
+@pytest.mark.parametrize("deformation", [StationaryVelocity(), GaussianVelocity()], ids=["velocity", "gaussian"])
+def test_the_mean_is_refined_and_the_log_variance_kept(size, deformation):
+    pair, loss, d = contrasts(size, (0.0, 0.4, 0.9, 0.2, 0.7)), registration(LNCC(5)), len(size)
+    start = 0.1 * torch.randn(1, 2 * d, *deformation.parameter_size(size), generator=torch.Generator().manual_seed(0))
+    result = PairwiseOptimizer(deformation, loss, levels=[2, 1], iterations=5)(pair["moving"], pair["fixed"], start)
+    assert result.shape == start.shape
+    assert torch.equal(result[:, d:], start[:, d:])
+
+    def value(parameters):
+        pred = deformation(parameters[:, :d], size)
+        return float(loss({**pred, "warped": warp(pair["moving"], pred["ddf"])}, pair))
+
+    assert value(result) < value(start)
+
+
+def test_a_log_variance_on_another_grid_is_refused():
+    pair = contrasts((20, 18))
+    optimizer = PairwiseOptimizer(StationaryVelocity(), registration(LNCC(5)), levels=[1], iterations=1)
+    with pytest.raises(ValueError, match=r"size \(10, 9\) with further channels, got shape \(1, 4, 20, 18\)"):
+        optimizer(pair["moving"], pair["fixed"], torch.zeros(1, 4, 20, 18))
+    # Without further channels the start may have any grid.
+    assert optimizer(pair["moving"], pair["fixed"], torch.zeros(1, 2, 20, 18)).shape == (1, 2, 10, 9)

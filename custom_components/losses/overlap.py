@@ -80,8 +80,10 @@ class LabelLikelihood(nn.Module):
 
     def __init__(self, labels: Sequence[int] | str, sigma: float = 1.0) -> None:
         super().__init__()
-        if labels != "all" and (isinstance(labels, str) or not labels):
-            raise ValueError(f"expected labels 'all' or a list of ids, got {labels!r}")
+        if labels != "all" and (isinstance(labels, str) or not labels or min(labels) < 0):
+            raise ValueError(f"expected labels 'all' or a list of ids from 0 on, got {labels!r}")
+        if sigma <= 0:
+            raise ValueError(f"expected a sigma above 0, got {sigma}")
         self.labels = labels if isinstance(labels, str) else list(labels)
         self.sigma = sigma
 
@@ -92,10 +94,11 @@ class LabelLikelihood(nn.Module):
             ddf: shape (B, D, *S), voxels, fixed to moving.
             moving, fixed: integer label maps, shape (B, 1, *S), or soft maps, (B, K, *S), floating.
         """
-        if moving.shape != fixed.shape or moving.is_floating_point() != fixed.is_floating_point():
+        kinds = [(labels.is_floating_point(), labels.shape) for labels in (moving, fixed)]
+        if kinds[0] != kinds[1] or not (kinds[0][0] or moving.shape[1] == 1):
             raise ValueError(
-                f"expected two maps of one shape and kind, got {moving.dtype} {tuple(moving.shape)} and "
-                f"{fixed.dtype} {tuple(fixed.shape)}"
+                f"expected two integer maps (B, 1, *S) or two soft maps (B, K, *S), "
+                f"got {moving.dtype} {tuple(moving.shape)} and {fixed.dtype} {tuple(fixed.shape)}"
             )
         if not moving.is_floating_point():
             every = range(int(torch.maximum(moving.max(), fixed.max())) + 1)

@@ -89,6 +89,8 @@ class GaussianKL(nn.Module):
         super().__init__()
         if prior_precision <= 0:
             raise ValueError(f"expected a prior precision above 0, got {prior_precision}")
+        if smoothing is not None and smoothing < 0:
+            raise ValueError(f"expected a smoothing of at least 0, got {smoothing}")
         if trace not in ("posterior", "degree"):
             raise ValueError(f"expected trace posterior or degree, got {trace!r}")
         self.prior_precision, self.smoothing, self.exact, self.trace = prior_precision, smoothing, exact, trace
