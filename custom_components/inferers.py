@@ -20,7 +20,8 @@ class RegistrationInferer(Inferer):
     """Run a registration network on a pair and apply its deformation.
 
     Called as `inferer(image, network)`, with `image` (B, 2C, *S): moving, then fixed. Returns the deformation's fields
-    and "warped" (B, C, *S), the moving image pulled back onto the fixed grid; "seconds" (B,) is the time a pair took.
+    and "warped" (B, C, *S), the moving image pulled back onto the fixed grid; "seconds" (B,) is the time a pair took,
+    without the samples.
     With `samples`, also "ddf_samples" (B, K, D, *S), displacements of samples of the velocity, and "velocity_sd"
     (B, D, *S'), its standard deviation in voxels of its own grid.
 
@@ -74,15 +75,17 @@ class RegistrationInferer(Inferer):
         with torch.autocast(image.device.type, dtype, enabled=dtype != torch.float32):
             parameters = network(image.contiguous(memory_format=layout), *args, **kwargs)
         parameters = parameters.float().contiguous()
+        if self.samples and parameters.shape[1] != 2 * (image.ndim - 2):
+            raise ValueError("samples need a network that predicts a log variance; this one gives a velocity alone")
         if self.refinement is not None:
             parameters = self.refinement(moving, fixed, parameters, masks)
         pred = self.deformation(parameters, image.shape[2:], inverse=self.inverse)
         pred["warped"] = warp(moving, pred["ddf"])
-        if self.samples:
-            pred |= self._sample(parameters, image.shape[2:])
         if image.is_cuda and not torch.is_grad_enabled():
             torch.cuda.synchronize()
         pred["seconds"] = torch.full((image.shape[0],), (time.perf_counter() - start) / image.shape[0])
+        if self.samples:
+            pred |= self._sample(parameters, image.shape[2:])
         return pred
 
     def _sample(self, parameters: Tensor, size: torch.Size) -> dict[str, Tensor]:

@@ -131,11 +131,16 @@ def uncertainty_picture(
         fixed: shape (C, *S).
         maps: heading to map (*S), in mm.
         spacing_mm: voxel size along each axis.
+    Raises:
+        ValueError: if a map has not the image's size.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     image = _plain(fixed)[0].float()
+    for name, values in maps.items():
+        if values.shape != image.shape:
+            raise ValueError(f"expected {name} of size {tuple(image.shape)}, got {tuple(values.shape)}")
     views = _views(image.shape, spacing_mm, _centre(image))
     top = max(_percentile(values.flatten(), 0.999) for values in maps.values()) or 1.0
     figure = Figure(figsize=(_PANEL * (len(maps) + 1) + 1, _PANEL * 1.15 * len(views)), dpi=110, facecolor=_DARK)

@@ -44,6 +44,8 @@ PAIR_FILES = {
     "metrics.json",
     "picture.png",
 }
+UNCERTAINTY_FILES = {"displacement_sd.nii.gz", "velocity_sd.nii.gz", "label_entropy.nii.gz", "uncertainty.png"}
+SAMPLE_FILES = {f"sample_{i:02d}_{kind}.nii.gz" for i in (1, 2, 3) for kind in ("warped", "field")}
 STATISTICS = "id,t1_prior_mean,t1_prior_mean_spread\n0,5,2\n1,110,8\n2,170,8\n3,60,8\n4,140,8\n"
 TINY = {"size": [32, 32, 32], "spacing": 1.0, "center": "image", "learning_rate": 0.0005, "precision": "float32"}
 
@@ -382,6 +384,48 @@ def test_optimization_of_the_pair_raises_the_similarity(bundle, scans, trained, 
     assert read_json(tmp_path / name)["ncc_after"] > read_json(registered / name)["ncc_after"]
 
 
+@pytest.fixture(scope="module")
+def sampled(bundle: Path, scans: Path, trained: SimpleNamespace) -> Path:
+    """The results of inference with three samples; not to be changed."""
+    if "samples" not in read_json(bundle / "configs" / "inference.json"):
+        pytest.skip("the bundle has no uncertainty")
+    return infer(bundle, scans, trained.folder / "sampled", weights=str(trained.folder / "model.pt"), samples=3)
+
+
+def test_inference_with_samples_writes_exactly_the_expected_files(sampled):
+    pytest.importorskip("itk")
+    for folder in (path for path in sampled.iterdir() if path.is_dir()):
+        assert {path.name for path in folder.iterdir()} == PAIR_FILES | UNCERTAINTY_FILES | SAMPLE_FILES
+        metrics = read_json(folder / "metrics.json")
+        assert metrics["samples"] == 3
+        assert metrics["displacement_sd_mm"] > 0
+        assert metrics["velocity_sd_mm"] > 0
+        assert 0 <= metrics["label_entropy"] <= np.log(3)
+        assert 0 <= metrics["sample_folding_percent"] <= 100
+
+
+def test_samples_leave_the_results_of_the_mean_as_they_are(registered, sampled):
+    for folder in (path for path in registered.iterdir() if path.is_dir()):
+        for image in sorted(folder.glob("*.nii.gz")):
+            np.testing.assert_array_equal(read_image(sampled / folder.name / image.name), read_image(image))
+        mean, both = (read_json(root / folder.name / "metrics.json") for root in (registered, sampled))
+        assert mean.pop("seconds") > 0
+        assert mean.items() <= both.items()
+
+
+def test_samples_follow_the_seed(bundle, scans, trained, sampled, tmp_path):
+    folder, weights = "phantom_03-to-phantom_04", str(trained.folder / "model.pt")
+    again, other = (
+        infer(bundle, scans, tmp_path / str(seed), weights=weights, samples=3, seed=seed) / folder for seed in (0, 1)
+    )
+    for name in sorted(UNCERTAINTY_FILES | SAMPLE_FILES):
+        if name.endswith(".nii.gz"):
+            np.testing.assert_array_equal(read_image(again / name), read_image(sampled / folder / name))
+    for name in ["displacement_sd.nii.gz", *sorted(SAMPLE_FILES)]:
+        assert not np.array_equal(read_image(other / name), read_image(sampled / folder / name))
+    np.testing.assert_array_equal(read_image(other / "velocity_sd.nii.gz"), read_image(again / "velocity_sd.nii.gz"))
+
+
 # Variants of the training
 
 
@@ -441,6 +485,37 @@ def test_random_shapes_train_without_data(bundle, tmp_path):
     losses = train(bundle, tmp_path / "nowhere", tmp_path, "train_shapes.json", num_maps=3, max_epochs=1)
     assert np.isfinite(losses).all()
     assert float(read_curve(tmp_path)[0]["score"]) > 0
+
+
+def test_surfaces_add_a_term(bundle, scans, tmp_path):
+    needs(bundle, "surfaces")
+    pytest.importorskip("scipy")
+    losses = train(bundle, scans, tmp_path, surfaces=[1, 2], max_epochs=1, num_pairs=2)
+    surface = float(read_curve(tmp_path)[0]["surface"])
+    assert np.isfinite([*losses, surface]).all()
+    assert surface > 0
+
+
+def test_labels_can_have_a_gaussian_likelihood(bundle, scans, tmp_path):
+    needs(bundle, "segmentation_sigma")
+    settings = {"labels": [1, 2, 3], "max_epochs": 1, "num_pairs": 2}
+    segmentation = []
+    for sigma in (0.5, 1.0):
+        losses = train(bundle, scans, tmp_path / str(sigma), segmentation_sigma=sigma, **settings)
+        assert np.isfinite(losses).all()
+        segmentation.append(float(read_curve(tmp_path / str(sigma))[0]["segmentation"]))
+    assert segmentation[0] == pytest.approx(4 * segmentation[1], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("bidirectional", False), ("smoothing", 0), ("exact", True), ("trace", "degree")]
+)
+def test_other_settings_train(bundle, scans, tmp_path, trained, name, value):
+    needs(bundle, name)
+    losses = train(bundle, scans, tmp_path, max_epochs=1, **{name: value})
+    assert len(losses) == 4
+    assert np.isfinite(losses).all()
+    assert losses != trained.losses[:4]
 
 
 @pytest.mark.slow

@@ -92,6 +92,68 @@ def test_the_shipped_weights_register_a_pair(scans, tmp_path):
     assert after > before
 
 
+@pytest.fixture(scope="module")
+def uncertain_weights(tmp_path_factory):
+    """An untrained probabilistic network: almost no motion, velocities that vary by a voxel."""
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser()
+    parser.read_config(str(cli.find_bundle("voxelmorph_probabilistic") / "configs" / "inference.json"))
+    torch.manual_seed(0)
+    weights = parser.get_parsed_content("network_def").state_dict()
+    weights["log_variance.0.bias"].zero_()
+    path = tmp_path_factory.mktemp("weights") / "model.pt"
+    torch.save(weights, path)
+    return path
+
+
+def probabilistic(scans, output, weights, *words):
+    (moving, label_moving), (fixed, label_fixed) = scans[:2]
+    common = ["register", moving, fixed, "-o", output, "--label_moving", label_moving, "--label_fixed", label_fixed]
+    common += ["--bundle", "voxelmorph_probabilistic", "--weights", weights, "--affine", "none", "--spacing", 4.0]
+    message = run(*common, *words)
+    folders = [path for path in output.iterdir() if path.is_dir()] if output.is_dir() else []
+    return message, folders[0] if folders else None
+
+
+def test_samples_of_a_probabilistic_bundle_are_written_and_summarised(scans, uncertain_weights, tmp_path, capsys):
+    message, folder = probabilistic(scans, tmp_path, uncertain_weights, "--samples", 2)
+    assert message is None
+    names = {path.name for path in folder.iterdir()}
+    assert {"displacement_sd.nii.gz", "velocity_sd.nii.gz", "label_entropy.nii.gz", "uncertainty.png"} <= names
+    samples = {f"sample_{i:02d}_{kind}.nii.gz" for i in (1, 2) for kind in ("warped", "field")}
+    assert {name for name in names if name.startswith("sample")} == samples
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["samples"] == 2
+    # The image's grid is twice as fine as the velocity's, and has voxels of 4 mm.
+    assert metrics["velocity_sd_mm"] == pytest.approx(2 * 4 * 3**0.5, rel=0.2)
+    assert metrics["displacement_mean_mm"] < 0.1 < 1 < metrics["displacement_sd_mm"]
+    assert 0 < metrics["label_entropy"] < np.log(2)
+    shown = capsys.readouterr().out
+    assert f"mean uncertainty (SD of the displacement), mm {metrics['displacement_sd_mm']:8.4f}" in shown
+    assert "folding of the samples, %" in shown
+    reference = nib.load(scans[1][0])
+    assert nib.load(folder / "label_entropy.nii.gz").shape == reference.shape
+    assert nib.load(folder / "displacement_sd.nii.gz").shape == nib.load(folder / "forward_field.nii.gz").shape[:3]
+    assert nib.load(folder / "displacement_sd.nii.gz").shape != reference.shape
+
+
+def test_without_samples_a_probabilistic_bundle_registers_as_any_other(scans, uncertain_weights, tmp_path, capsys):
+    message, folder = probabilistic(scans, tmp_path, uncertain_weights)
+    assert message is None
+    assert not [path.name for path in folder.iterdir() if path.name.startswith(("sample", "uncertainty"))]
+    assert "samples" not in json.loads((folder / "metrics.json").read_text())
+    assert "uncertainty" not in capsys.readouterr().out
+
+
+def test_fewer_than_no_samples_are_refused_in_one_line(scans, uncertain_weights, tmp_path):
+    message, folder = probabilistic(scans, tmp_path, uncertain_weights, "--samples", -1)
+    assert message.startswith("morphzoo: error: ")
+    assert "-1 samples" in message
+    assert "\n" not in message
+    assert folder is None
+
+
 def test_evaluation_of_a_list_writes_a_table(scans, tmp_path):
     (moving, label_moving), (fixed, label_fixed) = scans[:2]
     pair = {
@@ -186,6 +248,7 @@ def test_a_checkpoint_of_another_architecture_is_named(scans, tmp_path):
     [
         (["--bundle", "nosuch"], "there is no bundle 'nosuch'; there are synthmorph"),
         (["--max_epcohs", "3"], "no setting 'max_epcohs'"),
+        (["--bundle", "voxelmorph", "--samples", "2"], "error: voxelmorph has no setting 'samples'; there are "),
         (["--weights", "nowhere.pt"], "nowhere.pt"),
     ],
 )

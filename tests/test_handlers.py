@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 
 import pytest
 import torch
@@ -202,6 +203,59 @@ def test_initial_weights_of_another_architecture_are_refused_in_one_sentence(tmp
     with pytest.raises(RuntimeError, match=r"model\.pt is .* another network: .*weight.*\[1, 3\]") as caught:
         checkpoint.attach(engine)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("wrap", [nn.Identity, nn.DataParallel])
+def test_parameters_that_initial_weights_lack_start_afresh_and_are_named(tmp_path, wrap, caplog):
+    engine, objects = make_training()
+    network = objects["network"]
+    bias = network.bias.detach().clone()
+    given = network if wrap is nn.Identity else wrap(network)
+    weights = tmp_path / "model.pt"
+    torch.save({"weight": torch.full((1, 3), 7.0)}, weights)
+    checkpoint = ResumableCheckpoint(tmp_path / "last.pt", {**objects, "network": given}, initial_weights=weights)
+    with caplog.at_level(logging.INFO, "custom_components.handlers"):
+        checkpoint.attach(engine)
+    assert (network.weight == 7).all()
+    assert torch.equal(network.bias, bias)
+    assert caplog.messages == [f"{weights} lacks bias: they start afresh"]
+    assert engine.run(batches(), max_epochs=1).iteration == 3
+
+
+def test_whole_initial_weights_are_taken_without_a_word(tmp_path, caplog):
+    engine, objects = make_training()
+    checkpoint = ResumableCheckpoint(tmp_path / "last.pt", objects, initial_weights=weights_file(tmp_path / "model.pt"))
+    with caplog.at_level(logging.INFO, "custom_components.handlers"):
+        checkpoint.attach(engine)
+    assert not caplog.messages
+
+
+def test_surplus_initial_weights_are_refused_in_one_sentence(tmp_path, caplog):
+    """Also if others are lacking: a file of other names is that of another network."""
+    engine, objects = make_training()
+    torch.save({"weight": torch.zeros(1, 3), "flow.weight": torch.zeros(1)}, tmp_path / "model.pt")
+    checkpoint = ResumableCheckpoint(tmp_path / "last.pt", objects, initial_weights=tmp_path / "model.pt")
+    with (
+        caplog.at_level(logging.INFO, "custom_components.handlers"),
+        pytest.raises(RuntimeError, match=r"model\.pt is .* another network: .*flow\.weight") as caught,
+    ):
+        checkpoint.attach(engine)
+    assert "\n" not in str(caught.value)
+    assert not caplog.messages
+
+
+def test_checkpoint_to_resume_must_be_whole(tmp_path):
+    """Only initial weights may lack parameters."""
+    engine, objects = make_training()
+    ResumableCheckpoint(tmp_path / "last.pt", objects).attach(engine)
+    engine.run(batches(), max_epochs=1)
+    checkpoint = torch.load(tmp_path / "last.pt", weights_only=True)
+    del checkpoint["network"]["bias"]
+    torch.save(checkpoint, tmp_path / "last.pt")
+    engine, objects = make_training()
+    ResumableCheckpoint(tmp_path / "last.pt", objects, resume=True).attach(engine)
+    with pytest.raises(RuntimeError, match=r"last\.pt is a checkpoint of another network: .*bias"):
+        engine.run(batches(), max_epochs=2)
 
 
 def test_missing_initial_weights_are_named(tmp_path):

@@ -17,8 +17,8 @@ class SignedDistanced(Transform):
     """Add the signed distance maps of chosen labels to a loaded scan, as `distance`, (K, *S) float32, in mm.
 
     Outside a structure the distance to its nearest voxel, inside minus the distance to the nearest voxel outside, both
-    less half a voxel: the zero level lies halfway between the two. A label that the scan lacks has a map of positive
-    values. A map of 2 mm voxels takes 3.4 MB at 80 x 112 x 96, so choose the labels that matter. Needs scipy.
+    less half a voxel along that way: the zero level lies halfway between the two. A label that the scan lacks has a map
+    of positive values. A map takes 3.4 MB at 80 x 112 x 96, so choose the labels that matter. Needs scipy.
 
     Args:
         labels: ids; None leaves the scan as it is.
@@ -50,7 +50,12 @@ def signed_distance_mm(region: Tensor, *, spacing_mm: Sequence[float]) -> Tensor
     if inside.all() or not inside.any():
         far = float(np.linalg.norm(size))
         return torch.full(inside.shape, -far if inside.all() else far)
-    half = 0.5 * min(spacing_mm)
-    outer = distance_transform_edt(~inside, sampling=spacing_mm) - half
-    inner = distance_transform_edt(inside, sampling=spacing_mm) - half
-    return torch.from_numpy(np.where(inside, -inner, outer).astype(np.float32))
+    distance = np.zeros(inside.shape)
+    spacing = np.reshape(spacing_mm, (-1, *[1] * inside.ndim))
+    for side, sign in ((inside, -1.0), (~inside, 1.0)):
+        length, nearest = distance_transform_edt(side, sampling=spacing_mm, return_indices=True)
+        steps = (nearest - np.indices(inside.shape)) * spacing
+        # Half a voxel: of the axes' spacings, as far as the way to the nearest voxel goes along each.
+        half = 0.5 * (steps**2 * spacing).sum(0) / np.maximum(length, 1e-6) ** 2
+        distance += sign * np.where(side, length - half, 0.0)
+    return torch.from_numpy(distance.astype(np.float32))

@@ -25,13 +25,19 @@ from .physical import (
     write_image,
 )
 
+_FILES = (
+    *("displacement_sd.nii.gz", "velocity_sd.nii.gz", "label_entropy.nii.gz", "uncertainty.png"),
+    *("sample_[0-9]*_warped.nii.gz", "sample_[0-9]*_field.nii.gz"),
+)
+
 
 class ReportUncertaintyd(Transform):
     """Write what samples of the deformation say about a pair, into its folder; leaves a pair without samples alone.
 
     Expects an item as `SavePaird` and `ReportPaird` left it, whose `pred` holds `ddf_samples` (K, D, *S) and
     `velocity_sd` (D, *S'). Standard deviations are those of the vector: the root of its components' summed variances,
-    comparable with the length of an error. From K = 2 on:
+    comparable with the length of an error. Images and maps are written if `SavePaird` wrote the warped image, the
+    picture if `ReportPaird` drew one. From K = 2 on:
 
         displacement_sd.nii.gz: standard deviation of the displacement over the samples, mm, on the model grid.
         velocity_sd.nii.gz: that of the velocity, from its distribution, mm per unit time, on the model grid.
@@ -40,21 +46,19 @@ class ReportUncertaintyd(Transform):
         uncertainty.png: slices of these.
 
     For each sample, as far as `SavePaird` wrote the same of the mean: sample_01_warped.nii.gz, sample_01_field.nii.gz.
+    Files of these names that an earlier run left in the folder are removed.
     The metrics get `samples`, `sample_folding_percent` (mean over the samples), and the means within the foreground
     `displacement_sd_mm`, `velocity_sd_mm`, `label_entropy` (the last over the fixed image's grid where any sample has a
     label).
-
-    Args:
-        picture: draw the picture (needs matplotlib).
     """
 
-    def __init__(self, *, picture: bool = True) -> None:
-        self.picture = picture
-
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        folder = Path(data["output_dir"])
+        for pattern in _FILES:
+            for stale in folder.glob(pattern):
+                stale.unlink()
         if "ddf_samples" not in data["pred"]:
             return dict(data)
-        folder = Path(data["output_dir"])
         samples = _plain(data["pred"]["ddf_samples"])
         grid = Grid(np.asarray(data["grid_affine"], dtype=np.float64), tuple(samples.shape[2:]))
         mask = foreground_mask({key: _plain(data[key])[None] for key in ("fixed", "mask_fixed") if key in data})
@@ -67,16 +71,17 @@ class ReportUncertaintyd(Transform):
             maps = {"displacement_sd": sd, "velocity_sd": _length_mm(velocity, grid)}
             for name, values in maps.items():
                 metrics[f"{name}_mm"] = float(values[mask[0, 0]].mean())
-                files[name] = str(folder / f"{name}.nii.gz")
-                write_image(files[name], values, grid.affine)
+                if "warped" in data["output_files"]:
+                    files[name] = str(folder / f"{name}.nii.gz")
+                    write_image(files[name], values, grid.affine)
             if data.get("label_moving_path"):
                 metrics["label_entropy"] = self._write_entropy(data, samples, grid, files)
-            if self.picture:
+            if "picture" in data["output_files"]:
                 files["uncertainty"] = str(folder / "uncertainty.png")
                 spacing = [float(s) for s in voxel_spacing(grid.affine)]
                 uncertainty_picture(files["uncertainty"], _plain(data["fixed"]), maps, spacing_mm=spacing)
         self._write_samples(data, samples, grid, files)
-        write_metrics(files["metrics"], metrics)
+        write_metrics(files["metrics"], {name: value for name, value in metrics.items() if name != "picture"})
         return {**data, "metrics": metrics, "output_files": files}
 
     def _write_entropy(self, data: Mapping[Hashable, Any], samples: Tensor, grid: Grid, files: dict[str, str]) -> float:
@@ -87,8 +92,9 @@ class ReportUncertaintyd(Transform):
             for ddf in samples
         ]
         entropy = label_entropy(torch.stack(warped))[0]
-        files["label_entropy"] = str(Path(data["output_dir"]) / "label_entropy.nii.gz")
-        write_image(files["label_entropy"], entropy, fixed.affine, like=fixed)
+        if "warped" in files:
+            files["label_entropy"] = str(Path(data["output_dir"]) / "label_entropy.nii.gz")
+            write_image(files["label_entropy"], entropy, fixed.affine, like=fixed)
         anywhere = torch.stack([w[0] > 0 for w in warped]).any(0)
         return float(entropy[anywhere].mean()) if anywhere.any() else 0.0
 
