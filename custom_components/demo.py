@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .data.synthetic import random_velocity
-from .fields import compose, integrate_velocity, resize_field, warp
+from .fields import compose, integrate_velocity, resize_field, sample, warp
 from .transforms.physical import read_transform, transform_points_world, write_image
 from .transforms.synthesis import smooth_noise
 
@@ -43,6 +43,10 @@ def run_demo(output: Path, settings: dict[str, Any]) -> dict[str, float]:
         "inverse-consistency error, mean mm": (None, row["inverse_consistency_mm"]),
         "seconds (network, fields, refinement)": (None, row["seconds"]),
     }
+    sd = folder / "displacement_sd.nii.gz"
+    if sd.exists():
+        label = "correlation of predicted SD and actual error"
+        numbers[label] = (None, sd_correlation(after, sd, affine, Path(pair["label_fixed"])))
     print(f"\n{'':46s}{'before':>9s}{'after':>9s}")
     for name, (old, new) in numbers.items():
         print(f"{name:46s}{'' if old is None else f'{old:.3f}':>9s}{new:9.3f}")
@@ -116,13 +120,30 @@ def dense_error_mm(truth: Tensor, affine: np.ndarray, result: Path, label: Path)
     Args:
         result: the folder of the registered pair.
     """
-    from .transforms.physical import load_labels
-
-    inside = torch.nonzero(load_labels(str(label)).data[0] > 0)
-    points = inside[torch.randperm(len(inside), generator=torch.Generator().manual_seed(0))[:NUM_POINTS]]
+    points = tissue_points(label)
     shift = truth[0][:, points[:, 0], points[:, 1], points[:, 2]].T.numpy()
     world = points.numpy() @ affine[:3, :3].T + affine[:3, 3]
     true_world = world + shift @ affine[:3, :3].T
     steps = [result / name for name in ("forward_field.nii.gz", "affine.tfm")]  # the dense part comes first
     found = transform_points_world(world, [step for path in steps if path.exists() for step in read_transform(path)])
     return np.linalg.norm(world - true_world, axis=1), np.linalg.norm(found - true_world, axis=1)
+
+
+def tissue_points(label: Path) -> Tensor:
+    """Voxels at random in a label map, the same at each call, shape (N, 3)."""
+    from .transforms.physical import load_labels
+
+    inside = torch.nonzero(load_labels(str(label)).data[0] > 0)
+    return inside[torch.randperm(len(inside), generator=torch.Generator().manual_seed(0))[:NUM_POINTS]]
+
+
+def sd_correlation(error_mm: np.ndarray, sd: Path, affine: np.ndarray, label: Path) -> float:
+    """Correlation coefficient of the error at the points of `dense_error_mm` with a written map of deviations."""
+    from .transforms.physical import load_image
+
+    volume = load_image(str(sd))
+    to_voxels = np.linalg.inv(volume.affine) @ affine
+    points = tissue_points(label).numpy() @ to_voxels[:3, :3].T + to_voxels[:3, 3]
+    locations = torch.from_numpy(points.T).float()[None, :, :, None, None]
+    deviation = sample(volume.data[None], locations, padding="border").flatten().numpy()
+    return float(np.corrcoef(error_mm, deviation)[0, 1])

@@ -147,7 +147,10 @@ def measure(name: str, folder: str, slices: str, samples: int, every: int) -> No
             rows[-1] |= {"unrefined": rows[-1]["forward"], **measure_refined(inferer, network, pair, key)}
     keys = dict.fromkeys(key for row in rows for key in row)
     result: dict[str, Any] = {key: float(np.mean([row[key] for row in rows if key in row])) for key in keys}
-    result |= {"pairs": len(pairs), "uncertainty": known_deformations(network, deformation, pairs, 4 * samples)}
+    result["pairs"] = len(pairs)
+    for key, refinement in (("uncertainty", None), ("uncertainty_refined", refinements["refined"])):
+        inferer = RegistrationInferer(deformation, refinement=refinement, samples=4 * samples)
+        result[key] = known_deformations(inferer, network, pairs)
     with replacing(Path(folder) / "result.json") as path:
         path.write_text(json.dumps(result, indent=1))
 
@@ -188,7 +191,7 @@ def spread(samples: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def known_deformations(network: Any, deformation: Any, pairs: list[dict], samples: int, noise: float = 0.03) -> dict:
+def known_deformations(inferer: RegistrationInferer, network: Any, pairs: list[dict], noise: float = 0.03) -> dict:
     """Predicted standard deviation against the actual error, on validation slices deformed by a known map.
 
     Each fixed slice is deformed by a random velocity, other noise and brightness; both count inside the brain only.
@@ -204,7 +207,7 @@ def known_deformations(network: Any, deformation: Any, pairs: list[dict], sample
         gain = 1 + 0.1 * (2 * torch.rand(1, generator=generator) - 1)
         moving = (gain * moving + noise * torch.randn(size, generator=generator)).clamp(0, 1)
         target = (fixed + noise * torch.randn(size, generator=generator)).clamp(0, 1)
-        pred = RegistrationInferer(deformation, samples=samples)(torch.cat([moving, target], 1), network)
+        pred = inferer(torch.cat([moving, target], 1), network)
         errors.append((pred["ddf"] - truth).norm(dim=1, keepdim=True)[brain])
         before.append(truth.norm(dim=1, keepdim=True)[brain])
         deviations.append(spread(pred["ddf_samples"])[brain])
@@ -253,7 +256,8 @@ def tables(results: dict[str, dict[str, Any]]) -> str:
     ]
     keys = ("error", "error_rms", "sd_rms", "correlation", "correlation_within_pair", "rank_correlation_within_pair")
     for name, row in results.items():
-        lines.append(f"| {name} | " + " | ".join(f"{row['uncertainty'][key]:.3f}" for key in keys) + " |")
+        for kind, text in (("uncertainty", name), ("uncertainty_refined", f"{name}, refined")):
+            lines.append(f"| {text} | " + " | ".join(f"{row[kind][key]:.3f}" for key in keys) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -264,10 +268,12 @@ def calibration_picture(path: Path, results: dict[str, dict[str, Any]]) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(5, 5))
-    for name in ("base", "diagonal", "naive"):
+    for name, colour in (("base", "tab:blue"), ("diagonal", "tab:orange"), ("naive", "tab:green")):
         if name in results:
-            row = results[name]["uncertainty"]
-            axes.plot(row["bins_sd"], row["bins_error"], "o-", label=name)
+            for kind, style in (("uncertainty", "o-"), ("uncertainty_refined", "s--")):
+                row = results[name][kind]
+                label = name if kind == "uncertainty" else f"{name}, mean refined for the pair"
+                axes.plot(row["bins_sd"], row["bins_error"], style, color=colour, label=label)
     top = 1.05 * max(axes.get_xlim()[1], axes.get_ylim()[1])
     axes.plot([0, top], [0, top], "k:", label="calibrated")
     axes.set(xlim=(0, top), ylim=(0, top), xlabel="predicted SD, pixels (deciles)", ylabel="actual error, RMS, pixels")
