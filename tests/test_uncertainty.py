@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from custom_components.data.synthetic import write_phantom_scans
+from custom_components.demo import sd_correlation, tissue_points
 from custom_components.fields import identity_grid
 from custom_components.transforms.pairs import LoadPaird, SavePaird
-from custom_components.transforms.physical import Grid
+from custom_components.transforms.physical import Grid, write_image
 from custom_components.transforms.reporting import ReportPaird
 from custom_components.transforms.uncertainty import ReportUncertaintyd, displacement_sd, label_entropy
 
@@ -286,3 +287,19 @@ def test_uncertainty_outside_the_foreground_does_not_count(loaded, tmp_path):
     item = registered(loaded, tmp_path, shifted(loaded, 0.0), samples)
     assert ReportUncertaintyd()(item)["metrics"]["displacement_sd_mm"] == 0
     assert array(tmp_path, "displacement_sd.nii.gz").max() > 1
+
+
+def test_demo_correlates_the_error_with_the_written_deviation(tmp_path):
+    affine = np.diag([1.0, 1.0, 1.0, 1.0])
+    affine[:3, 3] = [-4, 7, 2]
+    write_image(tmp_path / "label.nii.gz", torch.ones(12, 14, 10, dtype=torch.uint8), affine)
+    coarse = np.diag([2.0, 2.0, 2.0, 1.0])
+    coarse[:3, 3] = affine[:3, 3]
+    ramp = torch.arange(6.0).view(-1, 1, 1).expand(6, 7, 5)
+    write_image(tmp_path / "sd.nii.gz", ramp.contiguous(), coarse)
+    points = tissue_points(tmp_path / "label.nii.gz")
+    assert len(points) == 12 * 14 * 10
+    error = points[:, 0].clamp(max=10).numpy() / 2  # the ramp at the points, its last voxel lies at 10
+    assert sd_correlation(error, tmp_path / "sd.nii.gz", affine, tmp_path / "label.nii.gz") == pytest.approx(
+        1, abs=1e-6
+    )
