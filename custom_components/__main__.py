@@ -50,7 +50,7 @@ def register(
         mask_moving, mask_fixed: where the images count during refinement.
         spacing: of the model grid, mm; default: the bundle's, for which its weights were trained.
         samples: of a probabilistic bundle (voxelmorph_probabilistic): draw so many deformations, write them, and maps
-            of their standard deviation and of the warped labels' entropy.
+            of their standard deviation and of the warped labels' entropy; `--seed` draws others.
         weights: another checkpoint.
         device: "cpu", "cuda:0", ...; default: the GPU if there is one.
         overlay: further config files, the last one wins.
@@ -60,6 +60,8 @@ def register(
     files |= {"mask_moving": mask_moving, "mask_fixed": mask_fixed}
     settings |= {"optimize": optimize, "affine": "affine" if affine is True else affine, "spacing": spacing}
     settings |= {"samples": samples, "weights": weights, "device": device, "output_dir": str(output)}
+    if isinstance(samples, bool):
+        raise ValueError("--samples needs a number, for instance --samples 20")
     pair = {key: str(Path(path).absolute()) for key, path in files.items() if path is not None}
     rows = _infer(bundle, [pair], _check_writable(output), overlay, settings)
     print(_summary(rows[0]))
@@ -188,6 +190,8 @@ def _infer(
             bundle_root=str(root),
         )
         known = set(workflow.parser.get())
+        if settings.get("samples") and "samples" not in known:
+            raise ValueError(f"{root.name} has no uncertainty to sample; --bundle voxelmorph_probabilistic has")
         for name in settings:
             if name.split("#")[0] not in known:
                 raise ValueError(

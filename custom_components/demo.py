@@ -43,10 +43,11 @@ def run_demo(output: Path, settings: dict[str, Any]) -> dict[str, float]:
         "inverse-consistency error, mean mm": (None, row["inverse_consistency_mm"]),
         "seconds (network, fields, refinement)": (None, row["seconds"]),
     }
-    sd = folder / "displacement_sd.nii.gz"
-    if sd.exists():
-        label = "correlation of predicted SD and actual error"
-        numbers[label] = (None, sd_correlation(after, sd, affine, Path(pair["label_fixed"])))
+    if "displacement_sd_mm" in row:
+        sd = folder / "displacement_sd.nii.gz"
+        row["sd_error_correlation"] = sd_correlation(after, sd, affine, Path(pair["label_fixed"]))
+        numbers["mean SD of the samples, mm"] = (None, row["displacement_sd_mm"])
+        numbers["correlation of this SD with the error"] = (None, row["sd_error_correlation"])
     print(f"\n{'':46s}{'before':>9s}{'after':>9s}")
     for name, (old, new) in numbers.items():
         print(f"{name:46s}{'' if old is None else f'{old:.3f}':>9s}{new:9.3f}")

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -35,14 +36,14 @@ def smooth(noise: Tensor, smoothing: float) -> Tensor:
     """C applied to (B, C, *S): white noise keeps its variance; `smoothing` 0 returns the noise itself."""
     if smoothing == 0:
         return noise
-    return _along_axes(noise, [_matrix(n, smoothing, noise) for n in noise.shape[2:]])
+    return _along_axes(noise, [_matrix(n, smoothing).to(noise) for n in noise.shape[2:]])
 
 
 def smoothed_variance(variance: Tensor, smoothing: float) -> Tensor:
     """Variance of C (sqrt(variance) * eps) at each voxel, (B, C, *S): the diagonal of C diag(variance) C^T."""
     if smoothing == 0:
         return variance
-    return _along_axes(variance, [_matrix(n, smoothing, variance).square() for n in variance.shape[2:]])
+    return _along_axes(variance, [_matrix(n, smoothing).square().to(variance) for n in variance.shape[2:]])
 
 
 def prior_trace(size: Sequence[int], smoothing: float, *, like: Tensor) -> Tensor:
@@ -54,18 +55,21 @@ def prior_trace(size: Sequence[int], smoothing: float, *, like: Tensor) -> Tenso
     Args:
         like: a tensor of the wanted type and device.
     """
+    return _prior_trace(tuple(size), smoothing).to(like)[None, None]
+
+
+@lru_cache(maxsize=16)
+def _prior_trace(size: tuple[int, ...], smoothing: float) -> Tensor:
     energy, slope = [], []
-    for n in size:
+    for axis, n in enumerate(size):
         columns = torch.eye(n, dtype=torch.float64) if smoothing == 0 else _matrix(n, smoothing)
-        energy.append(columns.square().sum(0))
-        slope.append(columns.diff(dim=0).square().sum(0))
-    total = torch.zeros(tuple(size), dtype=torch.float64)
+        shape = [-1, *[1] * (len(size) - 1 - axis)]
+        energy.append(columns.square().sum(0).view(shape))
+        slope.append(columns.diff(dim=0).square().sum(0).view(shape))
+    total = torch.zeros(size, dtype=torch.float64)
     for axis in range(len(size)):
-        term = torch.ones((), dtype=torch.float64)
-        for other in range(len(size)):
-            term = term.unsqueeze(-1) * (slope if other == axis else energy)[other]
-        total += term
-    return total.to(like)[None, None]
+        total += math.prod([*energy[:axis], slope[axis], *energy[axis + 1 :]])
+    return total
 
 
 def kernel_energy(smoothing: float, spatial_dims: int) -> float:
@@ -80,15 +84,17 @@ def _kernel(smoothing: float) -> Tensor:
     return torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64) / max(smoothing, 1e-6)) ** 2)
 
 
-def _matrix(n: int, smoothing: float, like: Tensor | None = None) -> Tensor:
-    """One axis of C: column j is the kernel around voxel j, cut at the grid's ends."""
+@lru_cache(maxsize=64)
+def _matrix(n: int, smoothing: float) -> Tensor:
+    """One axis of C: column j is the kernel around voxel j, cut at the grid's ends; along one voxel nothing is done."""
+    if n == 1:
+        return torch.ones(1, 1, dtype=torch.float64)
     kernel = _kernel(smoothing)
     radius = len(kernel) // 2
     index = torch.arange(n)
     offset = index - index.unsqueeze(1) + radius
     inside = (offset >= 0) & (offset < len(kernel))
-    matrix = kernel[offset.clamp(0, len(kernel) - 1)] * inside / kernel.square().sum().sqrt()
-    return matrix if like is None else matrix.to(like)
+    return kernel[offset.clamp(0, len(kernel) - 1)] * inside / kernel.square().sum().sqrt()
 
 
 def _along_axes(values: Tensor, matrices: Sequence[Tensor]) -> Tensor:

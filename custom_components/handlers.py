@@ -6,7 +6,7 @@ import csv
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,8 @@ class ResumableCheckpoint:
         interval: epochs between checkpoints; one is always written at the end.
         resume: continue from `path` if it exists; if False an existing file is replaced at the first save.
         initial_weights: a file of weights for the object `network` (a shipped model.pt), to start from unless resumed.
-            What it lacks keeps its initial values (the second head of a probabilistic network): the log says so.
+        fresh: beginnings of the names of weights that `initial_weights` may lack; they keep their initial values, and
+            the log says so (a second head, for instance).
     Raises:
         RuntimeError: if the file is of another architecture; on attach, of a checkpoint to resume when the run starts.
     """
@@ -72,19 +73,21 @@ class ResumableCheckpoint:
         interval: int = 1,
         resume: bool = False,
         initial_weights: str | os.PathLike | None = None,
+        fresh: Sequence[str] = (),
     ) -> None:
         self.path, self.objects, self.interval, self.resume = Path(path), dict(objects), interval, resume
-        self.initial_weights = initial_weights
+        self.initial_weights, self.fresh = initial_weights, tuple(fresh)
 
     def attach(self, engine: Engine) -> None:
         if self.resume and self.path.exists():
             engine.add_event_handler(Events.STARTED, self.load)
         elif self.initial_weights is not None:
             weights = torch.load(self.initial_weights, map_location="cpu", weights_only=True)
-            fresh = {k: v for k, v in _unwrap(self.objects["network"]).state_dict().items() if k not in weights}
+            current = _unwrap(self.objects["network"]).state_dict() if self.fresh else {}
+            fresh = {k: v for k, v in current.items() if k not in weights and k.startswith(self.fresh)}
             self._restore("network", {**weights, **fresh}, self.initial_weights)
             if fresh:
-                logger.info("%s lacks %s: they start afresh", self.initial_weights, ", ".join(fresh))
+                logger.warning("%s lacks %s: they start afresh", self.initial_weights, ", ".join(fresh))
         engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self.save)
         engine.add_event_handler(Events.COMPLETED, self.save)
 

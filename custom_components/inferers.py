@@ -32,7 +32,8 @@ class RegistrationInferer(Inferer):
         precision: "float32", or "bfloat16" or "float16" to run the network (not the fields) under autocast. On CPUs
             with bfloat16 units this is faster (docs/benchmarks.md); float16 training needs the trainer's `amp=True`.
         samples: number K of samples to draw of a probabilistic deformation.
-        seed: of the samples; the noise is drawn on the CPU, so that equal seeds give equal samples on any device.
+        seed: of the samples, for each batch anew: a pair gives the same in any list. The noise is drawn on the CPU, so
+            that equal seeds give equal samples on any device; the samples' displacements are kept there, too.
     Raises:
         ValueError: if the precision is unknown, or samples are wanted of a deformation that has no uncertainty.
     """
@@ -91,5 +92,7 @@ class RegistrationInferer(Inferer):
     def _sample(self, parameters: Tensor, size: torch.Size) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(self.seed)
         deformation: Any = self.deformation
-        samples = [deformation.draw(parameters, size, generator=generator)["ddf"] for _ in range(self.samples)]
-        return {"ddf_samples": torch.stack(samples, 1), "velocity_sd": deformation.velocity_sd(parameters)}
+        samples = torch.empty(len(parameters), self.samples, len(size), *size)
+        for i in range(self.samples):
+            samples[:, i] = deformation.draw(parameters, size, generator=generator)["ddf"]
+        return {"ddf_samples": samples, "velocity_sd": deformation.velocity_sd(parameters)}

@@ -213,7 +213,8 @@ def test_parameters_that_initial_weights_lack_start_afresh_and_are_named(tmp_pat
     given = network if wrap is nn.Identity else wrap(network)
     weights = tmp_path / "model.pt"
     torch.save({"weight": torch.full((1, 3), 7.0)}, weights)
-    checkpoint = ResumableCheckpoint(tmp_path / "last.pt", {**objects, "network": given}, initial_weights=weights)
+    objects = {**objects, "network": given}
+    checkpoint = ResumableCheckpoint(tmp_path / "last.pt", objects, initial_weights=weights, fresh=["bia"])
     with caplog.at_level(logging.INFO, "custom_components.handlers"):
         checkpoint.attach(engine)
     assert (network.weight == 7).all()
@@ -231,10 +232,11 @@ def test_whole_initial_weights_are_taken_without_a_word(tmp_path, caplog):
 
 
 def test_surplus_initial_weights_are_refused_in_one_sentence(tmp_path, caplog):
-    """Also if others are lacking: a file of other names is that of another network."""
+    """Also if others may be lacking: a file of other names is that of another network."""
     engine, objects = make_training()
-    torch.save({"weight": torch.zeros(1, 3), "flow.weight": torch.zeros(1)}, tmp_path / "model.pt")
-    checkpoint = ResumableCheckpoint(tmp_path / "last.pt", objects, initial_weights=tmp_path / "model.pt")
+    weights = tmp_path / "model.pt"
+    torch.save({"weight": torch.zeros(1, 3), "flow.weight": torch.zeros(1)}, weights)
+    checkpoint = ResumableCheckpoint(tmp_path / "last.pt", objects, initial_weights=weights, fresh=["bias"])
     with (
         caplog.at_level(logging.INFO, "custom_components.handlers"),
         pytest.raises(RuntimeError, match=r"model\.pt is .* another network: .*flow\.weight") as caught,
@@ -242,6 +244,15 @@ def test_surplus_initial_weights_are_refused_in_one_sentence(tmp_path, caplog):
         checkpoint.attach(engine)
     assert "\n" not in str(caught.value)
     assert not caplog.messages
+
+
+@pytest.mark.parametrize("fresh", [(), ["flow."]])
+def test_initial_weights_may_lack_only_what_is_named(tmp_path, fresh):
+    engine, objects = make_training()
+    torch.save({"weight": torch.zeros(1, 3)}, tmp_path / "model.pt")
+    checkpoint = ResumableCheckpoint(tmp_path / "last.pt", objects, initial_weights=tmp_path / "model.pt", fresh=fresh)
+    with pytest.raises(RuntimeError, match=r"another network: .*bias"):
+        checkpoint.attach(engine)
 
 
 def test_checkpoint_to_resume_must_be_whole(tmp_path):

@@ -101,8 +101,10 @@ class LabelLikelihood(nn.Module):
                 f"got {moving.dtype} {tuple(moving.shape)} and {fixed.dtype} {tuple(fixed.shape)}"
             )
         if not moving.is_floating_point():
-            every = range(int(torch.maximum(moving.max(), fixed.max())) + 1)
-            ids = torch.tensor(every if isinstance(self.labels, str) else self.labels, device=ddf.device)
+            if isinstance(self.labels, str):
+                ids = torch.cat([moving.flatten(), fixed.flatten()]).unique()
+            else:
+                ids = torch.tensor(self.labels, device=ddf.device)
             ids = ids.view(1, -1, *[1] * (ddf.ndim - 2))
             moving, fixed = ((labels == ids).to(ddf.dtype) for labels in (moving, fixed))
         difference = warp(moving, ddf, padding="border") - fixed

@@ -18,7 +18,8 @@ class RegistrationLoss(nn.Module):
     similarity_weight * similarity(warped, fixed) + weight * regularization(field) + folding_weight * folding(ddf)
     + segmentation_weight * overlap(labels) + surface(labels' distance maps)
 
-    With `bidirectional`, similarity and Dice are the mean of both directions, the second one through the inverse field.
+    With `bidirectional`, similarity, overlap and surface terms are the mean of both directions, the second through the
+    inverse field.
     Masks in the batch (`mask_fixed`, `mask_moving`) restrict the similarity: the moving mask is warped along.
 
     Args:

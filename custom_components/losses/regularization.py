@@ -65,7 +65,8 @@ class GaussianKL(nn.Module):
     reference implementation, for which the published lambdas (10 to 25) hold, weighs the smoothness of the mean by
     1 / (2 D) of that (and divides by the number of differences, n - 1 for n, along each axis). Both are least at
     mean = constant, l = -log(lambda kappa); the least value, D/2 (1 + mean log(lambda kappa)), is 7.64 in 3-D for
-    lambda = 10 without smoothing.
+    lambda = 10 without smoothing and without borders (less with them). Values of different smoothings do not compare: a
+    constant of C is left out. The prior is improper (L does not see a constant), so the divergence is up to a constant.
 
     The paper does not print the trace of the smoothed posterior. With the trace of the diagonal one (`trace="degree"`)
     the smoothed noise is pulled to the wrong size: with the paper's kernel, of unit sum, it all but vanishes.
@@ -110,7 +111,7 @@ class GaussianKL(nn.Module):
         if self.trace == "posterior":
             kappa = prior_trace(size, smoothing, like=mean)
         else:
-            # The log variance of a kernel of unit sum is larger by the log of that kernel's energy.
+            # The variance that multiplies a kernel of unit sum is ours over that kernel's energy, which is below 1.
             kappa = prior_trace(size, 0, like=mean) / kernel_energy(smoothing, d)
         noise = (self.prior_precision * kappa * log_variance.exp() - log_variance).mean()
         slopes = [mean.diff(dim=axis).square() for axis in range(2, mean.ndim) if mean.shape[axis] > 1]

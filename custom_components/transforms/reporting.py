@@ -11,7 +11,7 @@ import torch
 from monai.transforms import Transform
 from torch import Tensor
 
-from ..metrics import label_overlap, pair_metrics, present_labels, write_metrics
+from ..metrics import foreground_mask, label_overlap, pair_metrics, present_labels, write_metrics
 from ..report import pair_picture
 from .pairs import load_labels_for
 from .physical import Volume, load_image, load_labels, resample, voxel_spacing
@@ -42,7 +42,8 @@ class ReportPaird(Transform):
         self.labels, self.picture, self.surfaces, self.brain_only = labels, picture, surfaces, brain_only
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Takes and returns an item as `SavePaird` left it; adds `metrics` and extends `output_files`."""
+        """Takes and returns an item as `SavePaird` left it; adds `metrics` and `foreground`, a mask (1, *S) of where
+        the pair is judged, and extends `output_files`."""
         folder = Path(data["output_dir"])
         spacing = [float(s) for s in voxel_spacing(np.asarray(data["grid_affine"]))]
         keys = ["moving", "fixed", "mask_fixed"] + (["label_moving", "label_fixed"] if self.surfaces else [])
@@ -73,7 +74,8 @@ class ReportPaird(Transform):
                 title=folder.name,
                 **labels,
             )
-        return {**data, "metrics": metrics, "output_files": files}
+        foreground = foreground_mask(batch)[0]
+        return {**data, "metrics": metrics, "foreground": foreground, "output_files": files}
 
     def _overlap(self, data: Mapping[Hashable, Any]) -> dict[str, float]:
         fixed, moving = load_image(data["fixed_path"]), load_image(data["moving_path"])

@@ -5,8 +5,9 @@ r"""The paper's four experiments, and the meaning of the uncertainty, at a size 
     python bundles/voxelmorph_probabilistic/docs/reproduce.py SLICES OUT
 
 SLICES: a folder of 2-D slices with a data list that has the sections training, validation and validation_pairs, labels
-included. Every variant is trained by the bundle's train.json and train_2d.json; what is there is not done again. OUT
-gets a folder for each variant, `results.json`, `tables.md` and `calibration.png`.
+included; file names begin with the person and "_". Every variant is trained by the bundle's train.json and
+train_2d.json on the middle of the slices, and measured on whole slices; what is there is not done again. OUT gets a
+folder for each variant, with a row for each pair, and `results.json`, `tables.md` and `calibration.png`.
 
 Variants differ from `base` (smoothed posterior, bidirectional, all people, no labels) in one setting each.
 """
@@ -14,10 +15,12 @@ Variants differ from `base` (smoothed posterior, bidirectional, all people, no l
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,11 +35,8 @@ sys.path.insert(0, str(BUNDLE.parents[1]))
 
 from custom_components.data.lists import load_list, subject_of  # noqa: E402
 from custom_components.data.synthetic import random_velocity  # noqa: E402
-from custom_components.fields import (  # noqa: E402
-    integrate_velocity,
-    jacobian_determinant,
-    warp,
-)
+from custom_components.deformations import GaussianVelocity  # noqa: E402
+from custom_components.fields import integrate_velocity, jacobian_determinant, warp  # noqa: E402
 from custom_components.inferers import RegistrationInferer  # noqa: E402
 from custom_components.metrics import mean_dice, replacing  # noqa: E402
 from custom_components.transforms.pairs import LoadPaird  # noqa: E402
@@ -51,6 +51,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "people_10": {"people": 10},
     "segmentation": {"labels": [1, 2, 3, 4]},
 }
+POSTERIORS = ("base", "diagonal", "naive")  # whose uncertainty is compared with known errors
+EPOCHS = 10
 
 
 def main() -> None:
@@ -61,49 +63,56 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4500, help="of training, batches of 8 pairs")
     parser.add_argument("--workers", type=int, default=2, help="trainings at a time, one thread each")
     parser.add_argument("--samples", type=int, default=10, help="of the posterior, for each pair")
-    parser.add_argument("--pairs", type=int, default=None, help="measure every so manyth validation pair")
-    parser.add_argument("--set", nargs="*", default=[], help="settings of train.json for all variants, name=value")
+    parser.add_argument("--pairs", type=int, default=120, help="validation pairs to measure, drawn at random")
+    parser.add_argument("--size", default="[144, 176]", help="of the middle of the slices that training sees")
+    parser.add_argument("--measure", default=None, help=argparse.SUPPRESS)
     args = parser.parse_args()
     names = args.only.split(",")
     unknown = set(names) - set(VARIANTS)
     if unknown:
         parser.error(f"there is no variant {', '.join(sorted(unknown))}; there are {', '.join(VARIANTS)}")
-    common = dict(item.split("=", 1) for item in args.set)
+    if args.measure:
+        measure(args.measure, args.output / args.measure, args.slices, args.samples, args.pairs)
+        return
     with ThreadPoolExecutor(args.workers) as pool:
-        list(pool.map(lambda name: run(name, args, common), names))
-    results = {name: json.loads((args.output / name / "result.json").read_text()) for name in names}
+        list(pool.map(lambda name: run(name, args), names))
+    done = [name for name in VARIANTS if (args.output / name / "result.json").exists()]
+    results = {name: json.loads((args.output / name / "result.json").read_text()) for name in done}
+    rows = {name: read_rows(args.output / name / "rows.csv") for name in done}
     (args.output / "results.json").write_text(json.dumps(results, indent=1))
-    table = tables(results)
+    table = tables(results, rows)
     (args.output / "tables.md").write_text(table)
-    if all("uncertainty" in results.get(name, {}) for name in ("base", "diagonal")):
+    if {"base", "diagonal"} <= set(done):
         calibration_picture(args.output / "calibration.png", results)
     print(table)
 
 
-def run(name: str, args: argparse.Namespace, common: dict[str, str]) -> None:
+def run(name: str, args: argparse.Namespace) -> None:
     """Train and measure one variant in processes of their own, unless that was done."""
     folder = args.output / name
     folder.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(BUNDLE.parents[1])}
+    settings = {"size": args.size, "num_pairs": args.steps * 8 // EPOCHS, **VARIANTS[name]}
+    record = folder / "settings.json"
+    if record.exists() and json.loads(record.read_text()) != settings:
+        raise ValueError(f"{folder} holds a training with other settings, {record.read_text()}: take another folder")
+    record.write_text(json.dumps(settings))
     if not (folder / "model.pt").exists():
-        settings = {**common, **VARIANTS[name]}
         data_list = subset(args.slices, folder, settings.pop("people", None))
-        epochs = 10
         command = [sys.executable, "-m", "monai.bundle", "run", "--bundle_root", str(BUNDLE)]
         command += ["--config_file", str([str(BUNDLE / "configs" / f"{c}.json") for c in ("train", "train_2d")])]
         command += ["--dataset_dir", str(args.slices.absolute()), "--data_list", str(data_list)]
-        command += ["--output_dir", str(folder), "--ckpt_dir", str(folder), "--max_epochs", str(epochs)]
+        command += ["--output_dir", str(folder), "--ckpt_dir", str(folder), "--max_epochs", str(EPOCHS)]
         # One validation, at the end: the weights are not chosen by the people they are measured on.
-        command += ["--val_interval", str(epochs), "--num_pairs", str(args.steps * 8 // epochs), "--resume", "True"]
+        command += ["--val_interval", str(EPOCHS), "--resume", "True"]
         for key, value in settings.items():
             command += [f"--{key}", str(value)]
         with open(folder / "log.txt", "a") as log:
             subprocess.run(command, env=environment, stdout=log, stderr=log, check=True)
     if not (folder / "result.json").exists():
-        code = f"import reproduce; reproduce.measure({name!r}, {str(folder)!r}, {str(args.slices)!r}, "
-        code += f"{args.samples}, {args.pairs or 1})"
-        environment["PYTHONPATH"] += os.pathsep + str(Path(__file__).parent)
-        subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+        command = [sys.executable, __file__, str(args.slices), str(args.output), "--measure", name]
+        command += ["--samples", str(args.samples), "--pairs", str(args.pairs)]
+        subprocess.run(command, env=environment, check=True)
 
 
 def subset(slices: Path, folder: Path, people: int | None) -> Path:
@@ -118,40 +127,55 @@ def subset(slices: Path, folder: Path, people: int | None) -> Path:
     return folder / "datalist.json"
 
 
-def measure(name: str, folder: str, slices: str, samples: int, every: int) -> None:
-    """All measures of a trained variant, over the validation pairs, into FOLDER/result.json."""
+def measure(name: str, folder: Path, slices: Path, samples: int, num_pairs: int) -> None:
+    """All measures of a trained variant: FOLDER/rows.csv, a line for each pair, and FOLDER/result.json."""
     torch.set_num_threads(1)
     smoothing = VARIANTS[name].get("smoothing")
     configs = [str(BUNDLE / "configs" / f"{c}.json") for c in ("train", "train_2d")]
     parser = ConfigParser(ConfigParser.load_config_files(configs))
     parser.update({"bundle_root": str(BUNDLE), "smoothing": smoothing, "device": torch.device("cpu")})
     network = parser.get_parsed_content("network_def").eval()
-    network.load_state_dict(torch.load(Path(folder) / "model.pt", weights_only=True))
+    network.load_state_dict(torch.load(folder / "model.pt", weights_only=True))
     deformation = parser.get_parsed_content("deformation")
     inference = ConfigParser(ConfigParser.load_config_files([c.replace("train", "inference") for c in configs]))
     inference.update({"bundle_root": str(BUNDLE), "smoothing": smoothing, "optimize": 20, "refinement#progress": False})
     refinements = {"refined": inference.get_parsed_content("refinement")}
-    # The objective of the training, for the mean alone: the reference's smoothness term is lambda D / 4 of ours.
+    # The training's objective in one direction, for the mean alone: its smoothness term is lambda D / 4 of ours.
     weight = parser.get_parsed_content("prior_precision") * parser.get_parsed_content("spatial_dims") / 4
     inference.update({"refinement#loss#similarity": parser["similarity"], "image_sigma": parser["image_sigma"]})
     inference.update({"refinement#loss#weight": weight, "refinement#loss#folding_weight": 0.0})
     refinements["refined_own"] = inference.get_parsed_content("refinement")
+    items = load_list(slices / "datalist.json", "validation_pairs", slices)
+    # In random order: the list has the levels of a brain in turn, and every so manyth pair would be of one level.
+    items = [items[i] for i in np.random.default_rng(0).permutation(len(items))[:num_pairs]]
     load = LoadPaird(spacing=1.0)
-    pairs = [load(pair) for pair in load_list(Path(slices) / "datalist.json", "validation_pairs", slices)[::every]]
     rows = []
-    for i, pair in enumerate(pairs):
-        inferer = RegistrationInferer(deformation, inverse=True, samples=samples)
-        rows.append(measure_pair(inferer, network, pair))
-        for key, refinement in refinements.items() if i % 4 == 0 else ():
-            inferer = RegistrationInferer(deformation, refinement=refinement)
-            rows[-1] |= {"unrefined": rows[-1]["forward"], **measure_refined(inferer, network, pair, key)}
-    keys = dict.fromkeys(key for row in rows for key in row)
-    result: dict[str, Any] = {key: float(np.mean([row[key] for row in rows if key in row])) for key in keys}
-    result["pairs"] = len(pairs)
-    for key, refinement in (("uncertainty", None), ("uncertainty_refined", refinements["refined"])):
-        inferer = RegistrationInferer(deformation, refinement=refinement, samples=4 * samples)
-        result[key] = known_deformations(inferer, network, pairs)
-    with replacing(Path(folder) / "result.json") as path:
+    for i, item in enumerate(items):
+        pair = load(item)
+        row = {role: Path(item[role]).name.partition("_")[0] for role in ("moving", "fixed")}
+        inferer = RegistrationInferer(deformation, inverse=True, samples=samples, seed=i)
+        row |= measure_pair(inferer, network, pair)
+        if i < num_pairs // 3:
+            row["unrefined"] = row["forward"]
+            for key, refinement in refinements.items():
+                row |= measure_refined(RegistrationInferer(deformation, refinement=refinement), network, pair, key)
+            if name == "base":
+                row["white_folded"] = white_folds(network, deformation, pair, samples, seed=i)
+        rows.append(row)
+    columns = dict.fromkeys(key for row in rows for key in row)
+    with replacing(folder / "rows.csv") as path, open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    numbers = [key for key in columns if key not in ("moving", "fixed")]
+    result: dict[str, Any] = {key: float(np.mean([row[key] for row in rows if key in row])) for key in numbers}
+    result |= {"pairs": len(rows), "refined_pairs": sum("refined" in row for row in rows)}
+    if name in POSTERIORS:
+        fixed = {item["fixed"]: item for item in items}  # each slice once
+        pairs = [load(item) for item in list(fixed.values())[:48]]
+        for key, refinement in (("uncertainty", None), ("uncertainty_refined", refinements["refined"])):
+            result[key] = known_deformations(deformation, refinement, network, pairs, 10 * samples)
+    with replacing(folder / "result.json") as path:
         path.write_text(json.dumps(result, indent=1))
 
 
@@ -160,29 +184,52 @@ def dice(ddf: Tensor, pair: dict[str, Any], source: str = "moving", target: str 
     return float(mean_dice(warped, pair[f"label_{target}"][None]))
 
 
+def folds(ddf: Tensor, brain: Tensor) -> float:
+    """Pixels of the brain with det J <= 0."""
+    return float((jacobian_determinant(ddf) <= 0)[brain].sum())
+
+
 @torch.no_grad()
 def measure_pair(inferer: RegistrationInferer, network: Any, pair: dict[str, Any]) -> dict[str, float]:
     pred = inferer(pair["image"][None], network)
     brain = pair["label_fixed"][None] > 0
     drawn = pred["ddf_samples"][0].split(1)
-    folded = [jacobian_determinant(ddf) <= 0 for ddf in drawn]
-    return {
+    row = {
         "before": float(mean_dice(pair["label_moving"][None], pair["label_fixed"][None])),
         "forward": dice(pred["ddf"], pair),
         "inverse": dice(pred["inverse_ddf"], pair, "fixed", "moving"),
         "sample": float(np.mean([dice(ddf, pair) for ddf in drawn])),
-        "folded": float((jacobian_determinant(pred["ddf"]) <= 0)[brain].sum()),
-        "sample_folded": float(np.mean([float(f[brain].sum()) for f in folded])),
-        "sample_folded_anywhere": float(np.mean([float(f.sum()) for f in folded])),
+        "folded": folds(pred["ddf"], brain),
+        "sample_folded": float(np.mean([folds(ddf, brain) for ddf in drawn])),
         "sd": float(spread(pred["ddf_samples"])[brain].mean()),
     }
+    return {**row, "difference": abs(row["forward"] - row["inverse"])}
 
 
 @torch.no_grad()
 def measure_refined(inferer: RegistrationInferer, network: Any, pair: dict[str, Any], name: str) -> dict[str, float]:
     ddf = inferer(pair["image"][None], network)["ddf"]
-    folded = (jacobian_determinant(ddf) <= 0)[pair["label_fixed"][None] > 0].sum()
-    return {name: dice(ddf, pair), f"{name}_folded": float(folded)}
+    return {name: dice(ddf, pair), f"{name}_folded": folds(ddf, pair["label_fixed"][None] > 0)}
+
+
+@torch.no_grad()
+def white_folds(network: Any, deformation: Any, pair: dict[str, Any], samples: int, seed: int) -> float:
+    """Folds a sample of the same mean with white noise that spreads the displacement in the brain as much."""
+    white = GaussianVelocity(deformation.num_steps, smoothing=0)
+    brain = pair["label_fixed"][None] > 0
+    parameters = network(pair["image"][None])
+    dims = parameters.shape[1] // 2
+
+    def draw(source: GaussianVelocity) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        fields = [source.draw(parameters, brain.shape[2:], generator=generator)["ddf"] for _ in range(samples)]
+        return torch.stack(fields, 1)
+
+    wanted = spread(draw(deformation))[brain].mean()
+    for _ in range(4):
+        fields = draw(white)
+        parameters[:, dims:] += 2 * torch.log(wanted / spread(fields)[brain].mean())
+    return float(np.mean([folds(ddf, brain) for ddf in fields[0].split(1)]))
 
 
 def spread(samples: Tensor) -> Tensor:
@@ -191,14 +238,18 @@ def spread(samples: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def known_deformations(inferer: RegistrationInferer, network: Any, pairs: list[dict], noise: float = 0.03) -> dict:
+def known_deformations(
+    deformation: Any, refinement: Any, network: Any, pairs: Sequence[dict[str, Any]], samples: int, noise: float = 0.03
+) -> dict[str, Any]:
     """Predicted standard deviation against the actual error, on validation slices deformed by a known map.
 
-    Each fixed slice is deformed by a random velocity, other noise and brightness; both count inside the brain only.
+    Each slice is deformed by a random velocity (B-splines of 16 and 32 pixels, at most 8 pixels long), with other noise
+    and brightness; only the brain counts. For the calibration, pixels are sorted by the deviation of half the samples,
+    and that of the other half is reported, so that the deviations' own sampling error does not sort them.
     """
     generator = torch.Generator().manual_seed(0)
-    errors, deviations, before = [], [], []
-    for pair in pairs[:: max(1, len(pairs) // 48)]:
+    errors, before, halves, deviations = [], [], [], []
+    for i, pair in enumerate(pairs):
         fixed, brain = pair["fixed"][None], pair["label_fixed"][None] > 0
         size = fixed.shape[2:]
         velocity = random_velocity(size, amplitude=8.0, spacings=(16.0, 32.0), generator=generator)
@@ -207,57 +258,91 @@ def known_deformations(inferer: RegistrationInferer, network: Any, pairs: list[d
         gain = 1 + 0.1 * (2 * torch.rand(1, generator=generator) - 1)
         moving = (gain * moving + noise * torch.randn(size, generator=generator)).clamp(0, 1)
         target = (fixed + noise * torch.randn(size, generator=generator)).clamp(0, 1)
+        inferer = RegistrationInferer(deformation, refinement=refinement, samples=samples, seed=i)
         pred = inferer(torch.cat([moving, target], 1), network)
+        drawn = pred["ddf_samples"]
         errors.append((pred["ddf"] - truth).norm(dim=1, keepdim=True)[brain])
         before.append(truth.norm(dim=1, keepdim=True)[brain])
-        deviations.append(spread(pred["ddf_samples"])[brain])
-    within = [float(torch.corrcoef(torch.stack([e, d]))[0, 1]) for e, d in zip(errors, deviations, strict=True)]
-    ranks = [
-        float(torch.corrcoef(torch.stack([e, d]).argsort(1).argsort(1).float())[0, 1])
-        for e, d in zip(errors, deviations, strict=True)
-    ]
-    error, deviation = torch.cat(errors), torch.cat(deviations)
-    order = deviation.argsort()
-    bins = order.tensor_split(10)
+        halves.append(torch.stack([spread(half)[brain] for half in drawn.chunk(2, 1)]))
+        deviations.append(spread(drawn)[brain])
+    both = [torch.stack(one) for one in zip(errors, deviations, strict=True)]
+    error, deviation = torch.cat(both, 1)
+    first, second = torch.cat(halves, 1)
+    bins = first.argsort().tensor_split(10)
     return {
-        "pairs": len(errors),
+        "pairs": len(pairs),
         "before": float(torch.cat(before).mean()),
         "error": float(error.mean()),
-        "error_rms": float(error.square().mean().sqrt()),
-        "sd_rms": float(deviation.square().mean().sqrt()),
+        "error_rms": rms(error),
+        "sd_rms": rms(deviation),
         "correlation": float(torch.corrcoef(torch.stack([error, deviation]))[0, 1]),
-        "correlation_within_pair": float(np.mean(within)),
-        "rank_correlation_within_pair": float(np.mean(ranks)),
-        "bins_sd": [float(deviation[i].square().mean().sqrt()) for i in bins],
-        "bins_error": [float(error[i].square().mean().sqrt()) for i in bins],
+        "correlation_within_pair": float(np.mean([float(torch.corrcoef(one)[0, 1]) for one in both])),
+        "rank_correlation_within_pair": float(np.mean([float(torch.corrcoef(ranks(one))[0, 1]) for one in both])),
+        "bins_sd": [rms(second[i]) for i in bins],
+        "bins_error": [rms(error[i]) for i in bins],
     }
 
 
-def tables(results: dict[str, dict[str, Any]]) -> str:
+def rms(values: Tensor) -> float:
+    return float(values.square().mean().sqrt())
+
+
+def ranks(values: Tensor) -> Tensor:
+    return values.argsort(1).argsort(1).float()
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{k: v if k in ("moving", "fixed") else float(v or "nan") for k, v in row.items()} for row in rows]
+
+
+def interval(rows: list[dict[str, Any]], others: list[dict[str, Any]], key: str) -> str:
+    """Mean of the pairs' differences from the others, and its 95 % interval by drawing people with replacement."""
+    difference = np.array([a[key] - b[key] for a, b in zip(rows, others, strict=True)])
+    names, indices = np.unique([[row["moving"], row["fixed"]] for row in rows], return_inverse=True)
+    moving, fixed = indices.reshape(-1, 2).T
+    there = np.isfinite(difference)
+    rng, means = np.random.default_rng(0), []
+    for _ in range(2000):
+        count = np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))
+        weight = (count[moving] * count[fixed])[there]
+        if weight.sum():
+            means.append(np.average(difference[there], weights=weight))
+    low, high = np.percentile(means, [2.5, 97.5])
+    return f"{difference[there].mean():+.4f} ({low:+.4f} to {high:+.4f})"
+
+
+def tables(results: dict[str, dict[str, Any]], rows: dict[str, list[dict[str, Any]]]) -> str:
     columns = {
-        "forward Dice": "forward",
-        "inverse Dice": "inverse",
-        "sample Dice": "sample",
-        "of every fourth pair": "unrefined",
+        "before": "before",
+        "forward": "forward",
+        "inverse": "inverse",
+        "mean \\|forward - inverse\\|": "difference",
+        "a sample": "sample",
+        "a third of the pairs": "unrefined",
         "refined (LNCC)": "refined",
         "refined (own)": "refined_own",
         "folds, mean": "folded",
         "folds, sample": "sample_folded",
-        "folds, sample, anywhere": "sample_folded_anywhere",
+        "folds, white noise of that SD": "white_folded",
         "SD, pixels": "sd",
     }
     lines = ["| variant | " + " | ".join(columns) + " |", "|" + "---|" * (len(columns) + 1)]
     for name, row in results.items():
-        lines.append(f"| {name} | " + " | ".join(f"{row[key]:.4f}" for key in columns.values()) + " |")
-    lines += [
-        "",
-        "| variant | error, mean | error, RMS | SD, RMS | correlation | within a pair | ranks |",
-        "|" + "---|" * 7,
-    ]
+        cells = [f"{row[key]:.4f}" if key in row else "" for key in columns.values()]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    if "base" in rows:
+        lines += ["", "| variant - base | forward | inverse | refined (LNCC) | refined (own) |", "|" + "---|" * 5]
+        keys = ("forward", "inverse", "refined", "refined_own")
+        for name in [name for name in rows if name != "base"]:
+            lines.append(f"| {name} | " + " | ".join(interval(rows[name], rows["base"], key) for key in keys) + " |")
+    lines += ["", "| | error, mean | error, RMS | SD, RMS | correlation | within a pair | of ranks |", "|" + "---|" * 7]
     keys = ("error", "error_rms", "sd_rms", "correlation", "correlation_within_pair", "rank_correlation_within_pair")
     for name, row in results.items():
         for kind, text in (("uncertainty", name), ("uncertainty_refined", f"{name}, refined")):
-            lines.append(f"| {text} | " + " | ".join(f"{row[kind][key]:.3f}" for key in keys) + " |")
+            if kind in row:
+                lines.append(f"| {text} | " + " | ".join(f"{row[kind][key]:.3f}" for key in keys) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -268,9 +353,9 @@ def calibration_picture(path: Path, results: dict[str, dict[str, Any]]) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(5, 5))
-    for name, colour in (("base", "tab:blue"), ("diagonal", "tab:orange"), ("naive", "tab:green")):
-        if name in results:
-            for kind, style in (("uncertainty", "o-"), ("uncertainty_refined", "s--")):
+    for name, colour in zip(POSTERIORS, ("tab:blue", "tab:orange", "tab:green"), strict=True):
+        for kind, style in (("uncertainty", "o-"), ("uncertainty_refined", "s--")):
+            if kind in results.get(name, {}):
                 row = results[name][kind]
                 label = name if kind == "uncertainty" else f"{name}, mean refined for the pair"
                 axes.plot(row["bins_sd"], row["bins_error"], style, color=colour, label=label)
