@@ -248,7 +248,10 @@ def test_a_checkpoint_of_another_architecture_is_named(scans, tmp_path):
     [
         (["--bundle", "nosuch"], "there is no bundle 'nosuch'; there are synthmorph"),
         (["--max_epcohs", "3"], "no setting 'max_epcohs'"),
-        (["--bundle", "voxelmorph", "--samples", "2"], "error: voxelmorph has no setting 'samples'; there are "),
+        (
+            ["--bundle", "voxelmorph", "--samples", "2"],
+            "error: voxelmorph has no uncertainty to sample; --bundle voxelmorph_probabilistic has",
+        ),
         (["--weights", "nowhere.pt"], "nowhere.pt"),
     ],
 )

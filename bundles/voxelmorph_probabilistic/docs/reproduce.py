@@ -49,6 +49,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "people_2": {"people": 2},
     "people_5": {"people": 5},
     "people_10": {"people": 10},
+    "people_2_others": {"people": -2},
+    "people_5_others": {"people": -5},
     "segmentation": {"labels": [1, 2, 3, 4]},
 }
 POSTERIORS = ("base", "diagonal", "naive")  # whose uncertainty is compared with known errors
@@ -116,12 +118,13 @@ def run(name: str, args: argparse.Namespace) -> None:
 
 
 def subset(slices: Path, folder: Path, people: int | None) -> Path:
-    """The data list with the first so many training people only; all of them: the list itself."""
+    """The data list with the first (below 0: the last) so many training people only; None: the list itself."""
     path = slices.absolute() / "datalist.json"
     if people is None:
         return path
     content = json.loads(path.read_text())
-    chosen = sorted({subject_of(scan) for scan in content["training"]})[:people]
+    everybody = sorted({subject_of(scan) for scan in content["training"]})
+    chosen = everybody[:people] if people > 0 else everybody[people:]
     content["training"] = [scan for scan in content["training"] if subject_of(scan) in chosen]
     (folder / "datalist.json").write_text(json.dumps(content))
     return folder / "datalist.json"
