@@ -37,6 +37,7 @@ from custom_components.data.lists import load_list, subject_of  # noqa: E402
 from custom_components.data.synthetic import random_velocity  # noqa: E402
 from custom_components.deformations import GaussianVelocity  # noqa: E402
 from custom_components.fields import integrate_velocity, jacobian_determinant, warp  # noqa: E402
+from custom_components.gaussian import default_smoothing, prior_trace  # noqa: E402
 from custom_components.inferers import RegistrationInferer  # noqa: E402
 from custom_components.metrics import mean_dice, replacing  # noqa: E402
 from custom_components.transforms.pairs import LoadPaird  # noqa: E402
@@ -82,7 +83,7 @@ def main() -> None:
     results = {name: json.loads((args.output / name / "result.json").read_text()) for name in done}
     rows = {name: read_rows(args.output / name / "rows.csv") for name in done}
     (args.output / "results.json").write_text(json.dumps(results, indent=1))
-    table = tables(results, rows)
+    table = tables(results, rows) + "\n" + prior_table()
     (args.output / "tables.md").write_text(table)
     if {"base", "diagonal"} <= set(done):
         calibration_picture(args.output / "calibration.png", results)
@@ -346,6 +347,25 @@ def tables(results: dict[str, dict[str, Any]], rows: dict[str, list[dict[str, An
         for kind, text in (("uncertainty", name), ("uncertainty_refined", f"{name}, refined")):
             if kind in row:
                 lines.append(f"| {text} | " + " | ".join(f"{row[kind][key]:.3f}" for key in keys) + " |")
+    return "\n".join(lines) + "\n"
+
+
+@torch.no_grad()
+def prior_table(samples: int = 100) -> str:
+    """What the divergence alone makes of both posteriors: zero mean, the best log variance, no image."""
+    lines = ["| lambda | smoothing | SD, pixels | SD of log det J | folds a sample |", "|" + "---|" * 5]
+    size, half = (144, 176), (72, 88)
+    for precision in (0.5, 1.0, 2.0, 10.0):
+        for smoothing in (0.0, default_smoothing(precision, 2)):
+            kappa = prior_trace(half, smoothing, like=torch.zeros(1))
+            log_variance = -torch.log(precision * kappa).expand(samples, 2, *half)
+            parameters = torch.cat([torch.zeros_like(log_variance), log_variance], 1)
+            generator = torch.Generator().manual_seed(0)
+            ddf = GaussianVelocity(smoothing=smoothing).draw(parameters, size, generator=generator)["ddf"]
+            determinant = jacobian_determinant(ddf)
+            spread_log = float(determinant.clamp(min=1e-3).log().std())
+            numbers = [rms(ddf.square().sum(1).sqrt()), spread_log, float((determinant <= 0).sum()) / samples]
+            lines.append(f"| {precision} | {smoothing:.2f} | " + " | ".join(f"{x:.2f}" for x in numbers) + " |")
     return "\n".join(lines) + "\n"
 
 
