@@ -385,7 +385,7 @@ def calibration_picture(path: Path, results: dict[str, dict[str, Any]]) -> None:
     top = 1.05 * max(axes.get_xlim()[1], axes.get_ylim()[1])
     axes.plot([0, top], [0, top], "k:", label="calibrated")
     axes.set(xlim=(0, top), ylim=(0, top), xlabel="predicted SD, pixels (deciles)", ylabel="actual error, RMS, pixels")
-    axes.legend()
+    axes.legend(loc="lower right", fontsize=8)
     figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
