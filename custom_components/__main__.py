@@ -1,4 +1,4 @@
-"""The `morphzoo` command: register, optimize, evaluate, apply, demo. A thin layer over the bundles' own configs."""
+"""The `morphzoo` command: register, optimize, evaluate, tune, apply, demo: a thin layer over the bundles."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ def register(
     mask_fixed: str | None = None,
     spacing: float | None = None,
     samples: int | None = None,
+    hyper: float | Sequence[float] | str | None = None,
+    sweep: int | None = None,
     weights: str | None = None,
     device: str | None = None,
     overlay: str | Sequence[str] = (),
@@ -51,6 +53,9 @@ def register(
         spacing: of the model grid, mm; default: the bundle's, for which its weights were trained.
         samples: of a probabilistic bundle (voxelmorph_probabilistic): draw so many deformations, write them, and maps
             of their standard deviation and of the warped labels' entropy; `--seed` draws others.
+        hyper: of a bundle with hyper-parameters (hypermorph): how smooth, from 0 (alike at any price) to 1 (no motion),
+            or "auto" for what suits the pair.
+        sweep: of such a bundle: also try so many values from 0 to 1, and write a 4-D image, a table and a picture.
         weights: another checkpoint.
         device: "cpu", "cuda:0", ...; default: the GPU if there is one.
         overlay: further config files, the last one wins.
@@ -59,9 +64,11 @@ def register(
     files = {"moving": moving, "fixed": fixed, "label_moving": label_moving, "label_fixed": label_fixed}
     files |= {"mask_moving": mask_moving, "mask_fixed": mask_fixed}
     settings |= {"optimize": optimize, "affine": "affine" if affine is True else affine, "spacing": spacing}
-    settings |= {"samples": samples, "weights": weights, "device": device, "output_dir": str(output)}
-    if isinstance(samples, bool):
-        raise ValueError("--samples needs a number, for instance --samples 20")
+    settings |= {"samples": samples, "hyper": hyper, "sweep": sweep, "weights": weights, "device": device}
+    settings["output_dir"] = str(output)
+    for name, value in (("samples", samples), ("hyper", hyper), ("sweep", sweep)):
+        if isinstance(value, bool):
+            raise ValueError(f"--{name} needs a number, for instance --{name} {0.3 if name == 'hyper' else 20}")
     pair = {key: str(Path(path).absolute()) for key, path in files.items() if path is not None}
     rows = _infer(bundle, [pair], _check_writable(output), overlay, settings)
     print(_summary(rows[0]))
@@ -110,6 +117,52 @@ def evaluate(
             print(f"{name:32s} {column['mean']:10.4f} +- {column['sd']:.4f}  (n = {column['n']})")
     print(f"\nresults in {output}")
     return {}
+
+
+def tune(
+    data_list: str,
+    output: str = "tuned",
+    *,
+    bundle: str = "hypermorph",
+    section: str = "validation_pairs",
+    dataset_dir: str | None = None,
+    labels: Sequence[int] | None = None,
+    criterion: str = "auto",
+    iterations: int = 30,
+    sweep: int = 21,
+    overlay: str | Sequence[str] = (),
+    **settings: Any,
+) -> None:
+    """Choose a bundle's hyper-parameters for a kind of scans, by gradient descent on the pairs of a data list.
+
+    OUTPUT gets tuned.json (the values), tuning.csv (the way there) and, where there are labels, sweep.csv (Dice of each
+    structure over the range) and structures.csv (the value best for each).
+
+    Args:
+        data_list: JSON file, see data_lists/README.md.
+        output: folder for the results.
+        bundle: name of a bundle with hyper-parameters, or its folder.
+        section: of the list; its items are pairs.
+        dataset_dir: folder to which the list's paths are relative; default: the list's folder.
+        labels: ids that count; default: all present, without the background.
+        criterion: "labels" (Dice), "regularity" (the most alike at a tolerable irregularity, see the bundle's
+            `regularity_limit`), or "auto": labels if all pairs have them.
+        iterations: of gradient descent, each on 8 pairs.
+        sweep: number of values from 0 to 1 in the table of structures, 0 for none.
+        overlay: further config files, the last one wins.
+        **settings: any setting of the bundle's inference.json.
+    """
+    from .data.lists import load_list
+    from .tuning import tune_bundle
+
+    items = load_list(data_list, section, dataset_dir)
+    folder = _check_writable(output)
+    parser = _workflow(bundle, items, overlay, {"hyper": 0.5, **settings}).parser
+    found = tune_bundle(parser, items, folder, labels=labels, criterion=criterion, iterations=iterations, sweep=sweep)
+    for name, value in found.items():
+        print(f"{name:12s} {value:.3f}")
+    values = [round(value, 4) for value in found.values()]
+    print(f"\nuse it with --hyper {values[0] if len(values) == 1 else values}; results in {folder}")
 
 
 def apply(
@@ -164,6 +217,14 @@ def _infer(
     bundle: str, pairs: list[dict[str, Any]], output: Path, overlays: str | Sequence[str], settings: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """Run a bundle's inference.json on pairs; one row of measures for each, with the folder of its files."""
+    workflow = _workflow(bundle, pairs, overlays, settings)
+    workflow.run()
+    rows = workflow.parser.get_parsed_content("handlers")[-1].rows
+    return [{**row, "folder": str(output / row["id"])} for row in rows]
+
+
+def _workflow(bundle: str, pairs: list[dict[str, Any]], overlays: str | Sequence[str], settings: dict[str, Any]) -> Any:
+    """A bundle's inference.json, initialised for these pairs; files, settings and weights are checked."""
     for pair in pairs:
         for key, path in pair.items():
             if key in _FILE_KEYS and not Path(path).is_file():
@@ -192,6 +253,8 @@ def _infer(
         known = set(workflow.parser.get())
         if settings.get("samples") and "samples" not in known:
             raise ValueError(f"{root.name} has no uncertainty to sample; --bundle voxelmorph_probabilistic has")
+        if {"hyper", "sweep"} & set(settings) and "hyper" not in known:
+            raise ValueError(f"{root.name} has no hyper-parameter; --bundle hypermorph has")
         for name in settings:
             if name.split("#")[0] not in known:
                 raise ValueError(
@@ -206,10 +269,7 @@ def _infer(
         if needs_weights:
             _check_architecture(weights, workflow.parser.get_parsed_content("network_def"))
         workflow.initialize()
-        workflow.run()
-        handlers = workflow.parser.get_parsed_content("handlers")
-    rows = handlers[-1].rows
-    return [{**row, "folder": str(output / row["id"])} for row in rows]
+    return workflow
 
 
 def _check_architecture(weights: str, network: Any) -> None:
@@ -348,7 +408,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     # fire takes one letter only where it is unambiguous; -o is what everybody types.
     sys.argv = ["--output" if word == "-o" else word for word in sys.argv]
-    commands = {"register": register, "optimize": optimize, "evaluate": evaluate, "apply": apply, "demo": demo}
+    commands = {"register": register, "optimize": optimize, "evaluate": evaluate, "tune": tune}
+    commands |= {"apply": apply, "demo": demo}
     try:
         fire.Fire(commands, name="morphzoo", serialize=lambda result: None if result == {} else result)
     except KeyboardInterrupt:

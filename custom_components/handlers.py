@@ -16,7 +16,7 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
 from .fields import warp
-from .metrics import mean_dice, normalized_cross_correlation, replacing, write_cohort
+from .metrics import mean_dice, normalized_cross_correlation, write_cohort, write_table
 from .report import cohort_page
 
 logger = logging.getLogger(__name__)
@@ -199,12 +199,7 @@ class TrainingCurve:
         row |= {name: round(value, 6) for name, value in self.metrics.items()}
         self.sums, self.count, self.metrics = {}, 0, {}
         rows = [*self._earlier_rows(engine.state.epoch), row]
-        # The first validation may come after some epochs, so that columns can be added to a file begun without them.
-        columns = list(dict.fromkeys(name for line in rows for name in line))
-        with replacing(self.path) as temporary, open(temporary, "w", newline="") as file:
-            writer = csv.DictWriter(file, columns, restval="")
-            writer.writeheader()
-            writer.writerows(rows)
+        write_table(self.path, rows)  # the first validation may come later: columns are added to a file without them
 
     def _earlier_rows(self, epoch: int) -> list[dict[str, Any]]:
         if epoch == 1 or not self.path.exists():

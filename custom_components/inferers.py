@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from monai.inferers import Inferer
 from torch import Tensor
 
 from .fields import warp
+from .tuning import Criterion, tune_hyper
 
 Deformation = Callable[..., dict[str, Tensor]]
 Refinement = Callable[..., Tensor]
@@ -79,7 +80,7 @@ class RegistrationInferer(Inferer):
         if self.samples and parameters.shape[1] != 2 * (image.ndim - 2):
             raise ValueError("samples need a network that predicts a log variance; this one gives a velocity alone")
         if self.refinement is not None:
-            parameters = self.refinement(moving, fixed, parameters, masks)
+            parameters = self._refine(moving, fixed, parameters, masks, kwargs)
         pred = self.deformation(parameters, image.shape[2:], inverse=self.inverse)
         pred["warped"] = warp(moving, pred["ddf"])
         if image.is_cuda and not torch.is_grad_enabled():
@@ -89,6 +90,17 @@ class RegistrationInferer(Inferer):
             pred |= self._sample(parameters, image.shape[2:])
         return pred
 
+    def _refine(
+        self,
+        moving: Tensor,
+        fixed: Tensor,
+        parameters: Tensor,
+        masks: dict[str, Tensor] | None,
+        options: Mapping[str, Any],
+    ) -> Tensor:
+        assert self.refinement is not None
+        return self.refinement(moving, fixed, parameters, masks)
+
     def _sample(self, parameters: Tensor, size: torch.Size) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(self.seed)
         deformation: Any = self.deformation
@@ -96,3 +108,108 @@ class RegistrationInferer(Inferer):
         for i in range(self.samples):
             samples[:, i] = deformation.draw(parameters, size, generator=generator)["ddf"]
         return {"ddf_samples": samples, "velocity_sd": deformation.velocity_sd(parameters)}
+
+
+class HyperInferer(RegistrationInferer):
+    """A `RegistrationInferer` for networks with hyper-parameters: for given ones, those that suit the pair, or many.
+
+    The refinement gets the same values for its loss (`losses.hyper.HyperLoss`).
+    The result also has "hyper" (B, H), the values used. With `sweep`, K values of the first hyper-parameter from 0 to 1
+    (the others as given) are run as well, without refinement: "sweep_hyper" (B, K, H) and "sweep_ddf" (B, K, D, *S),
+    kept on the CPU, and "sweep_seconds" (B,).
+
+    Args:
+        deformation: as in `RegistrationInferer`.
+        hyper: the value in [0, 1], or one for each hyper-parameter, where a call names none; "auto" finds those that
+            minimise the criterion for each pair.
+        sweep: number K of values, 0 for none, else at least 2.
+        criterion: for "auto", called as a loss with the fields and the pair (`losses.hyper.RegularityCriterion`).
+        iterations: of the search for "auto".
+        **options: of `RegistrationInferer`.
+    Raises:
+        ValueError: if a value is outside [0, 1], "auto" has no criterion, or a sweep has one value.
+    """
+
+    def __init__(
+        self,
+        deformation: Deformation,
+        hyper: float | Sequence[float] | str = 0.5,
+        *,
+        sweep: int = 0,
+        criterion: Criterion | None = None,
+        iterations: int = 12,
+        **options: Any,
+    ) -> None:
+        super().__init__(deformation, **options)
+        self.hyper = hyper if isinstance(hyper, str) else _values(hyper)
+        if isinstance(self.hyper, str) and (self.hyper != "auto" or criterion is None):
+            raise ValueError(f"expected numbers in [0, 1] or 'auto' (with a criterion) for hyper, got {hyper!r}")
+        if sweep < 0 or sweep == 1:
+            raise ValueError(f"expected a sweep of at least 2 values, or 0 for none, got {sweep}")
+        self.sweep, self.criterion, self.iterations = sweep, criterion, iterations
+
+    def __call__(
+        self,
+        inputs: Tensor,
+        network: Callable[..., Tensor],
+        *args: Any,
+        masks: dict[str, Tensor] | None = None,
+        hyper: Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        image = inputs.as_tensor() if hasattr(inputs, "as_tensor") else inputs
+        start = time.perf_counter()
+        if hyper is None:
+            values = self._choose(image, network, masks) if isinstance(self.hyper, str) else [self.hyper]
+            hyper = torch.tensor(values, device=image.device).expand(len(image), -1)
+        chosen = (time.perf_counter() - start) / len(image)
+        pred = super().__call__(image, network, *args, masks=masks, hyper=hyper, **kwargs)
+        pred["seconds"] = pred["seconds"] + chosen
+        pred["hyper"] = hyper
+        return pred | self._sweep(image, network, hyper) if self.sweep else pred
+
+    def _refine(
+        self,
+        moving: Tensor,
+        fixed: Tensor,
+        parameters: Tensor,
+        masks: dict[str, Tensor] | None,
+        options: Mapping[str, Any],
+    ) -> Tensor:
+        assert self.refinement is not None
+        return self.refinement(moving, fixed, parameters, masks, {"hyper": options["hyper"]})
+
+    def _choose(self, image: Tensor, network: Any, masks: dict[str, Tensor] | None) -> list[list[float]]:
+        assert self.criterion is not None
+        values = []
+        for i in range(len(image)):
+            one = image[i : i + 1]
+            moving, fixed = one.chunk(2, 1)
+            targets = {"moving": moving, "fixed": fixed, **{k: m[i : i + 1] for k, m in (masks or {}).items()}}
+            found = tune_hyper(network, self.deformation, [(one, targets)], self.criterion, iterations=self.iterations)
+            values.append(found[0])
+        return values
+
+    @torch.no_grad()
+    def _sweep(self, image: Tensor, network: Any, hyper: Tensor) -> dict[str, Tensor]:
+        dtype = getattr(torch, self.precision)
+        layout = torch.channels_last_3d if image.ndim == 5 else torch.channels_last
+        values = hyper[:, None].repeat(1, self.sweep, 1)
+        values[:, :, 0] = torch.linspace(0, 1, self.sweep)
+        ddf = torch.empty(len(image), self.sweep, image.ndim - 2, *image.shape[2:])
+        start = time.perf_counter()
+        for i in range(len(image)):
+            one = image[i : i + 1].contiguous(memory_format=layout)
+            with torch.autocast(image.device.type, dtype, enabled=dtype != torch.float32):
+                for k, parameters in enumerate(network.each(one, values[i])):
+                    with torch.autocast(image.device.type, enabled=False):
+                        ddf[i, k] = self.deformation(parameters.float().contiguous(), image.shape[2:])["ddf"][0]
+        seconds = torch.full((len(image),), (time.perf_counter() - start) / len(image))
+        return {"sweep_ddf": ddf, "sweep_hyper": values.cpu(), "sweep_seconds": seconds}
+
+
+def _values(hyper: float | Sequence[float]) -> list[float]:
+    values = [float(hyper)] if isinstance(hyper, int | float) else [float(value) for value in hyper]
+    if not values or not all(0 <= value <= 1 for value in values):
+        raise ValueError(f"expected hyper-parameters in [0, 1], got {hyper}")
+    return values

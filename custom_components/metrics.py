@@ -306,6 +306,17 @@ def write_metrics(path: str | os.PathLike, metrics: Mapping[str, Any]) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_table(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as CSV, a column for every key, empty where a row lacks it; a file there is replaced in one step."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    table = io.StringIO()
+    writer = csv.DictWriter(table, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: _plain_number(v) for k, v in row.items()} for row in rows)
+    with replacing(path) as temporary:
+        temporary.write_text(table.getvalue(), encoding="utf-8")
+
+
 def write_cohort(folder: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     """Write the metrics of a cohort: `metrics.csv` (one row a pair) and `metrics.json` (rows, mean, SD, number).
 
@@ -320,13 +331,7 @@ def write_cohort(folder: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -
     if not rows:
         raise ValueError("expected at least one row of metrics, got none")
     folder = Path(folder)
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    table = io.StringIO()
-    writer = csv.DictWriter(table, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({k: _plain_number(v) for k, v in row.items()} for row in rows)
-    with replacing(folder / "metrics.csv") as temporary:
-        temporary.write_text(table.getvalue(), encoding="utf-8")
+    write_table(folder / "metrics.csv", rows)
     summary = summarize(rows)
     write_metrics(folder / "metrics.json", {"num_pairs": len(rows), "summary": summary, "pairs": list(rows)})
     return summary

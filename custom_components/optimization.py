@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -70,6 +70,7 @@ class PairwiseOptimizer:
         fixed: Tensor,
         parameters: Tensor | None = None,
         masks: dict[str, Tensor] | None = None,
+        constants: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """Optimise.
 
@@ -78,6 +79,7 @@ class PairwiseOptimizer:
             parameters: start, shape (B, D, *S'), any resolution; None for zero. Channels beyond D (a log variance) are
                 returned as they came; their grid must be the deformation's.
             masks: "mask_moving", "mask_fixed", shape (B, 1, *S).
+            constants: what else the loss needs of the batch and has no resolution ("hyper").
         Returns:
             Parameters at the deformation's resolution for images of size S.
         Raises:
@@ -99,7 +101,7 @@ class PairwiseOptimizer:
         loss = self._choose(batch, field)
         with tqdm(total=sum(self.iterations), desc="optimizing", disable=not self.progress, leave=False) as bar:
             for factor, iterations in zip(self.levels, self.iterations, strict=True):
-                level = {key: shrink(image, factor) for key, image in batch.items()}
+                level = {key: shrink(image, factor) for key, image in batch.items()} | dict(constants or {})
                 field = self._start(field, level["fixed"])
                 field = self._optimize_level(field, level, loss, iterations, bar)
                 bar.set_postfix_str(f"level 1/{factor} done")

@@ -162,6 +162,53 @@ def uncertainty_picture(
         figure.savefig(temporary, format="png", facecolor=_DARK)
 
 
+def sweep_picture(
+    path: str | os.PathLike,
+    fixed: Tensor,
+    warped: Sequence[Tensor],
+    ddfs: Sequence[Tensor],
+    headings: Sequence[str],
+    *,
+    spacing_mm: Sequence[float],
+    columns: int = 7,
+) -> None:
+    """Write a contact sheet as PNG: one slice of the fixed image, then of each warped image with its deformed grid.
+
+    Args:
+        path: the picture; replaced only by a complete one.
+        fixed, warped: shape (C, *S).
+        ddfs: shape (D, *S), voxels.
+        headings: of the warped images.
+        spacing_mm: voxel size along each axis.
+        columns: panels in a row.
+    Raises:
+        ValueError: if a shape differs.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    shown = _first_channel(fixed, ddfs[0], "fixed")
+    view = _views(shown.shape, spacing_mm, _centre(shown))[0]
+    step = max(2, round(max(shown.shape) / 24))
+    columns = min(columns, len(warped) + 1)
+    rows = -(-(len(warped) + 1) // columns)
+    tall = _PANEL * view.height_mm / view.width_mm + 0.3
+    figure = Figure(figsize=(columns * _PANEL, rows * tall), dpi=110, facecolor=_DARK)
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in panels[len(warped) + 1 :]:
+        axes.set_axis_off()
+    _draw_image(panels[0], shown, view, "gray", _window({"fixed": shown, "moving": shown})["intensity"])
+    _finish_panel(panels[0], view, heading="fixed", letters=True)
+    for axes, image, ddf, heading in zip(panels[1:], warped, ddfs, headings, strict=False):
+        volumes = {"fixed": shown, "moving": shown, "warped": _first_channel(image, ddf, "warped")}
+        _draw_panel(axes, "grid", view, _Subject(volumes, {}, _plain(ddf).float(), step))
+        _finish_panel(axes, view, heading=heading, letters=False)
+    figure.subplots_adjust(0.005, 0.005, 0.995, 1 - 0.28 / (rows * tall), 0.02, 0.3 / tall)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", facecolor=_DARK)
+
+
 def cohort_page(
     folder: str | os.PathLike, rows: Sequence[Mapping[str, Any]], *, title: str = "Registration report"
 ) -> None:

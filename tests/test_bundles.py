@@ -48,6 +48,8 @@ UNCERTAINTY_FILES = {"displacement_sd.nii.gz", "velocity_sd.nii.gz", "label_entr
 SAMPLE_FILES = {f"sample_{i:02d}_{kind}.nii.gz" for i in (1, 2, 3) for kind in ("warped", "field")}
 STATISTICS = "id,t1_prior_mean,t1_prior_mean_spread\n0,5,2\n1,110,8\n2,170,8\n3,60,8\n4,140,8\n"
 TINY = {"size": [32, 32, 32], "spacing": 1.0, "center": "image", "learning_rate": 0.0005, "precision": "float32"}
+# One objective, so that the losses of different steps can be compared.
+TINY |= {"hyper_prior": [1000.0, 1000.0], "hyper_endpoint_share": 0.0}
 
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

@@ -9,10 +9,12 @@ from monai.losses import LocalNormalizedCrossCorrelationLoss
 from custom_components.deformations import GaussianVelocity
 from custom_components.fields import warp
 from custom_components.inferers import RegistrationInferer
+from custom_components.losses.hyper import HyperLoss, LabelCriterion, RegularityCriterion, lncc_window, mi_bins
 from custom_components.losses.overlap import LabelDice, LabelLikelihood
 from custom_components.losses.registration import RegistrationLoss
 from custom_components.losses.regularization import FoldingPenalty, GaussianKL, GradientPenalty
 from custom_components.losses.similarity import LNCC, MSE, MutualInformation, box_sum
+from custom_components.metrics import sd_log_jacobian
 from custom_components.networks.voxelmorph_unet import VoxelMorphUNet
 
 SIZES = [(13, 16), (11, 12, 10)]
@@ -471,3 +473,182 @@ def test_the_bidirectional_probabilistic_objective_reaches_every_weight(size, ex
     for name, parameter in network.named_parameters():
         assert parameter.grad.isfinite().all(), name
         assert parameter.grad.abs().max() > 0, name
+
+
+def hyper_case(size, hyper):
+    """Fields and a batch of three pairs with labels, masks and hyper-parameters; all differ from pair to pair."""
+    one_each = [3] + [1] * (len(size) + 1)
+    batch = {"moving": textured(size, 3).float(), "fixed": textured(size, 3, seed=1).float()}
+    batch |= {"label_moving": stripes(size, batch=3), "label_fixed": stripes(size, batch=3, seed=1)}
+    batch["mask_fixed"] = (textured(size, 3, seed=2) > torch.tensor([0.1, 0.4, 0.7]).view(one_each)).short()
+    batch["hyper"] = torch.tensor(hyper)
+    ddf = random_field(size, 3, amplitude=0.5).float() * torch.tensor([0.2, 1.0, 2.0]).view(one_each)
+    ddf.requires_grad_()
+    pred = {"ddf": ddf, "svf": ddf[..., 1:], "inverse_ddf": -ddf, "warped": warp(batch["moving"], ddf)}
+    return {**pred, "seconds": torch.zeros(3)}, batch
+
+
+def single_terms(loss, pred, batch):
+    """The terms that `RegistrationLoss` gives for each pair alone."""
+
+    def one(things, i):
+        return {key: value[i : i + 1] for key, value in things.items() if key != "terms"}
+
+    return [loss.terms(one(pred, i), one(batch, i)) for i in range(len(batch["hyper"]))]
+
+
+@both
+def test_hyper_loss_weighs_each_pair_by_its_lambda(size):
+    pred, batch = hyper_case(size, [[0.0], [0.3], [1.0]])
+    loss = make_loss(similarity_weight=2.0, bidirectional=True)
+    total = HyperLoss(loss)(pred, batch)
+    terms = single_terms(loss, pred, batch)
+    similarities = [(1 - value) * one["similarity"] for value, one in zip((0.0, 0.3, 1.0), terms, strict=True)]
+    penalties = [value * one["regularization"] for value, one in zip((0.0, 0.3, 1.0), terms, strict=True)]
+    torch.testing.assert_close(total, (sum(similarities) + sum(penalties)) / 3)
+    expected = {"similarity": sum(similarities) / 3, "regularization": sum(penalties) / 3}
+    torch.testing.assert_close(pred["terms"], {key: value.detach() for key, value in expected.items()})
+    assert not any(value.requires_grad for value in pred["terms"].values())
+
+
+@both
+def test_gamma_shares_the_data_term_between_images_and_labels(size):
+    values = [[0.4, 0.3], [0.9, 0.0], [0.1, 1.0]]
+    pred, batch = hyper_case(size, values)
+    batch |= {"distance_moving": textured(size, 3).float(), "distance_fixed": textured(size, 3, seed=1).float()}
+
+    def surface(ddf, moving, fixed):
+        return (warp(moving, ddf) - fixed).abs().mean()
+
+    loss = make_loss(segmentation=[2, 3], segmentation_weight=0.5, folding_weight=2.0)
+    loss.surface = surface
+    total = HyperLoss(loss, ["lambda", "gamma"])(pred, batch)
+    expected = 0.0
+    for (weight, share), one in zip(values, single_terms(loss, pred, batch), strict=True):
+        expected += (1 - weight) * (1 - share) * one["similarity"] + weight * one["regularization"] + one["folding"]
+        expected += (1 - weight) * share * (one["segmentation"] + one["surface"])
+    torch.testing.assert_close(total, expected / 3)
+    assert pred["terms"].keys() == {"similarity", "regularization", "folding", "segmentation", "surface"}
+    # The order of the names is that of the columns.
+    swapped = {**batch, "hyper": batch["hyper"].flip(1)}
+    torch.testing.assert_close(HyperLoss(loss, ["gamma", "lambda"])(pred, swapped), total)
+
+
+@both
+def test_lambda_1_does_not_see_the_images_and_lambda_0_no_roughness(size):
+    pred, batch = hyper_case(size, [[1.0]] * 3)
+    pred["warped"] = pred["warped"].detach().requires_grad_()
+    HyperLoss(make_loss())(pred, batch).backward()
+    assert pred["terms"]["similarity"] == 0
+    assert pred["terms"]["regularization"] > 0
+    assert not pred["warped"].grad.any()
+    assert pred["ddf"].grad.any()
+
+    pred, batch = hyper_case(size, [[0.0]] * 3)
+    pred["svf"] = pred["svf"].detach().requires_grad_()
+    HyperLoss(make_loss())(pred, batch).backward()
+    assert pred["terms"]["regularization"] == 0
+    assert pred["terms"]["similarity"] > 0
+    assert not pred["svf"].grad.any()
+    assert pred["ddf"].grad.any()
+
+
+@both
+@pytest.mark.parametrize(
+    ("setting", "similarities"),
+    [
+        (lncc_window, [LNCC(3), LNCC(9), LNCC(15)]),
+        (mi_bins, [MutualInformation(8), MutualInformation(23), MutualInformation(64)]),
+    ],
+    ids=["window", "bins"],
+)
+def test_settings_change_the_loss_pair_by_pair(size, setting, similarities):
+    pred, batch = hyper_case(size, [[0.2, 0.0], [0.2, 0.5], [0.2, 1.0]])
+    loss = HyperLoss(make_loss(), ["lambda", "setting"], {"setting": setting})
+    loss(pred, batch)
+    parts = [
+        similarity(pred["warped"][i : i + 1].detach(), batch["fixed"][i : i + 1], batch["mask_fixed"][i : i + 1])
+        for i, similarity in enumerate(similarities)
+    ]
+    torch.testing.assert_close(pred["terms"]["similarity"], 0.8 * sum(parts) / 3)
+    assert len({round(float(part), 4) for part in parts}) == 3
+
+
+def test_gradient_of_lambda_is_regularisation_minus_similarity():
+    pred, batch = hyper_case(SIZES[0], [[0.0], [0.3], [1.0]])
+    batch["hyper"].requires_grad_()
+    loss = make_loss()
+    HyperLoss(loss)(pred, batch).backward()
+    slopes = [one["regularization"] - one["similarity"] for one in single_terms(loss, pred, batch)]
+    torch.testing.assert_close(batch["hyper"].grad, torch.stack(slopes).view(3, 1).detach() / 3)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: HyperLoss(make_loss(), ["lambda", "window"]), "'window' is neither lambda nor gamma"),
+        (lambda: HyperLoss(make_loss())(*hyper_case((9, 8), [[0.5, 0.5]] * 3)), r"\(B, 1\), got shape \(3, 2\)"),
+        (lambda: HyperLoss(make_loss())(*hyper_case((9, 8), [0.5] * 3)), r"\(B, 1\), got shape \(3,\)"),
+    ],
+)
+def test_wrong_hyper_parameters_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@both
+@pytest.mark.parametrize("labels", ["all", [2, 3]], ids=str)
+def test_label_criterion_is_label_dice(size, labels):
+    pred, batch = hyper_case(size, [[0.5]] * 3)
+
+    def dice(ddf):
+        return LabelDice(labels)(ddf, batch["label_moving"], batch["label_fixed"])
+
+    found = value_and_gradient(lambda ddf: LabelCriterion(labels)({"ddf": ddf}, batch), pred["ddf"].detach())
+    torch.testing.assert_close(found, value_and_gradient(dice, pred["ddf"].detach()))
+    assert found[1].any()
+
+
+@both
+def test_regularity_criterion_adds_what_exceeds_the_limit(size):
+    pred, batch = hyper_case(size, [[0.5]] * 3)
+    pred["ddf"] = 0.02 * random_field(size, 3)
+    similarity = MSE()(pred["warped"], batch["fixed"], batch["mask_fixed"])
+    spread = sd_log_jacobian(pred["ddf"], batch["mask_fixed"]).mean().float()
+    assert spread > 0
+    values = [RegularityCriterion(MSE(), float(spread) * share, weight=7.0)(pred, batch) for share in (2, 1, 0.5, 0.2)]
+    torch.testing.assert_close(values[0], similarity)
+    torch.testing.assert_close(values[1], similarity)
+    torch.testing.assert_close(values[2], similarity + 7 * 0.5 * spread)
+    torch.testing.assert_close(values[3], similarity + 7 * 0.8 * spread)
+
+
+@both
+def test_regularity_criterion_grows_with_roughness_and_leads_downhill(size):
+    _, batch = hyper_case(size, [[0.5]] * 3)
+    criterion = RegularityCriterion(MSE(), limit=0.05, weight=10.0)
+    image = torch.zeros_like(batch["fixed"])
+
+    def rough(scale):
+        return criterion({"ddf": scale * random_field(size, 3), "warped": image}, batch)
+
+    assert rough(0.003) == MSE()(image, batch["fixed"], batch["mask_fixed"])
+    assert rough(0.003) < rough(0.02) < rough(0.03) < rough(0.04)
+    scale = torch.tensor(0.03, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(rough(scale), scale)
+    assert float(slope) == pytest.approx(float(rough(0.0305) - rough(0.0295)) / 0.001, rel=0.01)
+
+
+@both
+def test_regularity_criterion_within_its_limit_is_the_similarity_to_the_field_too(size):
+    _, batch = hyper_case(size, [[0.5]] * 3)
+    criterion, similarity = RegularityCriterion(MSE(), limit=10.0), MSE()
+    field = (0.02 * random_field(size, 3)).float()
+
+    def warped(ddf):
+        return {"ddf": ddf, "warped": warp(batch["moving"], ddf)}
+
+    found = value_and_gradient(lambda u: criterion(warped(u), batch), field)
+    expected = value_and_gradient(lambda u: similarity(warped(u)["warped"], batch["fixed"], batch["mask_fixed"]), field)
+    torch.testing.assert_close(found, expected)
+    assert found[1].any()

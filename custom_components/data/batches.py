@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -63,6 +63,81 @@ class SynthesizedBatch:
         draw = self.synthesis.draw(maps[0].shape[0], maps[0].shape[2:], generator)
         targets = self.synthesis(*maps, draw)
         return torch.cat([targets["moving"], targets["fixed"]], 1), targets, (), {}
+
+
+class HyperBatch:
+    """`prepare_batch` that adds hyper-parameters of the objective, for the network and for the loss.
+
+    They come to the inferer as `hyper` (B, H), which hands it to the network, and to the loss among the targets.
+
+    Args:
+        hyper: either draws them, `hyper(number) -> (number, H)` (`HyperSampler`), or is a list of values, each a number
+            or a list of H numbers: then every pair is repeated for each of them (validation).
+        prepare: makes the batch itself.
+    """
+
+    def __init__(
+        self,
+        hyper: Callable[[int], Tensor] | Sequence[Any],
+        prepare: Callable[..., tuple[Tensor, dict[str, Tensor], tuple, dict[str, Any]]] = prepare_pair_batch,
+    ) -> None:
+        self.hyper, self.prepare = hyper, prepare
+
+    def __call__(
+        self,
+        batch: Mapping[str, Any],
+        device: torch.device | str | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, dict[str, Tensor], tuple[()], dict[str, Any]]:
+        """As `prepare` returns it, with `hyper`."""
+        image, targets, _args, options = self.prepare(batch, device, non_blocking, **kwargs)
+        if callable(self.hyper):
+            hyper = self.hyper(len(image)).to(image.device)
+        else:
+            values = [value if isinstance(value, Sequence) else [value] for value in self.hyper]
+            hyper = torch.tensor(values, dtype=torch.float32, device=image.device).repeat(len(image), 1)
+            image, targets, options = (_repeat(thing, len(values)) for thing in (image, targets, options))
+        return image, {**targets, "hyper": hyper}, (), {**options, "hyper": hyper}
+
+
+class HyperSampler:
+    """Random hyper-parameters in [0, 1]: a Beta distribution, and more often the end points than it gives.
+
+    The end points are the hardest values to interpolate to, and no continuous distribution draws them.
+
+    Args:
+        num_hyper: number H of them, drawn independently.
+        prior: (a, b) of the Beta distribution; (1, 1) is uniform. Or H such pairs.
+        endpoint_share: probability that a value is 0 or 1, each as often, instead.
+    References: Hoopes et al., MELBA 2022; the share is the reference implementation's.
+    """
+
+    def __init__(
+        self,
+        num_hyper: int = 1,
+        prior: Sequence[float] | Sequence[Sequence[float]] = (1.0, 1.0),
+        endpoint_share: float = 0.2,
+    ) -> None:
+        pairs = torch.as_tensor(prior, dtype=torch.float32).expand(num_hyper, 2)
+        if not bool((pairs > 0).all()) or not 0 <= endpoint_share <= 1:
+            raise ValueError(
+                f"expected a, b above 0 of a Beta distribution and a share in [0, 1], got {prior} and {endpoint_share}"
+            )
+        self.distribution = torch.distributions.Beta(pairs[:, 0], pairs[:, 1])
+        self.num_hyper, self.endpoint_share = num_hyper, endpoint_share
+
+    def __call__(self, number: int) -> Tensor:
+        """Values (number, H), from torch's global generator."""
+        values = self.distribution.sample((number,))
+        ends = torch.randint(2, values.shape).to(values.dtype)
+        return torch.where(torch.rand(values.shape) < self.endpoint_share, ends, values)
+
+
+def _repeat(thing: Any, times: int) -> Any:
+    if isinstance(thing, Mapping):
+        return {key: _repeat(value, times) for key, value in thing.items()}
+    return thing.repeat_interleave(times, 0)
 
 
 def _plain(tensor: Tensor) -> Tensor:

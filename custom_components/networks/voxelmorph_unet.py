@@ -33,6 +33,13 @@ def inflate(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
+class ConvBlock(nn.Sequential):
+    """A convolution and its activation. `code` is for subclasses whose weights depend on it."""
+
+    def forward(self, x: Tensor, code: Tensor | None = None) -> Tensor:
+        return self[1](self[0](x))
+
+
 class VoxelMorphUNet(nn.Module):
     """U-Net from a pair of images to a velocity or displacement field (VoxelMorph).
 
@@ -92,8 +99,8 @@ class VoxelMorphUNet(nn.Module):
         self.strided = strided
         self.num_skips = levels - 1 if half_resolution else levels
 
-        def block(n_in: int, n_out: int, stride: int = 1) -> nn.Sequential:
-            return nn.Sequential(conv(n_in, n_out, 3, stride=stride, padding=1), nn.LeakyReLU(0.2, inplace=True))
+        def block(n_in: int, n_out: int, stride: int = 1) -> ConvBlock:
+            return ConvBlock(conv(n_in, n_out, 3, stride=stride, padding=1), nn.LeakyReLU(0.2, inplace=True))
 
         features = in_channels
         skips = [in_channels] if strided else []
@@ -104,16 +111,16 @@ class VoxelMorphUNet(nn.Module):
             skips.append(n_out)
         self.pool: nn.Module = nn.Identity() if strided else pool(2)
         self.decoder = nn.ModuleList()
+        self.second = nn.ModuleList()
         surplus = list(decoder_channels[levels:])
         for level, n_out in enumerate(decoder_channels[:levels]):
-            stage = block(features, n_out)
+            self.decoder.append(block(features, n_out))
             features = n_out
             if strided and level == levels - 1 and surplus:
                 # The paper's nets convolve twice at half resolution.
                 n_out = surplus.pop(0)
-                stage.extend(block(features, n_out))
+                self.second.append(block(features, n_out))
                 features = n_out
-            self.decoder.append(stage)
             if level < self.num_skips:
                 features += skips[levels - 1 - level]
         self.final = nn.ModuleList()
@@ -147,31 +154,48 @@ class VoxelMorphUNet(nn.Module):
         return cls(spatial_dims, decoder_channels=decoders[variant], strided=True, **kwargs)  # type: ignore[arg-type]
 
     def forward(self, image: Tensor) -> Tensor:
-        size = image.shape[2:]
+        return self.decode(self.encode(image, None), list(image.shape[2:]), None)
+
+    def encode(self, image: Tensor, code: Tensor | None) -> list[Tensor]:
+        """Features at each level, the finest first; last, the input of the decoder."""
         padding: list[int] = []
-        for n in size[::-1]:
+        for n in image.shape[2:][::-1]:
             padding.extend([0, (self.multiple - n % self.multiple) % self.multiple])
         x = F.pad(image, padding)
-        skips: list[Tensor] = []
+        features: list[Tensor] = []
         if self.strided:
-            skips.append(x)
+            features.append(x)
         for block in self.encoder:
-            x = block(x)
-            skips.append(x)
+            x = block(x, code)
+            features.append(x)
             x = self.pool(x)
         if self.strided:
-            skips.pop()
-        skip = len(skips) - 1
+            features.pop()
+        features.append(x)
+        return features
+
+    def decode(self, features: list[Tensor], size: list[int], code: Tensor | None) -> Tensor:
+        """The field for an image of this size. With one image and several codes, a field for each code."""
+        x = features[-1]
+        skip = len(features) - 2
         for level, block in enumerate(self.decoder):
-            x = block(x)
+            x = block(x, code)
+            if level == len(self.decoder) - 1:
+                for second in self.second:
+                    x = second(x, code)
             if level < self.num_skips:
-                x = torch.cat([F.interpolate(x, scale_factor=2.0, mode="nearest"), skips[skip]], dim=1)
+                x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+                x = torch.cat([x, features[skip].expand([x.shape[0], -1] + list(x.shape[2:]))], dim=1)
                 skip -= 1
         for block in self.final:
-            x = block(x)
+            x = block(x, code)
+        field = self.head(x, code)
+        for axis, n in enumerate(size):
+            field = field.narrow(axis + 2, 0, (n + 1) // 2 if self.half_resolution else n)
+        return field
+
+    def head(self, x: Tensor, code: Tensor | None) -> Tensor:
         field = self.flow(x)
         for head in self.log_variance:
             field = torch.cat([field, head(x)], dim=1)
-        for axis, n in enumerate(size):
-            field = field.narrow(axis + 2, 0, (n + 1) // 2 if self.half_resolution else n)
         return field

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class ZeroField(nn.Module):
-    """Answer every pair with a zero field at half resolution; the pairwise optimiser does the work.
+    """Answer every pair, whatever the hyper-parameters, with a zero field at half resolution for the optimiser.
 
     Shapes: input (B, 2C, *S), output (B, D, *ceil(S / 2)).
     """
@@ -16,7 +16,7 @@ class ZeroField(nn.Module):
         super().__init__()
         self.spatial_dims = spatial_dims
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor, hyper: Tensor | None = None) -> Tensor:
         size = [image.shape[0], self.spatial_dims]
         for n in image.shape[2:]:
             size.append((n + 1) // 2)

@@ -41,8 +41,15 @@ from .physical import (
 
 logger = logging.getLogger(__name__)
 
-# What `ReportUncertaintyd` adds: not to be taken for another registration's.
-_UNCERTAINTY = ("displacement_sd.*", "velocity_sd.*", "label_entropy.*", "uncertainty.png", "sample_[0-9]*_*.nii.gz")
+# What `ReportUncertaintyd` and `ReportHyperd` add: not to be taken for another registration's.
+_ADDED = (
+    "sweep*.*",
+    "displacement_sd.*",
+    "velocity_sd.*",
+    "label_entropy.*",
+    "uncertainty.png",
+    "sample_[0-9]*_*.nii.gz",
+)
 _OUTPUTS = ("warped", "warped_label", "forward", "inverse", "affine", "composite", "jacobian")
 
 
@@ -239,7 +246,7 @@ class SavePaird(Transform):
     Expects one (decollated) item as `LoadPaird` made it, with `pred` holding `ddf` and, for what is inverse,
     `inverse_ddf`, both (D, *S) in voxels of the model grid. Files go to `output_dir/<fixed>__<moving>/`, or to
     `output_dir/<id>/` if the item has an `id`; they appear there all together or not at all, and an
-    earlier run's files of uncertainty go.
+    earlier run's files of uncertainty and of sweeps go.
 
     Files, by the names in `write`:
         warped: warped.nii.gz, float32, one interpolation of the original.
@@ -283,7 +290,7 @@ class SavePaird(Transform):
                 scratch, fixed, moving, forward, inverse, str(data.get("label_moving_path") or "")
             )
             files |= self._write_transforms(scratch, forward, inverse, matrix)
-            for pattern in _UNCERTAINTY:
+            for pattern in _ADDED:
                 for stale in folder.glob(pattern):
                     stale.unlink()
         return {**data, "output_dir": str(folder), "output_files": {k: str(folder / v) for k, v in files.items()}}

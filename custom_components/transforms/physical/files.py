@@ -69,7 +69,7 @@ def write_image(
     like: Volume | None = None,
     dtype: np.dtype | None = None,
 ) -> None:
-    """Write an image (*S) or (1, *S) as NIfTI.
+    """Write an image (*S) or (1, *S) as NIfTI, or several (K, *S) along a fourth axis.
 
     Args:
         affine: (D + 1, D + 1), voxel to RAS mm.
@@ -81,9 +81,13 @@ def write_image(
         # NIfTI readers differ in what they make of 64-bit integers; nibabel refuses to write them unasked.
         array = array.astype(np.int32 if dtype.kind in "iu" and dtype.itemsize == 8 else dtype)
     d = affine.shape[0] - 1
-    array = array[0] if array.ndim == d + 1 else array
+    several = [len(array)] if array.ndim == d + 1 and len(array) > 1 else []
+    array = np.moveaxis(array, 0, -1) if array.ndim == d + 1 else array
     if like is not None:
-        array, affine = array.reshape([*like.file_shape[:d], *[1] * (len(like.file_shape) - d)]), like.file_affine
+        shape = [*like.file_shape[:d], *[1] * (3 - d if several else len(like.file_shape) - d)]
+        array, affine = array.reshape(shape + several), like.file_affine
+    elif array.ndim == d + 1:
+        array = array.reshape([*array.shape[:d], *[1] * (3 - d if several else 0), *several])
     with _publish(path) as temporary:
         _save_nifti(array, _embed(affine), temporary)
 

@@ -1,0 +1,130 @@
+"""Objectives whose weights are inputs (HyperMorph), and criteria by which to choose these weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..metrics import foreground_mask, sd_log_jacobian
+from .overlap import LabelDice
+from .registration import RegistrationLoss
+from .similarity import LNCC, MutualInformation
+
+
+class HyperLoss(nn.Module):
+    """Mean over the samples of each one's objective, weighted by its hyper-parameters.
+
+    With one hyper-parameter, lambda:  (1 - lambda) (similarity + segmentation + surface) + lambda regularization
+    with two, lambda and gamma:        (1 - lambda) ((1 - gamma) similarity + gamma (segmentation + surface))
+                                       + lambda regularization
+
+    Each term comes with the constant weight that `loss` gives it: these set where in [0, 1] the useful values lie.
+    Without labels gamma has nothing to weigh; a folding term, if `loss` has one, keeps its weight whatever lambda.
+
+    Args:
+        loss: the terms.
+        names: of the hyper-parameters, in the order of `batch["hyper"]`. "lambda" and "gamma" weigh the terms; any
+            other needs an entry in `settings`.
+        settings: by name, a function of the loss and the value in [0, 1] that changes the loss before a sample's terms
+            are computed (`lncc_window`, `mi_bins`).
+    Raises:
+        ValueError: if a name is unknown; on a call, if `batch["hyper"]` does not fit.
+    References: Hoopes et al., IPMI 2021; MELBA 2022.
+    """
+
+    def __init__(
+        self,
+        loss: RegistrationLoss,
+        names: Sequence[str] = ("lambda",),
+        settings: Mapping[str, Callable[[RegistrationLoss, float], None]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.loss, self.names, self.settings = loss, tuple(names), dict(settings or {})
+        for name in self.names:
+            if name not in (*self.settings, "lambda", "gamma"):
+                raise ValueError(f"hyper-parameter {name!r} is neither lambda nor gamma and has no setting")
+
+    def forward(self, pred: MutableMapping[str, Any], batch: Mapping[str, Any]) -> Tensor:
+        """As `RegistrationLoss`; the batch also has "hyper", (B, H), in [0, 1]."""
+        hyper = batch["hyper"]
+        if hyper.ndim != 2 or hyper.shape[1] != len(self.names):
+            raise ValueError(f"expected hyper-parameters (B, {len(self.names)}), got shape {tuple(hyper.shape)}")
+        num = len(hyper)
+        totals: dict[str, Tensor] = {}
+        for i in range(num):
+            values = dict(zip(self.names, hyper[i], strict=True))
+            for name, apply in self.settings.items():
+                apply(self.loss, float(values[name]))
+            terms = self.loss.terms(_one(pred, i, num), _one(batch, i, num))
+            for name, factor in term_weights(values).items():
+                if name in terms:
+                    terms[name] = factor * terms[name]
+            for name, value in terms.items():
+                totals[name] = totals.get(name, 0.0) + value / num
+        pred["terms"] = {name: value.detach() for name, value in totals.items()}
+        return torch.stack(list(totals.values())).sum()
+
+
+class LabelCriterion(nn.Module):
+    """1 - mean Dice of the warped labels: chooses hyper-parameters where there are labels.
+
+    Args:
+        labels: ids that count, or "all" for every id, 0 included.
+    """
+
+    def __init__(self, labels: Sequence[int] | str) -> None:
+        super().__init__()
+        self.dice = LabelDice(labels)
+
+    def forward(self, pred: Mapping[str, Any], batch: Mapping[str, Any]) -> Tensor:
+        return self.dice(pred["ddf"], batch["label_moving"], batch["label_fixed"])
+
+
+class RegularityCriterion(nn.Module):
+    """As alike as possible at a tolerable irregularity: chooses hyper-parameters without labels.
+
+    similarity(warped, fixed) + weight * max(0, SD of log det J - limit), SD within the foreground (`foreground_mask`).
+
+    Args:
+        similarity: called as `similarity(warped, fixed, mask)`.
+        limit: of the standard deviation of log det J.
+        weight: large against what the similarity gains by exceeding the limit.
+    """
+
+    def __init__(self, similarity: nn.Module, limit: float = 0.3, weight: float = 10.0) -> None:
+        super().__init__()
+        self.similarity, self.limit, self.weight = similarity, limit, weight
+
+    def forward(self, pred: Mapping[str, Any], batch: Mapping[str, Any]) -> Tensor:
+        spread = sd_log_jacobian(pred["ddf"], foreground_mask(batch)).mean().float()
+        similarity = self.similarity(pred["warped"], batch["fixed"], batch.get("mask_fixed"))
+        return similarity + self.weight * (spread - self.limit).clamp(min=0)
+
+
+def term_weights(hyper: Mapping[str, Any]) -> dict[str, Any]:
+    """Factor of each term of the objective for the hyper-parameters "lambda" and "gamma", as far as they are given."""
+    images = labels = 1.0
+    if "gamma" in hyper:
+        images, labels = 1 - hyper["gamma"], hyper["gamma"]
+    factors = {"similarity": images, "segmentation": labels, "surface": labels, "regularization": 1.0}
+    if "lambda" in hyper:
+        factors = {name: factor * (1 - hyper["lambda"]) for name, factor in factors.items()}
+        factors["regularization"] = hyper["lambda"]
+    return factors
+
+
+def lncc_window(loss: RegistrationLoss, value: float) -> None:
+    """Window of the local correlation: odd, from 3 (value 0) to 15 voxels (value 1)."""
+    loss.similarity = LNCC(3 + 2 * round(6 * value))
+
+
+def mi_bins(loss: RegistrationLoss, value: float) -> None:
+    """Bins of the mutual information, from 8 (value 0) to 64 (value 1)."""
+    loss.similarity = MutualInformation(round(8 * 8**value))
+
+
+def _one(things: Mapping[str, Any], i: int, num: int) -> dict[str, Any]:
+    return {k: v[i : i + 1] for k, v in things.items() if isinstance(v, Tensor) and len(v) == num}
