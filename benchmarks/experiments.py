@@ -46,7 +46,12 @@ def train(
     root = REPOSITORY / "bundles" / bundle
     command = [sys.executable, "-m", "monai.bundle", "run", "--bundle_root", str(root)]
     command += ["--config_file", str([str(root / "configs" / f"{c}.json") for c in ("train", "train_2d")])]
-    command += ["--dataset_dir", str(slices.absolute()), "--data_list", str(data_list or slices / "datalist.json")]
+    command += [
+        "--dataset_dir",
+        str(slices.absolute()),
+        "--data_list",
+        str(data_list or slices.absolute() / "datalist.json"),
+    ]
     command += ["--output_dir", str(folder), "--ckpt_dir", str(folder), "--resume", "True"]
     command += ["--max_epochs", str(EPOCHS), "--val_interval", str(EPOCHS)]
     for key, value in settings.items():

@@ -59,8 +59,8 @@ class ResumableCheckpoint:
         interval: epochs between checkpoints; one is always written at the end.
         resume: continue from `path` if it exists; if False an existing file is replaced at the first save.
         initial_weights: a file of weights for the object `network` (a shipped model.pt), to start from unless resumed.
-        fresh: beginnings of the names of weights that `initial_weights` may lack; they keep their initial values, and
-            the log says so (a second head, for instance).
+        fresh: parts of the names of weights that `initial_weights` may lack; they keep their initial values, and the
+            log says so (a second head, for instance).
     Raises:
         RuntimeError: if the file is of another architecture; on attach, of a checkpoint to resume when the run starts.
     """
@@ -84,7 +84,7 @@ class ResumableCheckpoint:
         elif self.initial_weights is not None:
             weights = torch.load(self.initial_weights, map_location="cpu", weights_only=True)
             current = _unwrap(self.objects["network"]).state_dict() if self.fresh else {}
-            fresh = {k: v for k, v in current.items() if k not in weights and k.startswith(self.fresh)}
+            fresh = {k: v for k, v in current.items() if k not in weights and any(part in k for part in self.fresh)}
             self._restore("network", {**weights, **fresh}, self.initial_weights)
             if fresh:
                 logger.warning("%s lacks %s: they start afresh", self.initial_weights, ", ".join(fresh))

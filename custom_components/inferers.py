@@ -161,12 +161,12 @@ class HyperInferer(RegistrationInferer):
         start = time.perf_counter()
         if hyper is None:
             values = self._choose(image, network, masks) if isinstance(self.hyper, str) else [self.hyper]
-            hyper = torch.tensor(values, device=image.device).expand(len(image), -1)
+            hyper = torch.tensor(values, device=image.device)
         chosen = (time.perf_counter() - start) / len(image)
         pred = super().__call__(image, network, *args, masks=masks, hyper=hyper, **kwargs)
         pred["seconds"] = pred["seconds"] + chosen
-        pred["hyper"] = hyper
-        return pred | self._sweep(image, network, hyper) if self.sweep else pred
+        pred["hyper"] = hyper.expand(len(image), -1)
+        return pred | self._sweep(image, network, pred["hyper"]) if self.sweep else pred
 
     def _refine(
         self,
@@ -177,7 +177,7 @@ class HyperInferer(RegistrationInferer):
         options: Mapping[str, Any],
     ) -> Tensor:
         assert self.refinement is not None
-        return self.refinement(moving, fixed, parameters, masks, {"hyper": options["hyper"]})
+        return self.refinement(moving, fixed, parameters, masks, {"hyper": options["hyper"].expand(len(fixed), -1)})
 
     def _choose(self, image: Tensor, network: Any, masks: dict[str, Tensor] | None) -> list[list[float]]:
         assert self.criterion is not None

@@ -81,6 +81,8 @@ def tune_hyper(
             if total != total or abs(total) == float("inf"):
                 raise RuntimeError(f"the criterion became {total} at hyper-parameters {values}")
             history.append({"hyper": values, "criterion": total})
+            if not bool(torch.isfinite(logits.grad).all()):  # type: ignore[arg-type]
+                raise RuntimeError(f"the criterion's gradient became {logits.grad} at hyper-parameters {values}")
             optimizer.step()
             schedule.step()
     finally:
@@ -170,7 +172,11 @@ def tune_bundle(
     names = parser.get_parsed_content("hyper_names")
     values, history = tune_hyper(network, deformation, pairs, judge, iterations=iterations, progress=True)
     found = dict(zip(names, values, strict=True))
-    used: dict[str, Any] = {"criterion": "labels" if by_labels else "regularity", "pairs": len(pairs), "iterations": iterations}
+    used: dict[str, Any] = {
+        "criterion": "labels" if by_labels else "regularity",
+        "pairs": len(pairs),
+        "iterations": iterations,
+    }
     write_table(
         output / "tuning.csv",
         [{**dict(zip(names, h["hyper"], strict=True)), "criterion": h["criterion"]} for h in history],

@@ -270,3 +270,15 @@ def test_draws_repeat_with_torchs_seed():
 def test_wrong_priors_and_shares_are_named(kwargs):
     with pytest.raises(ValueError, match=r"a, b above 0 of a Beta distribution and a share in \[0, 1\], got"):
         HyperSampler(**kwargs)
+
+
+@pytest.mark.parametrize("values", [[], [0.5, 1.5], [[0.2, -0.1]]])
+def test_listed_hyper_parameters_lie_between_0_and_1(values):
+    with pytest.raises(ValueError, match=r"expected values in \[0, 1\]"):
+        HyperBatch(values)
+
+
+@pytest.mark.parametrize("prior", [(1.0, 2.0, 3.0), [(1, 1)] * 3, (0.0, 1.0)])
+def test_a_prior_has_a_pair_for_each_hyper_parameter(prior):
+    with pytest.raises(ValueError, match="expected"):
+        HyperSampler(2, prior)

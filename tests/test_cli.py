@@ -1,5 +1,6 @@
 """The `morphzoo` command: one line for each error, exit code not 0, nothing half-written, earlier results untouched."""
 
+import csv
 import gzip
 import json
 import sys
@@ -11,7 +12,8 @@ import pytest
 import torch
 
 from custom_components import __main__ as cli
-from custom_components.data.synthetic import write_phantom_scans
+from custom_components import demo
+from custom_components.data.synthetic import phantom_pair, write_phantom_scans
 from custom_components.metrics import mean_dice
 from custom_components.transforms.physical import load_labels
 
@@ -152,6 +154,234 @@ def test_fewer_than_no_samples_are_refused_in_one_line(scans, uncertain_weights,
     assert "-1 samples" in message
     assert "\n" not in message
     assert folder is None
+
+
+@pytest.fixture(scope="module")
+def slices(tmp_path_factory):
+    """A data list of two 2-D phantoms with labels, each to be registered to the other."""
+    return Path(write_phantom_scans(tmp_path_factory.mktemp("slices"), n=4, size=(40, 36)))
+
+
+@pytest.fixture(scope="module")
+def hyper_weights(tmp_path_factory):
+    """An untrained 2-D network whose fields move by some voxels, by how many depends on lambda."""
+    from monai.bundle import ConfigParser
+
+    configs = [str(cli.find_bundle("hypermorph") / "configs" / f"inference{part}.json") for part in ("", "_2d")]
+    network = ConfigParser(ConfigParser.load_config_files(configs)).get_parsed_content("network_def")
+    generator = torch.Generator().manual_seed(0)
+    weights = network.state_dict()
+    for name, value in weights.items():
+        if value.ndim > 1:
+            size = 1 / value[0].numel() ** 0.5 * (1 if name.endswith("project.weight") else 2**0.5)
+            weights[name] = size * torch.randn(value.shape, generator=generator)
+    path = tmp_path_factory.mktemp("weights") / "model_2d.pt"
+    torch.save(weights, path)
+    return path
+
+
+def with_hyper(slices, output, weights, *words):
+    """Register the list's first pair with hypermorph; the exit message and the pair's folder."""
+    pair = json.loads(slices.read_text())["validation_pairs"][0]
+    paths = {key: slices.parent / pair[key] for key in ("moving", "fixed", "label_moving", "label_fixed")}
+    common = ["register", paths.pop("moving"), paths.pop("fixed"), "-o", output, "--bundle", "hypermorph"]
+    common += ["--weights", weights, *[word for key, path in paths.items() for word in (f"--{key}", path)]]
+    message = run(*common, *words)
+    folders = [path for path in output.iterdir() if path.is_dir()] if output.is_dir() else []
+    return message, folders[0] if folders else None
+
+
+def rows_of(path):
+    """Rows of a CSV file of numbers."""
+    with path.open(newline="") as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def test_a_pair_is_registered_at_a_given_lambda_and_swept(slices, hyper_weights, tmp_path):
+    message, folder = with_hyper(slices, tmp_path, hyper_weights, "--hyper", 0.2, "--sweep", 3)
+    assert message is None
+    swept = {"sweep.csv", "sweep_structures.csv", "sweep_warped.nii.gz", "sweep.png"}
+    names = {path.name for path in folder.iterdir()}
+    assert swept | {"warped.nii.gz", "warped_label.nii.gz", "picture.png", "metrics.json"} <= names
+    assert {name for name in names if name.startswith("sweep")} == swept
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["lambda"] == pytest.approx(0.2)
+    assert metrics["displacement_mean_mm"] > 0.1
+    assert np.isfinite([value for value in metrics.values() if isinstance(value, int | float)]).all()
+    assert None not in metrics.values()
+    rows = rows_of(folder / "sweep.csv")
+    assert [row["lambda"] for row in rows] == [0, 0.5, 1]
+    assert np.isfinite([list(row.values()) for row in rows]).all()
+    assert len({row["displacement_mean_mm"] for row in rows}) == 3
+    reference = nib.load(next((slices.parent / "images").iterdir()))
+    assert nib.load(folder / "sweep_warped.nii.gz").shape == (*reference.shape, 3)
+
+
+def test_the_value_of_a_sweep_is_that_of_a_registration(slices, hyper_weights, tmp_path):
+    _, swept = with_hyper(slices, tmp_path / "swept", hyper_weights, "--hyper", 0.2, "--sweep", 3)
+    _, plain = with_hyper(slices, tmp_path / "plain", hyper_weights, "--hyper", 0.5)
+    row, metrics = rows_of(swept / "sweep.csv")[1], json.loads((plain / "metrics.json").read_text())
+    both = row.keys() & metrics.keys()
+    assert {"lambda", "ncc_after", "sd_log_jacobian"} <= both
+    assert {key: row[key] for key in both} == pytest.approx({key: metrics[key] for key in both}, rel=1e-4)
+    images = [np.asarray(nib.load(path).dataobj) for path in (swept / "sweep_warped.nii.gz", plain / "warped.nii.gz")]
+    np.testing.assert_allclose(images[0][..., 1], images[1], atol=1e-4)
+    assert not [path.name for path in plain.iterdir() if path.name.startswith("sweep")]
+
+
+def test_auto_chooses_a_lambda_for_the_pair(slices, hyper_weights, tmp_path):
+    message, folder = with_hyper(slices, tmp_path, hyper_weights, "--hyper", "auto")
+    assert message is None
+    chosen = json.loads((folder / "metrics.json").read_text())["lambda"]
+    assert 0 < chosen < 1
+    assert abs(chosen - 0.3) > 0.01  # where the search starts
+
+
+def test_lambda_weighs_the_refinement_too(slices, tmp_path):
+    """Without a network it is all that lambda does."""
+    pair = json.loads(slices.read_text())["validation_pairs"][0]
+    words = ["optimize", *[slices.parent / pair[key] for key in ("moving", "fixed")], "--bundle", "hypermorph"]
+    spread = []
+    for value in (0.05, 0.95):
+        assert run(*words, "-o", tmp_path / f"{value}", "--hyper", value, "--iterations", "[10,10,10]") is None
+        (path,) = (tmp_path / f"{value}").glob("*/metrics.json")
+        metrics = json.loads(path.read_text())
+        assert metrics["lambda"] == pytest.approx(value)
+        spread.append(metrics["sd_log_jacobian"])
+    assert spread[1] < 0.5 * spread[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--hyper", 1.5], "expected hyper-parameters in [0, 1], got 1.5"),
+        (["--hyper", "much"], "or 'auto' (with a criterion) for hyper, got 'much'"),
+        (["--hyper", "0.1,0.2"], "expected hyper-parameters of shape (K, 1), got [1, 2]"),
+        (["--hyper"], "--hyper needs a number, for instance --hyper 0.3"),
+        (["--sweep"], "--sweep needs a number"),
+        (["--sweep", 1], "expected a sweep of at least 2 values, or 0 for none, got 1"),
+        (["--bundle", "voxelmorph", "--hyper", 0.3], "voxelmorph has no hyper-parameter; --bundle hypermorph has"),
+        (["--bundle", "voxelmorph", "--sweep", 5], "voxelmorph has no hyper-parameter; --bundle hypermorph has"),
+    ],
+)
+def test_wrong_hyper_parameters_are_refused_in_one_line(slices, hyper_weights, tmp_path, words, part):
+    message, folder = with_hyper(slices, tmp_path, hyper_weights, *words)
+    assert message.startswith("morphzoo: error: ")
+    assert part in message
+    assert "\n" not in message
+    assert folder is None
+
+
+def test_evaluation_takes_a_lambda_and_a_sweep(slices, hyper_weights, tmp_path, capsys):
+    words = ["evaluate", slices, "-o", tmp_path, "--bundle", "hypermorph", "--weights", hyper_weights]
+    assert run(*words, "--hyper", 0.7, "--sweep", 2) is None
+    summary = json.loads((tmp_path / "metrics.json").read_text())
+    assert summary["num_pairs"] == 2
+    assert summary["summary"]["lambda"] == {"mean": pytest.approx(0.7), "sd": 0, "n": 2}
+    assert "lambda " in capsys.readouterr().out
+    for folder in (path for path in tmp_path.iterdir() if path.is_dir()):
+        assert {path.name for path in folder.glob("sweep*")} == {"sweep.csv", "sweep_structures.csv"}
+
+
+def test_evaluation_refuses_a_lambda_without_number(slices, hyper_weights, tmp_path):
+    words = ["evaluate", slices, "-o", tmp_path, "--bundle", "hypermorph", "--weights", hyper_weights]
+    assert "error: " in str(run(*words, "--hyper"))
+
+
+def test_demo_takes_a_lambda(tmp_path, monkeypatch, capsys):
+    pair = phantom_pair((40, 44, 36), seed=1, amplitude=0.0)
+    tissues = torch.cat([(pair["label_fixed"] == label).float() for label in (1, 2)], 1)
+    monkeypatch.setattr(demo, "load_template", lambda: (pair["fixed"], tissues, np.diag([2.0, 2.0, 2.0, 1.0])))
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser()
+    parser.read_config(str(cli.find_bundle("hypermorph") / "configs" / "inference.json"))
+    torch.save(parser.get_parsed_content("network_def").state_dict(), tmp_path / "model.pt")
+    words = ["demo", "-o", tmp_path, "--bundle", "hypermorph", "--weights", tmp_path / "model.pt", "--optimize", 0]
+    assert run(*words, "--hyper", 0.4) is None
+    (path,) = tmp_path.glob("*/demo.json")
+    assert json.loads(path.read_text())["lambda"] == pytest.approx(0.4)
+    assert "error against the known deformation" in capsys.readouterr().out
+
+
+def tune(slices, weights, output, *words):
+    common = ["tune", slices, "-o", output, "--weights", weights, "--iterations", 4, "--sweep", 5]
+    return run(*common, *words)
+
+
+def test_tuning_writes_what_it_found_and_prints_it(slices, hyper_weights, tmp_path, capsys):
+    assert tune(slices, hyper_weights, tmp_path) is None
+    assert {path.name for path in tmp_path.iterdir()} == {"tuned.json", "tuning.csv", "sweep.csv", "structures.csv"}
+    tuned = json.loads((tmp_path / "tuned.json").read_text())
+    assert (tuned["criterion"], tuned["pairs"], tuned["iterations"]) == ("labels", 2, 4)
+    assert 0 < tuned["lambda"] < 1
+    shown = capsys.readouterr().out
+    assert f"lambda       {tuned['lambda']:.3f}\n" in shown
+    assert f"use it with --hyper {round(tuned['lambda'], 4)}; results in {tmp_path}" in shown
+    history = rows_of(tmp_path / "tuning.csv")
+    assert len(history) == 4
+    assert history[0]["lambda"] == pytest.approx(0.3)
+    sweep, structures = rows_of(tmp_path / "sweep.csv"), rows_of(tmp_path / "structures.csv")
+    assert [row["lambda"] for row in sweep] == [0, 0.25, 0.5, 0.75, 1]
+    assert sweep[0].keys() == {"lambda", "dice", "dice_1", "dice_2", "dice_3", "dice_4"}
+    for row in sweep:
+        assert row["dice"] == pytest.approx(np.mean([row[f"dice_{label}"] for label in (1, 2, 3, 4)]), rel=1e-4)
+    assert [row["label"] for row in structures] == [1, 2, 3, 4]
+    for row in structures:
+        best = max(sweep, key=lambda line: line[f"dice_{int(row['label'])}"])
+        assert (row["lambda"], row["dice"]) == (best["lambda"], best[f"dice_{int(row['label'])}"])
+    assert np.mean([row["dice_tuned"] for row in structures]) == pytest.approx(tuned["dice"], rel=1e-4)
+
+
+def test_tuned_value_does_in_an_evaluation_what_tuning_says(slices, hyper_weights, tmp_path):
+    """Tables of tuning are on the model grid, here the scans' own."""
+    assert tune(slices, hyper_weights, tmp_path / "tuned") is None
+    tuned = json.loads((tmp_path / "tuned" / "tuned.json").read_text())
+    words = ["evaluate", slices, "-o", tmp_path / "out", "--bundle", "hypermorph", "--weights", hyper_weights]
+    assert run(*words, "--hyper", tuned["lambda"]) is None
+    evaluated = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert evaluated["summary"]["dice_after"]["mean"] == pytest.approx(tuned["dice"], abs=0.01)
+
+
+@pytest.mark.parametrize("criterion", ["auto", "regularity"])
+def test_tuning_by_regularity_needs_no_labels(slices, hyper_weights, tmp_path, criterion):
+    pairs = json.loads(slices.read_text())["validation_pairs"]
+    (tmp_path / "list.json").write_text(
+        json.dumps({"validation_pairs": [{key: pair[key] for key in ("moving", "fixed")} for pair in pairs]})
+    )
+    words = ["--dataset_dir", slices.parent, "--criterion", criterion]
+    assert tune(tmp_path / "list.json", hyper_weights, tmp_path / "out", *words) is None
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"tuned.json", "tuning.csv"}
+    assert json.loads((tmp_path / "out" / "tuned.json").read_text())["criterion"] == "regularity"
+    message = tune(tmp_path / "list.json", hyper_weights, tmp_path / "out", *words[:-1], "labels")
+    assert "labels (where all pairs have label maps)" in message
+
+
+@pytest.mark.parametrize(("labels", "ids"), [("[2,3]", [2, 3]), ("3", [3])])
+def test_tuning_counts_the_labels_asked_for(slices, hyper_weights, tmp_path, labels, ids):
+    assert tune(slices, hyper_weights, tmp_path, "--labels", labels) is None
+    assert [row["label"] for row in rows_of(tmp_path / "structures.csv")] == ids
+
+
+def test_tables_of_an_earlier_tuning_are_not_left_beside_another(slices, hyper_weights, tmp_path):
+    assert tune(slices, hyper_weights, tmp_path) is None
+    assert tune(slices, hyper_weights, tmp_path, "--sweep", 0) is None
+    assert {path.name for path in tmp_path.iterdir()} == {"tuned.json", "tuning.csv"}
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--criterion", "nonsense"], "expected criterion auto, labels"),
+        (["--bundle", "voxelmorph"], "voxelmorph has no hyper-parameter; --bundle hypermorph has"),
+    ],
+)
+def test_wrong_tuning_is_refused_in_one_line(slices, hyper_weights, tmp_path, words, part):
+    message = tune(slices, hyper_weights, tmp_path, *words)
+    assert message.startswith("morphzoo: error: ")
+    assert part in message
+    assert "\n" not in message
+    assert not list(tmp_path.iterdir())
 
 
 def test_evaluation_of_a_list_writes_a_table(scans, tmp_path):

@@ -92,6 +92,15 @@ def test_codes_and_images_are_matched_sample_by_sample(size, generated, hyper_en
     assert differs(one_image[0], one_image[2])
 
 
+@encoders
+@pytest.mark.parametrize("unet", [SMALL, PAPER], ids=["default", "paper"])
+def test_every_convolution_depends_on_the_code_but_those_of_an_ordinary_encoder(unet, hyper_encoder):
+    plain = {name for name, module in VoxelMorphUNet(2, **unet).named_modules() if isinstance(module, torch.nn.Conv2d)}
+    network = make(2, hyper_encoder=hyper_encoder, **unet)
+    hyper = {name for name, module in network.named_modules() if isinstance(module, HyperConv)}
+    assert hyper == {name for name in plain if hyper_encoder or not name.startswith("encoder.")}
+
+
 @torch.no_grad()
 def test_without_hyper_parameters_the_default_is_used():
     network, image = make(2, default=0.3, num_hyper=2), pair(SIZES[0], 2)
@@ -323,3 +332,8 @@ def test_a_short_training_learns_what_lambda_means(kwargs):
     assert all(b > 1.1 * a for a, b in pairwise(differences))
     assert differences[0] < 0.4 * float(MSE()(batch["moving"], batch["fixed"]))
     assert measure(1.0)[2] < 0.1 * measure(0.1)[2]
+
+
+def test_as_many_values_as_images_are_wanted():
+    with pytest.raises(ValueError, match="expected 3 or 1 hyper-parameters for the images, got 2"):
+        HyperMorphUNet(2)(torch.rand(3, 2, 16, 16), torch.rand(2, 1))

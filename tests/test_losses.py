@@ -535,6 +535,27 @@ def test_gamma_shares_the_data_term_between_images_and_labels(size):
 
 
 @both
+def test_hyper_parameters_that_are_not_named_weigh_nothing(size):
+    pred, batch = hyper_case(size, [[0.1], [0.6], [0.8]])
+    loss = make_loss(segmentation=[2, 3], segmentation_weight=0.5)
+    terms = single_terms(loss, pred, batch)
+
+    def mean(weigh):
+        return sum(weigh(h, 1 - h, one) for h, one in zip((0.1, 0.6, 0.8), terms, strict=True)) / 3
+
+    def with_lambda(h, rest, one):
+        return rest * (one["similarity"] + one["segmentation"]) + h * one["regularization"]
+
+    def with_gamma(h, rest, one):
+        return rest * one["similarity"] + h * one["segmentation"] + one["regularization"]
+
+    torch.testing.assert_close(HyperLoss(loss)(pred, batch), mean(with_lambda))
+    torch.testing.assert_close(HyperLoss(loss, ["gamma"])(pred, batch), mean(with_gamma))
+    neither = HyperLoss(loss, ["setting"], {"setting": lambda loss, value: None})
+    torch.testing.assert_close(neither(pred, batch), mean(lambda h, rest, one: sum(one.values())))
+
+
+@both
 def test_lambda_1_does_not_see_the_images_and_lambda_0_no_roughness(size):
     pred, batch = hyper_case(size, [[1.0]] * 3)
     pred["warped"] = pred["warped"].detach().requires_grad_()
@@ -586,7 +607,7 @@ def test_gradient_of_lambda_is_regularisation_minus_similarity():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: HyperLoss(make_loss(), ["lambda", "window"]), "'window' is neither lambda nor gamma"),
+        (lambda: HyperLoss(make_loss(), ["lambda", "sharpness"]), "'sharpness' is neither lambda nor gamma"),
         (lambda: HyperLoss(make_loss())(*hyper_case((9, 8), [[0.5, 0.5]] * 3)), r"\(B, 1\), got shape \(3, 2\)"),
         (lambda: HyperLoss(make_loss())(*hyper_case((9, 8), [0.5] * 3)), r"\(B, 1\), got shape \(3,\)"),
     ],
@@ -621,6 +642,36 @@ def test_regularity_criterion_adds_what_exceeds_the_limit(size):
     torch.testing.assert_close(values[1], similarity)
     torch.testing.assert_close(values[2], similarity + 7 * 0.5 * spread)
     torch.testing.assert_close(values[3], similarity + 7 * 0.8 * spread)
+
+
+@both
+def test_regularity_criterion_has_a_gradient_where_nothing_moves(size):
+    _, batch = hyper_case(size, [[0.5]] * 3)
+    for field in (torch.zeros(3, len(size), *size), torch.ones(3, len(size), *size)):
+        pred = {"ddf": field.requires_grad_(), "warped": batch["fixed"]}
+        RegularityCriterion(MSE(), limit=0.1)(pred, batch).backward()
+        assert field.grad.isfinite().all()
+
+
+def test_regularity_criterion_does_not_reward_folds():
+    x = torch.arange(32.0)
+    ddf = torch.zeros(1, 2, 32, 32)
+    ddf[0, 0] = (2.0 * torch.exp(-((x - 16) ** 2) / 8)).view(-1, 1) * (x - 16).view(-1, 1)
+    batch = {"fixed": torch.rand(1, 1, 32, 32), "mask_fixed": torch.ones(1, 1, 32, 32)}
+    values = []
+    for sign in (0.3, -0.3, -1.0):  # the last one folds
+        values.append(float(RegularityCriterion(MSE(), 0.0)({"ddf": sign * ddf, "warped": batch["fixed"]}, batch)))
+    assert values[0] < values[1] < values[2]
+
+
+@both
+def test_one_mask_serves_all_samples(size):
+    pred, batch = hyper_case(size, [[0.2], [0.5], [0.9]])
+    loss = HyperLoss(make_loss())
+    mask = batch["mask_fixed"][:1]
+    shared = loss(dict(pred), {**batch, "mask_fixed": mask})
+    each = loss(dict(pred), {**batch, "mask_fixed": mask.expand(3, *mask.shape[1:])})
+    torch.testing.assert_close(shared, each)
 
 
 @both

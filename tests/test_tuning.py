@@ -8,10 +8,14 @@ from custom_components.data.synthetic import phantom_pair
 from custom_components.deformations import Displacement, StationaryVelocity
 from custom_components.fields import warp
 from custom_components.inferers import HyperInferer, RegistrationInferer
-from custom_components.losses.hyper import LabelCriterion, RegularityCriterion
+from custom_components.losses.hyper import HyperLoss, LabelCriterion, RegularityCriterion
+from custom_components.losses.registration import RegistrationLoss
+from custom_components.losses.regularization import GradientPenalty
 from custom_components.losses.similarity import LNCC, MSE
+from custom_components.metrics import label_overlap
 from custom_components.networks.hypernetwork import HyperConv, HyperMorphUNet
-from custom_components.tuning import tune_hyper
+from custom_components.optimization import PairwiseOptimizer
+from custom_components.tuning import sweep_dice, tune_hyper
 
 SIZES = [(24, 21), (14, 17, 16)]
 both = pytest.mark.parametrize("size", SIZES, ids=["2-D", "3-D"])
@@ -163,6 +167,34 @@ def test_wrong_starts_are_named(pairs, start, message):
         tune_hyper(Shift(), Displacement(), pairs, alike, start=start)
 
 
+# sweep_dice
+
+
+@both
+@torch.no_grad()
+def test_swept_dice_is_the_mean_of_the_pairs_that_have_the_label(size):
+    network, hyper, pairs = make_network(len(size), num_hyper=2), torch.tensor([[0.0, 0.3], [1.0, 0.3], [0.5, 0.9]]), []
+    for seed in (1, 2):
+        batch = phantom_pair(size, seed=seed)
+        labels = {key: batch[key].clone() for key in ("label_moving", "label_fixed")}
+        if seed == 2:
+            for label in labels.values():
+                label[label == 2] = 0
+        pairs.append((batch["image"], {"moving": batch["moving"], "fixed": batch["fixed"], **labels}))
+    dice = sweep_dice(network, StationaryVelocity(), pairs, hyper, [1, 2, 9])
+    assert dice.shape == (3, 3)
+    for row, values in zip(dice, hyper, strict=True):
+        found = []
+        for image, targets in pairs:
+            ddf = HyperInferer(StationaryVelocity(), values.tolist())(image, network)["ddf"]
+            warped = warp(targets["label_moving"], ddf, mode="nearest")
+            found.append(label_overlap(warped, targets["label_fixed"], [1, 2])[0])
+        assert float(row[0]) == pytest.approx(float(found[0][0] + found[1][0]) / 2, abs=0.01)
+        assert float(row[1]) == pytest.approx(float(found[0][1]), abs=0.01)
+        assert row[2].isnan()
+    assert dice[0, 0] != dice[1, 0]
+
+
 # HyperInferer
 
 
@@ -171,7 +203,7 @@ def test_wrong_starts_are_named(pairs, start, message):
 def test_inferer_hands_its_value_to_the_network(size):
     network, image = make_network(len(size)), phantom_pair(size, seed=1, batch=2)["image"]
     pred = HyperInferer(StationaryVelocity(), 0.7, inverse=True)(image, network)
-    expected = RegistrationInferer(StationaryVelocity(), inverse=True)(image, network, hyper=torch.full((2, 1), 0.7))
+    expected = RegistrationInferer(StationaryVelocity(), inverse=True)(image, network, hyper=torch.full((1, 1), 0.7))
     assert pred.keys() == expected.keys() | {"hyper"}
     for key in ("svf", "ddf", "inverse_ddf", "warped"):
         torch.testing.assert_close(pred[key], expected[key], rtol=0, atol=0)
@@ -210,6 +242,38 @@ def test_sweep_runs_from_0_to_1(size, hyper_encoder):
     alone = HyperInferer(StationaryVelocity(), [0.3, 0.8])(image, network)
     torch.testing.assert_close(pred["ddf"], alone["ddf"], rtol=0, atol=0)
     assert not any(key.startswith("sweep") for key in alone)
+
+
+@torch.no_grad()
+def test_sweep_keeps_each_pairs_other_hyper_parameters():
+    network, image = make_network(2, num_hyper=2), phantom_pair(SIZES[0], seed=1, batch=2)["image"]
+    pred = HyperInferer(StationaryVelocity(), sweep=2)(image, network, hyper=torch.tensor([[0.5, 0.1], [0.5, 0.9]]))
+    assert pred["sweep_hyper"].tolist() == torch.tensor([[[0, 0.1], [1, 0.1]], [[0, 0.9], [1, 0.9]]]).tolist()
+    for i, other in enumerate((0.1, 0.9)):
+        single = HyperInferer(StationaryVelocity(), [1.0, other])(image[i : i + 1], network)
+        torch.testing.assert_close(pred["sweep_ddf"][i, 1:], single["ddf"], rtol=0, atol=1e-5)
+
+
+@both
+def test_refinement_minimises_the_objective_of_each_pairs_values(size):
+    network, image = make_network(len(size), half_resolution=True), phantom_pair(size, seed=1, batch=2)["image"]
+    deformation, hyper = StationaryVelocity(), torch.tensor([[0.1], [0.8]])
+
+    def refine(loss):
+        return PairwiseOptimizer(deformation, loss, levels=(2, 1), iterations=5)
+
+    terms = RegistrationLoss(MSE(0.1), GradientPenalty(), 1.0)
+    inferer = HyperInferer(deformation, refinement=refine(HyperLoss(terms)), sweep=2)
+    with torch.no_grad():
+        pred = inferer(image, network, hyper=hyper)
+        for i, value in enumerate((0.1, 0.8)):
+            plain = RegistrationLoss(MSE(0.1), GradientPenalty(), value, similarity_weight=1 - value)
+            single = RegistrationInferer(deformation, refinement=refine(plain))
+            expected = single(image[i : i + 1], network, hyper=hyper[i : i + 1])
+            assert (pred["svf"][i] - expected["svf"][0]).norm() < 0.01 * expected["svf"].norm()
+        unrefined = HyperInferer(deformation, sweep=2)(image, network, hyper=hyper)
+    torch.testing.assert_close(pred["sweep_ddf"], unrefined["sweep_ddf"], rtol=0, atol=0)
+    assert (pred["svf"] - unrefined["svf"]).abs().max() > 0.1
 
 
 @torch.no_grad()

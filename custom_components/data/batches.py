@@ -74,6 +74,8 @@ class HyperBatch:
         hyper: either draws them, `hyper(number) -> (number, H)` (`HyperSampler`), or is a list of values, each a number
             or a list of H numbers: then every pair is repeated for each of them (validation).
         prepare: makes the batch itself.
+    Raises:
+        ValueError: if a listed value is outside [0, 1], or there is none.
     """
 
     def __init__(
@@ -81,7 +83,14 @@ class HyperBatch:
         hyper: Callable[[int], Tensor] | Sequence[Any],
         prepare: Callable[..., tuple[Tensor, dict[str, Tensor], tuple, dict[str, Any]]] = prepare_pair_batch,
     ) -> None:
-        self.hyper, self.prepare = hyper, prepare
+        self.prepare = prepare
+        self.hyper: Callable[[int], Tensor] | Tensor
+        if callable(hyper):
+            self.hyper = hyper
+        else:
+            self.hyper = torch.tensor([v if isinstance(v, Sequence) else [v] for v in hyper], dtype=torch.float32)
+            if not len(hyper) or not bool(((self.hyper >= 0) & (self.hyper <= 1)).all()):
+                raise ValueError(f"expected values in [0, 1], got {list(hyper)}")
 
     def __call__(
         self,
@@ -92,12 +101,12 @@ class HyperBatch:
     ) -> tuple[Tensor, dict[str, Tensor], tuple[()], dict[str, Any]]:
         """As `prepare` returns it, with `hyper`."""
         image, targets, _args, options = self.prepare(batch, device, non_blocking, **kwargs)
-        if callable(self.hyper):
-            hyper = self.hyper(len(image)).to(image.device)
+        if isinstance(self.hyper, Tensor):
+            hyper, times = self.hyper.repeat(len(image), 1), len(self.hyper)
+            image, targets, options = (_repeat(thing, times) for thing in (image, targets, options))
         else:
-            values = [value if isinstance(value, Sequence) else [value] for value in self.hyper]
-            hyper = torch.tensor(values, dtype=torch.float32, device=image.device).repeat(len(image), 1)
-            image, targets, options = (_repeat(thing, len(values)) for thing in (image, targets, options))
+            hyper = self.hyper(len(image))
+        hyper = hyper.to(image.device)
         return image, {**targets, "hyper": hyper}, (), {**options, "hyper": hyper}
 
 
@@ -119,11 +128,14 @@ class HyperSampler:
         prior: Sequence[float] | Sequence[Sequence[float]] = (1.0, 1.0),
         endpoint_share: float = 0.2,
     ) -> None:
-        pairs = torch.as_tensor(prior, dtype=torch.float32).expand(num_hyper, 2)
+        pairs = torch.as_tensor(prior, dtype=torch.float32)
+        if num_hyper < 1 or pairs.shape not in ((2,), (num_hyper, 2)):
+            raise ValueError(f"expected (a, b) or a pair for each of {num_hyper} hyper-parameters, got {prior}")
         if not bool((pairs > 0).all()) or not 0 <= endpoint_share <= 1:
             raise ValueError(
                 f"expected a, b above 0 of a Beta distribution and a share in [0, 1], got {prior} and {endpoint_share}"
             )
+        pairs = pairs.expand(num_hyper, 2)
         self.distribution = torch.distributions.Beta(pairs[:, 0], pairs[:, 1])
         self.num_hyper, self.endpoint_share = num_hyper, endpoint_share
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..metrics import foreground_mask, sd_log_jacobian
+from ..fields import jacobian_determinant
+from ..metrics import foreground_mask
 from .overlap import LabelDice
 from .registration import RegistrationLoss
 from .similarity import LNCC, MutualInformation
@@ -26,10 +27,11 @@ class HyperLoss(nn.Module):
 
     Args:
         loss: the terms.
-        names: of the hyper-parameters, in the order of `batch["hyper"]`. "lambda" and "gamma" weigh the terms; any
-            other needs an entry in `settings`.
+        names: of the hyper-parameters, in the order of `batch["hyper"]`. "lambda" and "gamma" weigh the terms, "window"
+            makes the similarity LNCC and sets its window (`lncc_window`), "bins" makes it mutual information and sets
+            its bins (`mi_bins`); any other needs an entry in `settings`.
         settings: by name, a function of the loss and the value in [0, 1] that changes the loss before a sample's terms
-            are computed (`lncc_window`, `mi_bins`).
+            are computed.
     Raises:
         ValueError: if a name is unknown; on a call, if `batch["hyper"]` does not fit.
     References: Hoopes et al., IPMI 2021; MELBA 2022.
@@ -42,7 +44,9 @@ class HyperLoss(nn.Module):
         settings: Mapping[str, Callable[[RegistrationLoss, float], None]] | None = None,
     ) -> None:
         super().__init__()
-        self.loss, self.names, self.settings = loss, tuple(names), dict(settings or {})
+        self.loss, self.names = loss, tuple(names)
+        known = {"window": lncc_window, "bins": mi_bins, **(settings or {})}
+        self.settings = {name: known[name] for name in self.names if name in known}
         for name in self.names:
             if name not in (*self.settings, "lambda", "gamma"):
                 raise ValueError(f"hyper-parameter {name!r} is neither lambda nor gamma and has no setting")
@@ -87,6 +91,7 @@ class RegularityCriterion(nn.Module):
     """As alike as possible at a tolerable irregularity: chooses hyper-parameters without labels.
 
     similarity(warped, fixed) + weight * max(0, SD of log det J - limit), SD within the foreground (`foreground_mask`).
+    Determinants below 0.01, folds among them, count as 0.01 (`metrics.sd_log_jacobian` leaves folds out instead).
 
     Args:
         similarity: called as `similarity(warped, fixed, mask)`.
@@ -99,9 +104,15 @@ class RegularityCriterion(nn.Module):
         self.similarity, self.limit, self.weight = similarity, limit, weight
 
     def forward(self, pred: Mapping[str, Any], batch: Mapping[str, Any]) -> Tensor:
-        spread = sd_log_jacobian(pred["ddf"], foreground_mask(batch)).mean().float()
+        inside = foreground_mask(batch).to(pred["ddf"].dtype)
+        logarithm = jacobian_determinant(pred["ddf"]).clamp(min=0.01).log()
+        axes = tuple(range(1, inside.ndim))
+        count = inside.sum(axes, keepdim=True).clamp(min=1)
+        centred = (logarithm - (logarithm * inside).sum(axes, keepdim=True) / count) * inside
+        # The floor keeps the gradient finite where the determinant is the same everywhere.
+        spread = (centred.square().sum(axes) / count.flatten()).clamp(min=1e-12).sqrt().mean()
         similarity = self.similarity(pred["warped"], batch["fixed"], batch.get("mask_fixed"))
-        return similarity + self.weight * (spread - self.limit).clamp(min=0)
+        return similarity + self.weight * (spread.to(similarity.dtype) - self.limit).clamp(min=0)
 
 
 def term_weights(hyper: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,4 +138,6 @@ def mi_bins(loss: RegistrationLoss, value: float) -> None:
 
 
 def _one(things: Mapping[str, Any], i: int, num: int) -> dict[str, Any]:
-    return {k: v[i : i + 1] for k, v in things.items() if isinstance(v, Tensor) and len(v) == num}
+    """Sample i of all tensors; those of one sample serve all."""
+    sizes = {k: len(v) for k, v in things.items() if isinstance(v, Tensor) and v.ndim}
+    return {k: things[k][i : i + 1] if size == num else things[k] for k, size in sizes.items() if size in (1, num)}

@@ -172,6 +172,8 @@ class HyperMorphUNet(VoxelMorphUNet):
 
     def forward(self, image: Tensor, hyper: Tensor | None = None) -> Tensor:
         code = self.code(hyper, image)
+        if image.shape[0] != code.shape[0] and image.shape[0] != 1 and code.shape[0] != 1:
+            raise ValueError(f"expected {image.shape[0]} or 1 hyper-parameters for the images, got {code.shape[0]}")
         return self.decode(self.encode(image, code), list(image.shape[2:]), code)
 
     def code(self, hyper: Tensor | None, like: Tensor) -> Tensor:
@@ -180,7 +182,7 @@ class HyperMorphUNet(VoxelMorphUNet):
             hyper = torch.full([1, self.num_hyper], self.default, device=like.device)
         if hyper.dim() != 2 or hyper.shape[1] != self.num_hyper:
             raise ValueError(f"expected hyper-parameters of shape (K, {self.num_hyper}), got {list(hyper.shape)}")
-        hyper = hyper.to(like.device, torch.float32)
+        hyper = hyper.to(like.device, like.dtype)
         return self.hypernetwork(torch.cat([hyper, 1 - hyper], 1)) * self.code_scale
 
     def head(self, x: Tensor, code: Tensor | None) -> Tensor:

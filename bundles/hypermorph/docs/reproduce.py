@@ -14,7 +14,6 @@ docs/README.md.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import sys
 from collections.abc import Sequence
@@ -34,6 +33,7 @@ from benchmarks.experiments import interval, read_rows, train  # noqa: E402
 from custom_components.data.lists import load_list  # noqa: E402
 from custom_components.deformations import StationaryVelocity  # noqa: E402
 from custom_components.fields import jacobian_determinant, warp  # noqa: E402
+from custom_components.inferers import HyperInferer  # noqa: E402
 from custom_components.losses.hyper import LabelCriterion, RegularityCriterion  # noqa: E402
 from custom_components.losses.similarity import LNCC  # noqa: E402
 from custom_components.metrics import mean_dice, sd_log_jacobian, write_metrics, write_table  # noqa: E402
@@ -48,6 +48,7 @@ SIZES = {
 SIMILARITY_WEIGHT = 5.0  # of the bundle's objective
 GRID = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9)
 PLAIN = (0.1, 0.2, 0.4, 0.8)
+PEOPLE = ("moving", "fixed")
 GAMMAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
@@ -95,7 +96,10 @@ def main() -> None:
         measure(name, args.output / name, pairs)
     if "hyper" in names:
         tune(args.output / "hyper", load_pairs(items))
-    print(summary(args.output))
+    text = tables(args.output)
+    (args.output / "tables.md").write_text(text)
+    pictures(args.output)
+    print(text)
 
 
 def load_pairs(items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -134,7 +138,7 @@ def measure(name: str, folder: Path, pairs: Sequence[dict[str, Any]]) -> None:
     rows = []
     for pair in pairs:
         image, brain = pair["image"][None], pair["label_fixed"][None] > 0
-        row = dict(zip(("moving", "fixed"), pair["people"], strict=True))
+        row = dict(zip(PEOPLE, pair["people"], strict=True))
         row["before"] = float(mean_dice(pair["label_moving"][None], pair["label_fixed"][None]))
         fields = [network(image)] if plain_network else network.each(image, rows_of_hyper(name))
         for key, parameters in zip(keys, fields, strict=True):
@@ -173,14 +177,23 @@ def tune(folder: Path, pairs: Sequence[dict[str, Any]]) -> None:
 
     fine = torch.linspace(0, 1, 51)[:, None]
     curve = score(fine)
-    result: dict[str, Any] = {"pairs": {k: len(v) for k, v in sets.items()}, "best": [curve.index(max(curve)) / 50, max(curve)]}
+    result: dict[str, Any] = {
+        "pairs": {k: len(v) for k, v in sets.items()},
+        "best": [curve.index(max(curve)) / 50, max(curve)],
+    }
     by_labels, history = tune_hyper(network, deformation, batches["tune"], LabelCriterion([1, 2, 3, 4]), iterations=30)
     result["labels"] = [by_labels[0], score(torch.tensor([by_labels]))[0]]
     result["history"] = [[h["hyper"][0], h["criterion"]] for h in history]
-    for limit in (0.2, 0.25, 0.3, 0.35, 0.4):
+    for limit in (0.4, 0.5, 0.6, 0.7):
         criterion = RegularityCriterion(LNCC(9), limit)
         found, _ = tune_hyper(network, deformation, batches["tune"], criterion, iterations=30)
         result[f"regularity {limit}"] = [found[0], score(torch.tensor([found]))[0]]
+        inferer = HyperInferer(deformation, "auto", criterion=criterion)
+        chosen = []
+        for pair in sets["judge"]:
+            pred = inferer(pair["image"][None], network)
+            chosen.append([float(pred["hyper"]), dice(pred["ddf"], pair)])
+        result[f"each pair, regularity {limit}"] = np.mean(chosen, 0).tolist()
     write_metrics(folder / "tuned.json", result)
 
 
@@ -189,19 +202,75 @@ def halves(people: Sequence[str]) -> dict[str, Sequence[str]]:
     return {"tune": people[:middle], "judge": people[middle:]}
 
 
-def summary(output: Path) -> str:
-    lines = []
-    for path in sorted(output.glob("*/rows.csv")):
-        rows = read_rows(path)
-        means = {key: float(np.mean([row[key] for row in rows])) for key in rows[0] if key not in ("moving", "fixed")}
-        for key in [key for key in means if key.startswith("dice")]:
-            rest = key.removeprefix("dice")
-            lines.append(
-                f"{path.parent.name:12s} {rest:10s} dice {means[key]:.4f} folded {means['folded' + rest]:.2f} sd {means['sd' + rest]:.3f}"
-            )
+def tables(output: Path) -> str:
+    """What docs/README.md shows, of all variants measured so far."""
+    rows = {path.parent.name: read_rows(path) for path in sorted(output.glob("*/rows.csv"))}
+    means = {name: {key: mean(some, key) for key in some[0] if key not in PEOPLE} for name, some in rows.items()}
+    lines = ["| lambda | variant | Dice | folded pixels | SD of log det J |", "|" + "---|" * 5]
+    for weight in GRID:
+        for name in ("hyper", f"plain_{weight}", "all_layers", "kernels"):
+            key = "" if name.startswith("plain") else f"@{weight:g}"
+            if name in rows:
+                found = [means[name][f"{kind}{key}"] for kind in ("dice", "folded", "sd")]
+                lines.append(f"| {weight} | {name} | {found[0]:.4f} | {found[1]:.2f} | {found[2]:.3f} |")
+    lines += ["", "| lambda | Dice, variant - plain | |", "|---|---|---|"]
+    for name in ("hyper", "all_layers", "kernels"):
+        for weight in [w for w in PLAIN if name in rows and f"plain_{w}" in rows]:
+            both = [{**a, "dice": a[f"dice@{weight:g}"]} for a in rows[name]]
+            lines.append(f"| {weight} | {name} | {interval(both, rows[f'plain_{weight}'], 'dice')} |")
+    if "gamma" in rows:
+        fine = rows_of_hyper("gamma")[:, 0].unique().tolist()
+        lines += ["", "| gamma | " + " | ".join(f"lambda {w:g}" for w in fine) + " |", "|" + "---|" * (len(fine) + 1)]
+        for share in GAMMAS:
+            cells = [f"{means['gamma'][f'dice@{w:g},{share:g}']:.4f}" for w in fine]
+            lines.append(f"| {share} | " + " | ".join(cells) + " |")
+        best = max(fine, key=lambda w: means["gamma"][f"dice@{w:g},0"])
+        for share in GAMMAS[1:]:
+            one = [{**a, "dice": a[f"dice@{best:g},{share:g}"]} for a in rows["gamma"]]
+            other = [{**a, "dice": a[f"dice@{best:g},0"]} for a in rows["gamma"]]
+            lines.append(f"gamma {share} - gamma 0 at lambda {best:g}: {interval(one, other, 'dice')}  ")
+    lines += ["", "| variant | training, CPU s |", "|---|---|"]
+    for path in sorted(output.glob("*/curve.csv")):
+        lines.append(f"| {path.parent.name} | {path.read_text().splitlines()[-1].split(',')[3]} |")
     if (output / "hyper" / "tuned.json").exists():
-        lines.append((output / "hyper" / "tuned.json").read_text())
-    return "\n".join(lines)
+        tuned = json.loads((output / "hyper" / "tuned.json").read_text())
+        lines += ["", "| chosen by | lambda | Dice | loss |", "|---|---|---|---|"]
+        for key, value in tuned.items():
+            if key not in ("pairs", "history"):
+                lines.append(f"| {key} | {value[0]:.3f} | {value[1]:.4f} | {tuned['best'][1] - value[1]:.4f} |")
+    return "\n".join(lines) + "\n"
+
+
+def mean(rows: Sequence[dict[str, Any]], key: str) -> float:
+    return float(np.mean([row[key] for row in rows]))
+
+
+def pictures(output: Path) -> None:
+    """Dice over lambda, and over lambda and gamma, as PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = {path.parent.name: read_rows(path) for path in output.glob("*/rows.csv")}
+    if "hyper" in rows:
+        figure, axes = pyplot.subplots(figsize=(6, 4))
+        fine = rows_of_hyper("hyper")[:, 0].tolist()
+        for name in [name for name in ("hyper", "all_layers", "kernels") if name in rows]:
+            axes.plot(fine, [mean(rows[name], f"dice@{w:g}") for w in fine], ".-", label=name)
+        there = [w for w in PLAIN if f"plain_{w}" in rows]
+        axes.plot(there, [mean(rows[f"plain_{w}"], "dice") for w in there], "ks", label="a network for each lambda")
+        axes.set(xlabel="lambda", ylabel="Dice, mean of 4 tissues")
+        axes.legend()
+        figure.savefig(output / "lambda.png", dpi=110, bbox_inches="tight")
+    if "gamma" in rows:
+        fine = rows_of_hyper("gamma")[:, 0].unique().tolist()
+        surface = [[mean(rows["gamma"], f"dice@{w:g},{g:g}") for w in fine] for g in GAMMAS]
+        figure, axes = pyplot.subplots(figsize=(6, 3.6))
+        mesh = axes.pcolormesh(fine, GAMMAS, surface, shading="nearest", vmin=np.max(surface) - 0.06)
+        axes.set(xlabel="lambda", ylabel="gamma")
+        figure.colorbar(mesh, label="Dice")
+        figure.savefig(output / "gamma.png", dpi=110, bbox_inches="tight")
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from torch import Tensor
 BUNDLE = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(BUNDLE.parents[1]))
 
+from benchmarks.experiments import interval, read_rows, train  # noqa: E402
 from custom_components.data.lists import load_list, subject_of  # noqa: E402
 from custom_components.data.synthetic import random_velocity  # noqa: E402
 from custom_components.deformations import GaussianVelocity  # noqa: E402
@@ -55,7 +56,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "segmentation": {"labels": [1, 2, 3, 4]},
 }
 POSTERIORS = ("base", "diagonal", "naive")  # whose uncertainty is compared with known errors
-EPOCHS = 10
 
 
 def main() -> None:
@@ -93,28 +93,21 @@ def main() -> None:
 def run(name: str, args: argparse.Namespace) -> None:
     """Train and measure one variant in processes of their own, unless that was done."""
     folder = args.output / name
+    settings = {"size": args.size, **VARIANTS[name]}
+    people = settings.pop("people", None)
     folder.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(BUNDLE.parents[1])}
-    settings = {"size": args.size, "num_pairs": args.steps * 8 // EPOCHS, **VARIANTS[name]}
-    record = folder / "settings.json"
-    if record.exists() and json.loads(record.read_text()) != settings:
-        raise ValueError(f"{folder} holds a training with other settings, {record.read_text()}: take another folder")
-    record.write_text(json.dumps(settings))
-    if not (folder / "model.pt").exists():
-        data_list = subset(args.slices, folder, settings.pop("people", None))
-        command = [sys.executable, "-m", "monai.bundle", "run", "--bundle_root", str(BUNDLE)]
-        command += ["--config_file", str([str(BUNDLE / "configs" / f"{c}.json") for c in ("train", "train_2d")])]
-        command += ["--dataset_dir", str(args.slices.absolute()), "--data_list", str(data_list)]
-        command += ["--output_dir", str(folder), "--ckpt_dir", str(folder), "--max_epochs", str(EPOCHS)]
-        # One validation, at the end: the weights are not chosen by the people they are measured on.
-        command += ["--val_interval", str(EPOCHS), "--resume", "True"]
-        for key, value in settings.items():
-            command += [f"--{key}", str(value)]
-        with open(folder / "log.txt", "a") as log:
-            subprocess.run(command, env=environment, stdout=log, stderr=log, check=True)
+    train(
+        "voxelmorph_probabilistic",
+        folder,
+        args.slices,
+        settings,
+        steps=args.steps,
+        data_list=subset(args.slices, folder, people),
+    )
     if not (folder / "result.json").exists():
         command = [sys.executable, __file__, str(args.slices), str(args.output), "--measure", name]
         command += ["--samples", str(args.samples), "--pairs", str(args.pairs)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         subprocess.run(command, env=environment, check=True)
 
 
@@ -293,28 +286,6 @@ def rms(values: Tensor) -> float:
 
 def ranks(values: Tensor) -> Tensor:
     return values.argsort(1).argsort(1).float()
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [{k: v if k in ("moving", "fixed") else float(v or "nan") for k, v in row.items()} for row in rows]
-
-
-def interval(rows: list[dict[str, Any]], others: list[dict[str, Any]], key: str) -> str:
-    """Mean of the pairs' differences from the others, and its 95 % interval by drawing people with replacement."""
-    difference = np.array([a[key] - b[key] for a, b in zip(rows, others, strict=True)])
-    names, indices = np.unique([[row["moving"], row["fixed"]] for row in rows], return_inverse=True)
-    moving, fixed = indices.reshape(-1, 2).T
-    there = np.isfinite(difference)
-    rng, means = np.random.default_rng(0), []
-    for _ in range(2000):
-        count = np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))
-        weight = (count[moving] * count[fixed])[there]
-        if weight.sum():
-            means.append(np.average(difference[there], weights=weight))
-    low, high = np.percentile(means, [2.5, 97.5])
-    return f"{difference[there].mean():+.4f} ({low:+.4f} to {high:+.4f})"
 
 
 def tables(results: dict[str, dict[str, Any]], rows: dict[str, list[dict[str, Any]]]) -> str:

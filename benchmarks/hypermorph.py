@@ -1,0 +1,67 @@
+"""Seconds and memory of a sweep of 20 values, as in bundles/hypermorph/docs: the fields alone, without files.
+
+    python benchmarks/hypermorph.py
+
+Each case runs in a process of its own, so that its peak memory is its own. Networks are untrained: weights do not
+change the cost.
+"""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+from custom_components.deformations import StationaryVelocity  # noqa: E402
+from custom_components.inferers import HyperInferer  # noqa: E402
+from custom_components.networks.hypernetwork import HyperMorphUNet  # noqa: E402
+
+CASES = {"2-D 192 x 160": (192, 160), "3-D 160 x 192 x 224 mm at 2 mm": (80, 96, 112)}
+NETWORKS = {
+    "decoder by channels (shipped)": {"hyper_encoder": False},
+    "all layers by channels": {},
+    "all kernels (the paper's)": {"generated": "kernels"},
+}
+
+
+def main() -> None:
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
+    print("| grid | network | precision | one value, s | sweep of 20, s | ratio | peak memory, MiB |")
+    print("|---|---|---|---|---|---|---|")
+    for case in CASES:
+        for network in NETWORKS:
+            for precision in ("float32", "bfloat16"):
+                subprocess.run([sys.executable, __file__, case, network, precision], check=True)
+
+
+def measure(case: str, network: str, precision: str) -> None:
+    size = CASES[case]
+    model = HyperMorphUNet(len(size), half_resolution=True, **NETWORKS[network]).eval()
+    image = torch.rand(1, 2, *size)
+    seconds = {}
+    with torch.no_grad():
+        for sweep in (0, 20):
+            inferer = HyperInferer(StationaryVelocity(), 0.3, sweep=sweep, precision=precision)
+            inferer(image, model)
+            start = time.perf_counter()
+            pred = inferer(image, model)
+            seconds[sweep] = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    alone = float(pred["sweep_seconds"])
+    print(
+        f"| {case} | {network} | {precision} | {seconds[0]:.3f} | {alone:.2f} | {alone / seconds[0]:.1f} | {peak:.0f} |"
+    )
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        measure(*sys.argv[1:])
+    else:
+        main()
