@@ -37,10 +37,10 @@ def train(
     """
     folder.mkdir(parents=True, exist_ok=True)
     settings = {"num_pairs": steps * batch_size // EPOCHS, "batch_size": batch_size, **settings}
-    record = folder / "settings.json"
-    if record.exists() and json.loads(record.read_text()) != settings:
+    record, recorded = folder / "settings.json", {**settings, "data_list": str(data_list or "datalist.json")}
+    if record.exists() and json.loads(record.read_text()) != recorded:
         raise ValueError(f"{folder} holds a training with other settings, {record.read_text()}: take another folder")
-    record.write_text(json.dumps(settings))
+    record.write_text(json.dumps(recorded))
     if (folder / "model.pt").exists():
         return
     root = REPOSITORY / "bundles" / bundle

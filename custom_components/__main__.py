@@ -156,6 +156,7 @@ def tune(
     from .tuning import tune_bundle
 
     items = load_list(data_list, section, dataset_dir)
+    labels = [labels] if isinstance(labels, int) else labels
     folder = _check_writable(output)
     parser = _workflow(bundle, items, overlay, {"hyper": 0.5, **settings}).parser
     found = tune_bundle(parser, items, folder, labels=labels, criterion=criterion, iterations=iterations, sweep=sweep)
@@ -330,6 +331,7 @@ def _summary(row: dict[str, Any]) -> str:
     wanted = {
         "ncc": "correlation with the fixed image",
         "dice": "mean Dice of the labels",
+        "lambda": "lambda (weight of the regularisation)",
         "folding_percent": "folding (det J <= 0), % of the foreground",
         "sd_log_jacobian": "SD of log det J",
         "displacement_mean_mm": "mean displacement, mm",

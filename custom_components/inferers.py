@@ -159,6 +159,9 @@ class HyperInferer(RegistrationInferer):
     ) -> dict[str, Any]:
         image = inputs.as_tensor() if hasattr(inputs, "as_tensor") else inputs
         start = time.perf_counter()
+        wanted = ["each"] * bool(self.sweep) + ["num_hyper"] * (self.hyper == "auto")
+        if not all(hasattr(network, name) for name in wanted):
+            raise ValueError(f"a sweep and 'auto' need a network with hyper-parameters, not {type(network).__name__}")
         if hyper is None:
             values = self._choose(image, network, masks) if isinstance(self.hyper, str) else [self.hyper]
             hyper = torch.tensor(values, device=image.device)
@@ -210,6 +213,6 @@ class HyperInferer(RegistrationInferer):
 
 def _values(hyper: float | Sequence[float]) -> list[float]:
     values = [float(hyper)] if isinstance(hyper, int | float) else [float(value) for value in hyper]
-    if not values or not all(0 <= value <= 1 for value in values):
+    if isinstance(hyper, bool) or not values or not all(0 <= value <= 1 for value in values):
         raise ValueError(f"expected hyper-parameters in [0, 1], got {hyper}")
     return values

@@ -182,11 +182,15 @@ def sweep_picture(
         spacing_mm: voxel size along each axis.
         columns: panels in a row.
     Raises:
-        ValueError: if a shape differs.
+        ValueError: if a shape or number differs.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    if not len(warped) == len(ddfs) == len(headings) > 0:
+        raise ValueError(
+            f"expected as many images, fields and headings, got {len(warped)}, {len(ddfs)}, {len(headings)}"
+        )
     shown = _first_channel(fixed, ddfs[0], "fixed")
     view = _views(shown.shape, spacing_mm, _centre(shown))[0]
     step = max(2, round(max(shown.shape) / 24))

@@ -148,8 +148,14 @@ def tune_bundle(
     Returns:
         The value of each hyper-parameter by name.
     Raises:
-        ValueError: if the criterion is unknown, or is "labels" and a pair has none.
+        ValueError: if the criterion is unknown, or is "labels" and a pair has none; for less than 1 iteration or a
+            sweep of one value.
     """
+    if criterion not in ("auto", "labels", "regularity") or iterations < 1 or sweep == 1 or sweep < 0:
+        raise ValueError(
+            "expected criterion auto, labels or regularity, at least 1 iteration, and 2 values to sweep or 0, "
+            f"got {criterion!r}, {iterations} and {sweep}"
+        )
     network, deformation = (parser.get_parsed_content(name) for name in ("network", "deformation"))
     weights = torch.load(parser.get_parsed_content("weights"), map_location="cpu", weights_only=True)
     network.load_state_dict(weights)
@@ -160,10 +166,8 @@ def tune_bundle(
         image, targets, _, _ = prepare_pair_batch(batch, parser.get_parsed_content("device"))
         pairs.append((image, targets))
     labelled = all({"label_moving", "label_fixed"} <= targets.keys() for _, targets in pairs)
-    if criterion not in ("auto", "labels", "regularity") or (criterion == "labels" and not labelled):
-        raise ValueError(
-            f"expected criterion auto, labels (where all pairs have label maps) or regularity, got {criterion!r}"
-        )
+    if criterion == "labels" and not labelled:
+        raise ValueError("criterion labels needs a moving and a fixed label map of every pair in the list")
     ids = list(labels or [])
     if labelled and not ids:
         ids = sorted({label for _, t in pairs for label in present_labels(t["label_moving"], t["label_fixed"])})
@@ -171,7 +175,7 @@ def tune_bundle(
     judge = LabelCriterion(ids) if by_labels else parser.get_parsed_content("criterion")
     names = parser.get_parsed_content("hyper_names")
     values, history = tune_hyper(network, deformation, pairs, judge, iterations=iterations, progress=True)
-    found = dict(zip(names, values, strict=True))
+    found = {name: round(value, 6) for name, value in zip(names, values, strict=True)}
     used: dict[str, Any] = {
         "criterion": "labels" if by_labels else "regularity",
         "pairs": len(pairs),
@@ -181,6 +185,8 @@ def tune_bundle(
         output / "tuning.csv",
         [{**dict(zip(names, h["hyper"], strict=True)), "criterion": h["criterion"]} for h in history],
     )
+    for name in ("sweep.csv", "structures.csv"):
+        (output / name).unlink(missing_ok=True)  # of an earlier tuning
     if labelled and sweep:
         hyper = torch.tensor([values]).repeat(sweep + 1, 1)
         hyper[:-1, 0] = torch.linspace(0, 1, sweep)

@@ -169,7 +169,7 @@ def hyper_weights(tmp_path_factory):
 
     configs = [str(cli.find_bundle("hypermorph") / "configs" / f"inference{part}.json") for part in ("", "_2d")]
     network = ConfigParser(ConfigParser.load_config_files(configs)).get_parsed_content("network_def")
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(7)
     weights = network.state_dict()
     for name, value in weights.items():
         if value.ndim > 1:
@@ -330,6 +330,7 @@ def test_tuning_writes_what_it_found_and_prints_it(slices, hyper_weights, tmp_pa
     for row in structures:
         best = max(sweep, key=lambda line: line[f"dice_{int(row['label'])}"])
         assert (row["lambda"], row["dice"]) == (best["lambda"], best[f"dice_{int(row['label'])}"])
+    assert len({row["lambda"] for row in structures}) > 1
     assert np.mean([row["dice_tuned"] for row in structures]) == pytest.approx(tuned["dice"], rel=1e-4)
 
 
@@ -354,7 +355,19 @@ def test_tuning_by_regularity_needs_no_labels(slices, hyper_weights, tmp_path, c
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"tuned.json", "tuning.csv"}
     assert json.loads((tmp_path / "out" / "tuned.json").read_text())["criterion"] == "regularity"
     message = tune(tmp_path / "list.json", hyper_weights, tmp_path / "out", *words[:-1], "labels")
-    assert "labels (where all pairs have label maps)" in message
+    assert "needs a moving and a fixed label map of every pair" in message
+
+
+def test_labels_are_only_looked_at_when_tuning_by_regularity(slices, hyper_weights, tmp_path):
+    found = {}
+    for criterion in ("labels", "regularity"):
+        assert tune(slices, hyper_weights, tmp_path / criterion, "--criterion", criterion) is None
+        assert json.loads((tmp_path / criterion / "tuned.json").read_text())["criterion"] == criterion
+        found[criterion] = rows_of(tmp_path / criterion / "tuning.csv")[0]
+    assert found["labels"]["lambda"] == found["regularity"]["lambda"]
+    assert found["labels"]["criterion"] != found["regularity"]["criterion"]
+    sweeps = [(tmp_path / criterion / "sweep.csv").read_text() for criterion in found]
+    assert sweeps[0] == sweeps[1]
 
 
 @pytest.mark.parametrize(("labels", "ids"), [("[2,3]", [2, 3]), ("3", [3])])
@@ -476,7 +489,7 @@ def test_a_checkpoint_of_another_architecture_is_named(scans, tmp_path):
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        (["--bundle", "nosuch"], "there is no bundle 'nosuch'; there are synthmorph"),
+        (["--bundle", "nosuch"], "there is no bundle 'nosuch'; there are hypermorph, synthmorph"),
         (["--max_epcohs", "3"], "no setting 'max_epcohs'"),
         (
             ["--bundle", "voxelmorph", "--samples", "2"],

@@ -40,12 +40,14 @@ class ReportHyperd(Transform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         pred, folder = data["pred"], Path(data["output_dir"])
-        metrics = data["metrics"] | {k: float(v) for k, v in zip(self.names, pred["hyper"], strict=True)}
+        metrics = data["metrics"] | {k: round(float(v), 6) for k, v in zip(self.names, pred["hyper"], strict=True)}
         with publish_together(folder) as scratch:
             if "sweep_ddf" in pred:
                 metrics["sweep_seconds"] = round(float(pred["sweep_seconds"]), 3)
                 self._write_sweep(scratch, data, _plain(pred["sweep_ddf"]), _plain(pred["sweep_hyper"]))
             files = {path.name.partition(".")[0]: str(folder / path.name) for path in sorted(scratch.iterdir())}
+            if (scratch / "sweep.png").exists():
+                files |= {"sweep": str(folder / "sweep.csv"), "sweep_picture": str(folder / "sweep.png")}
             write_metrics(scratch / "metrics.json", {k: v for k, v in metrics.items() if k != "picture"})
         return {**data, "metrics": metrics, "output_files": {**data["output_files"], **files}}
 
