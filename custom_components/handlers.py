@@ -199,6 +199,7 @@ class TrainingCurve:
         row |= {name: round(value, 6) for name, value in self.metrics.items()}
         self.sums, self.count, self.metrics = {}, 0, {}
         rows = [*self._earlier_rows(engine.state.epoch), row]
+        rows = [{name: str(value) for name, value in line.items()} for line in rows]  # as rounded above
         write_table(self.path, rows)  # the first validation may come later: columns are added to a file without them
 
     def _earlier_rows(self, epoch: int) -> list[dict[str, Any]]:

@@ -337,3 +337,26 @@ def test_a_short_training_learns_what_lambda_means(kwargs):
 def test_as_many_values_as_images_are_wanted():
     with pytest.raises(ValueError, match="expected 3 or 1 hyper-parameters for the images, got 2"):
         HyperMorphUNet(2)(torch.rand(3, 2, 16, 16), torch.rand(2, 1))
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_the_field_can_be_made_to_vanish_at_one(spatial_dims):
+    torch.manual_seed(0)
+    network = HyperMorphUNet(spatial_dims, num_hyper=2, zero_at_one=1, flow_std=0.1, half_resolution=True)
+    free = HyperMorphUNet(spatial_dims, num_hyper=2, flow_std=0.1, half_resolution=True)
+    free.load_state_dict(network.state_dict())
+    image, hyper = torch.rand(3, 2, *[17, 20, 16][:spatial_dims]), torch.tensor([[1.0, 0.0], [0.3, 0.9], [0.0, 1.0]])
+    found, raw = network(image, hyper), free(image, hyper)
+    assert torch.equal(found[0], raw[0])
+    assert torch.equal(found[2], torch.zeros_like(found[2]))
+    torch.testing.assert_close(found[1], raw[1] * (1 - 0.9**8))
+    torch.testing.assert_close(torch.cat(list(network.each(image[1:2], hyper))), network(image[1:2], hyper))
+    torch.testing.assert_close(torch.jit.script(network)(image, hyper), found)
+    plain = VoxelMorphUNet(spatial_dims, half_resolution=True)
+    plain.load_state_dict(network.plain_weights([0.3, 0.9]))
+    torch.testing.assert_close(plain(image[1:2]), found[1:2], rtol=0, atol=1e-5)
+
+
+def test_what_vanishes_at_one_is_a_hyper_parameter():
+    with pytest.raises(ValueError, match="expected zero_at_one below 1, got 1"):
+        HyperMorphUNet(2, zero_at_one=1)

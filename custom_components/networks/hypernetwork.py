@@ -126,6 +126,9 @@ class HyperMorphUNet(VoxelMorphUNet):
         generated: what the hypernetwork makes, "channels" or "kernels", see `HyperConv`.
         hyper_encoder: False leaves the encoder ordinary: its features serve all values of the hyper-parameters.
         default: value of every hyper-parameter if none is given.
+        zero_at_one: index of the hyper-parameter that leaves nothing but the regularisation at 1: there the best field
+            is zero, and need not be learned, for the field is multiplied by 1 - h^8 (0.57 at 0.9, 0.99 at 0.56). None:
+            it is learned, slowly where motion is smooth, for that hardly costs.
 
     Shapes: input (B, 2C, *S), hyper (K, H) with K = B, or 1, or any number if B = 1; output (max(B, K), D, *S').
     References: Hoopes et al., IPMI 2021; MELBA 2022 (arXiv 2203.16680). Encoding and constant part: Ortiz et al., 2023
@@ -141,6 +144,7 @@ class HyperMorphUNet(VoxelMorphUNet):
         generated: str = "channels",
         hyper_encoder: bool = True,
         default: float = 0.5,
+        zero_at_one: int | None = None,
         **unet: Any,
     ) -> None:
         super().__init__(spatial_dims, **unet)
@@ -148,7 +152,10 @@ class HyperMorphUNet(VoxelMorphUNet):
             raise ValueError(f"expected a hyper-parameter and a hidden layer, got {num_hyper} and {tuple(hidden)}")
         if len(self.log_variance):
             raise ValueError("a hypernetwork for the log variance is not supported; leave log_variance out")
+        if zero_at_one is not None and not 0 <= zero_at_one < num_hyper:
+            raise ValueError(f"expected zero_at_one below {num_hyper}, got {zero_at_one}")
         self.num_hyper, self.default, self.hyper_encoder = num_hyper, float(default), hyper_encoder
+        self.zero_at_one = -1 if zero_at_one is None else int(zero_at_one)
         self.code_scale = 1 / math.sqrt(hidden[-1])
         layers: list[nn.Module] = []
         size = 2 * num_hyper
@@ -171,18 +178,29 @@ class HyperMorphUNet(VoxelMorphUNet):
         return HyperBlock(HyperConv(block[0], code_size, generated), block[1])
 
     def forward(self, image: Tensor, hyper: Tensor | None = None) -> Tensor:
-        code = self.code(hyper, image)
-        if image.shape[0] != code.shape[0] and image.shape[0] != 1 and code.shape[0] != 1:
-            raise ValueError(f"expected {image.shape[0]} or 1 hyper-parameters for the images, got {code.shape[0]}")
-        return self.decode(self.encode(image, code), list(image.shape[2:]), code)
+        hyper = self.values(hyper, image)
+        if image.shape[0] != hyper.shape[0] and image.shape[0] != 1 and hyper.shape[0] != 1:
+            raise ValueError(f"expected {image.shape[0]} or 1 hyper-parameters for the images, got {hyper.shape[0]}")
+        code = self.code(hyper)
+        return self.scale(self.decode(self.encode(image, code), list(image.shape[2:]), code), hyper)
 
-    def code(self, hyper: Tensor | None, like: Tensor) -> Tensor:
-        """The hypernetwork's last layer for hyper-parameters (K, H), or for the default ones: (K, code size)."""
+    def values(self, hyper: Tensor | None, like: Tensor) -> Tensor:
+        """Hyper-parameters (K, H), the default ones if there are none, of an image's type and on its device."""
         if hyper is None:
-            hyper = torch.full([1, self.num_hyper], self.default, device=like.device)
+            hyper = torch.full([1, self.num_hyper], self.default)
         if hyper.dim() != 2 or hyper.shape[1] != self.num_hyper:
             raise ValueError(f"expected hyper-parameters of shape (K, {self.num_hyper}), got {list(hyper.shape)}")
-        hyper = hyper.to(like.device, like.dtype)
+        return hyper.to(like.device, like.dtype)
+
+    def scale(self, field: Tensor, hyper: Tensor) -> Tensor:
+        """The field (B, D, *S), zero where its hyper-parameter (B or 1, H) says so."""
+        if self.zero_at_one < 0:
+            return field
+        factor = 1 - hyper[:, self.zero_at_one].pow(8)
+        return field * factor.reshape([-1] + [1] * (field.dim() - 1))
+
+    def code(self, hyper: Tensor) -> Tensor:
+        """The hypernetwork's last layer for hyper-parameters (K, H): (K, code size)."""
         return self.hypernetwork(torch.cat([hyper, 1 - hyper], 1)) * self.code_scale
 
     def head(self, x: Tensor, code: Tensor | None) -> Tensor:
@@ -193,20 +211,23 @@ class HyperMorphUNet(VoxelMorphUNet):
     def each(self, image: Tensor, hyper: Tensor) -> Iterator[Tensor]:
         """The field for each row of hyper (K, H) in turn; an ordinary encoder runs once for all."""
         features = None if self.hyper_encoder else self.encode(image, None)
-        for row in hyper.split(1):
-            code = self.code(row, image)
+        for row in self.values(hyper, image).split(1):
+            code = self.code(row)
             found = self.encode(image, code) if features is None else features
-            yield self.decode(found, list(image.shape[2:]), code)
+            yield self.scale(self.decode(found, list(image.shape[2:]), code), row)
 
     @torch.jit.unused
     @torch.no_grad()
     def plain_weights(self, hyper: Sequence[float]) -> dict[str, Tensor]:
         """State dict of the `VoxelMorphUNet` that this network is at fixed hyper-parameters."""
-        code = self.code(torch.tensor([list(hyper)]), next(self.parameters()))
+        row = self.values(torch.tensor([list(hyper)]), next(self.parameters()))
+        code = self.code(row)
         result: dict[str, Tensor] = {}
         for name, module in self.named_modules():
             if isinstance(module, HyperConv):
                 kernels, biases = module.generate(code)
+                if name == "flow":
+                    kernels, biases = self.scale(kernels, row), self.scale(biases, row)
                 result |= {f"{name}.weight": kernels[0], f"{name}.bias": biases[0]}
             elif isinstance(module, nn.Conv2d | nn.Conv3d):
                 result |= {f"{name}.{key}": value.clone() for key, value in module.state_dict().items()}

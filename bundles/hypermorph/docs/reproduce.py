@@ -57,15 +57,18 @@ def plain(weight: float) -> tuple[str, dict[str, Any]]:
     return "voxelmorph", {"weight": weight / (1 - weight) / SIMILARITY_WEIGHT, "folding_weight": 0}
 
 
+def hyper(**settings: Any) -> tuple[str, dict[str, Any]]:
+    """The hypermorph bundle, with no motion at lambda = 1 learned instead of given."""
+    names = {name: f"network_def#{name}" for name in ("generated", "hyper_encoder")}
+    return "hypermorph", {"network_def#zero_at_one": None, **{names.get(k, k): v for k, v in settings.items()}}
+
+
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "hyper": ("hypermorph", {}),
+    "hyper": hyper(),
     **{f"plain_{weight}": plain(weight) for weight in PLAIN},
-    "gamma": (
-        "hypermorph",
-        {"hyper_names": ["lambda", "gamma"], "labels": [1, 2, 3, 4], "hyper_validation": [[0.3, 0.5]]},
-    ),
-    "all_layers": ("hypermorph", {"network_def#hyper_encoder": True}),
-    "kernels": ("hypermorph", {"network_def#generated": "kernels", "network_def#hyper_encoder": True}),
+    "gamma": hyper(hyper_names=["lambda", "gamma"], labels=[1, 2, 3, 4], hyper_validation=[[0.3, 0.5]]),
+    "all_layers": hyper(hyper_encoder=True),
+    "kernels": hyper(generated="kernels", hyper_encoder=True),
 }
 
 
