@@ -34,10 +34,11 @@ def tune_hyper(
     seed: int = 0,
     progress: bool = False,
 ) -> tuple[list[float], list[dict[str, Any]]]:
-    """The hyper-parameters that minimise a criterion over pairs, by Adam on their logits; the weights stay as they are.
+    """The hyper-parameters that minimise a criterion over pairs, by descent on their logits; no weight changes.
 
-    The step falls to nothing along a cosine, so that the last values are settled; they are the result. Each step sees
-    some of the pairs, drawn anew.
+    If each step sees some of the pairs, drawn anew, the optimiser is Adam, and its step falls to nothing along a
+    cosine, so that the last values are settled; they are the result. If there are no more pairs than a step takes, the
+    gradient is exact, only its sign counts (Rprop), and the best values tried are the result.
 
     Args:
         network: `network(image, hyper)`, with `num_hyper` (`HyperMorphUNet`).
@@ -58,11 +59,16 @@ def tune_hyper(
     number: int = network.num_hyper  # type: ignore[assignment]
     device = pairs[0][0].device
     logits = torch.full((number,), start, device=device).logit().requires_grad_()
-    optimizer = torch.optim.Adam([logits], lr=learning_rate, betas=(0.8, 0.95))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
+    optimizer: torch.optim.Optimizer
+    if len(pairs) > pairs_per_step:
+        optimizer = torch.optim.Adam([logits], lr=learning_rate, betas=(0.8, 0.95))
+        schedule: Any = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
+    else:
+        optimizer = torch.optim.Rprop([logits], lr=learning_rate, etas=(0.5, 1.2), step_sizes=(1e-3, 1.0))
+        schedule = None
     generator = torch.Generator().manual_seed(seed)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    history = []
+    history: list[dict[str, Any]] = []
     try:
         for parameter in trained:
             parameter.requires_grad_(False)
@@ -84,11 +90,13 @@ def tune_hyper(
             if not bool(torch.isfinite(logits.grad).all()):  # type: ignore[arg-type]
                 raise RuntimeError(f"the criterion's gradient became {logits.grad} at hyper-parameters {values}")
             optimizer.step()
-            schedule.step()
+            if schedule is not None:
+                schedule.step()
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
-    return logits.detach().sigmoid().tolist(), history
+    settled = logits.detach().sigmoid().tolist()
+    return settled if schedule is not None else min(history, key=lambda entry: entry["criterion"])["hyper"], history
 
 
 @torch.no_grad()
