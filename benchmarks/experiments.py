@@ -44,8 +44,11 @@ def train(
     if (folder / "model.pt").exists():
         return
     root = REPOSITORY / "bundles" / bundle
-    command = [sys.executable, "-m", "monai.bundle", "run", "--bundle_root", str(root)]
-    command += ["--config_file", str([str(root / "configs" / f"{c}.json") for c in ("train", "train_2d")])]
+    # A file, for MONAI leaves out what is None on its command line.
+    overlay = folder / "overlay.json"
+    overlay.write_text(json.dumps(settings))
+    configs = [*[str(root / "configs" / f"{c}.json") for c in ("train", "train_2d")], str(overlay)]
+    command = [sys.executable, "-m", "monai.bundle", "run", "--bundle_root", str(root), "--config_file", str(configs)]
     command += [
         "--dataset_dir",
         str(slices.absolute()),
@@ -54,8 +57,6 @@ def train(
     ]
     command += ["--output_dir", str(folder), "--ckpt_dir", str(folder), "--resume", "True"]
     command += ["--max_epochs", str(EPOCHS), "--val_interval", str(EPOCHS)]
-    for key, value in settings.items():
-        command += [f"--{key}", str(value)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     with open(folder / "log.txt", "a") as log:
         subprocess.run(command, env=environment, stdout=log, stderr=log, check=True)

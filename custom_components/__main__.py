@@ -55,7 +55,8 @@ def register(
             of their standard deviation and of the warped labels' entropy; `--seed` draws others.
         hyper: of a bundle with hyper-parameters (hypermorph): how smooth, from 0 (alike at any price) to 1 (no motion),
             or "auto" for what suits the pair.
-        sweep: of such a bundle: also try so many values from 0 to 1, and write a 4-D image, a table and a picture.
+        sweep: of such a bundle: also try so many values from 0 to 1 (of its first hyper-parameter), without refinement,
+            and write a 4-D image, a table and a picture.
         weights: another checkpoint.
         device: "cpu", "cuda:0", ...; default: the GPU if there is one.
         overlay: further config files, the last one wins.
@@ -150,16 +151,25 @@ def tune(
         iterations: of gradient descent, each on 8 pairs.
         sweep: number of values from 0 to 1 in the table of structures, 0 for none.
         overlay: further config files, the last one wins.
-        **settings: any setting of the bundle's inference.json.
+        **settings: any setting of the bundle's inference.json; `--hyper` is where the search starts.
     """
-    from .data.lists import load_list
+    from .data.lists import is_pair, load_list
     from .tuning import tune_bundle
 
+    for name in ("optimize", "precision"):
+        if name in settings:
+            raise ValueError(f"tune looks at the network alone, in float32: --{name} has no meaning here")
     items = load_list(data_list, section, dataset_dir)
+    if not all(is_pair(item) for item in items):
+        raise ValueError(f"section {section!r} of {data_list} holds single scans, expected pairs of moving and fixed")
+    start = settings.pop("hyper", 0.3)
+    if isinstance(start, bool) or not isinstance(start, int | float) or not 0 <= start <= 1:
+        raise ValueError(f"--hyper is the value tuning starts from: expected a number in [0, 1], got {start!r}")
     labels = [labels] if isinstance(labels, int) else labels
     folder = _check_writable(output)
     parser = _workflow(bundle, items, overlay, {"hyper": 0.5, **settings}).parser
-    found = tune_bundle(parser, items, folder, labels=labels, criterion=criterion, iterations=iterations, sweep=sweep)
+    options: dict[str, Any] = {"labels": labels, "criterion": criterion, "iterations": iterations, "sweep": sweep}
+    found = tune_bundle(parser, items, folder, start=start, **options)
     for name, value in found.items():
         print(f"{name:12s} {value:.3f}")
     values = [round(value, 4) for value in found.values()]

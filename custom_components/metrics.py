@@ -317,6 +317,21 @@ def write_table(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> N
         temporary.write_text(table.getvalue(), encoding="utf-8")
 
 
+def best_values(values: Sequence[float], dice: Tensor, labels: Sequence[int], name: str) -> list[dict[str, Any]]:
+    """The value of a setting that is best for each label: rows with "label", the value under `name`, and "dice".
+
+    Args:
+        values: K of them.
+        dice: shape (K, len(labels)); a label that is nowhere (all NaN) gets no row.
+    """
+    rows = []
+    for label, column in zip(labels, dice.T, strict=True):
+        if not column.isnan().all():
+            best = int(column.nan_to_num(-1).argmax())
+            rows.append({"label": label, name: values[best], "dice": float(column[best])})
+    return rows
+
+
 def write_cohort(folder: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     """Write the metrics of a cohort: `metrics.csv` (one row a pair) and `metrics.json` (rows, mean, SD, number).
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from tqdm.auto import tqdm
 from .data.batches import prepare_pair_batch
 from .fields import warp
 from .losses.hyper import LabelCriterion
-from .metrics import label_overlap, present_labels, write_metrics, write_table
+from .metrics import best_values, label_overlap, present_labels, write_metrics, write_table
+
+logger = logging.getLogger(__name__)
 
 Criterion = Callable[[dict[str, Any], Mapping[str, Any]], Tensor]
 
@@ -137,6 +140,7 @@ def tune_bundle(
     criterion: str = "auto",
     iterations: int = 30,
     sweep: int = 21,
+    start: float = 0.3,
 ) -> dict[str, float]:
     """Tune the hyper-parameters of a bundle on the pairs of a list, and write what was found to `output`.
 
@@ -153,6 +157,7 @@ def tune_bundle(
             pairs have them.
         iterations: of `tune_hyper`.
         sweep: values in the tables, 0 for no tables.
+        start: first value of every hyper-parameter.
     Returns:
         The value of each hyper-parameter by name.
     Raises:
@@ -174,15 +179,18 @@ def tune_bundle(
         image, targets, _, _ = prepare_pair_batch(batch, parser.get_parsed_content("device"))
         pairs.append((image, targets))
     labelled = all({"label_moving", "label_fixed"} <= targets.keys() for _, targets in pairs)
-    if criterion == "labels" and not labelled:
-        raise ValueError("criterion labels needs a moving and a fixed label map of every pair in the list")
+    if (criterion == "labels" or labels) and not labelled:
+        raise ValueError("tuning by labels needs a moving and a fixed label map of every pair in the list")
     ids = list(labels or [])
     if labelled and not ids:
         ids = sorted({label for _, t in pairs for label in present_labels(t["label_moving"], t["label_fixed"])})
     by_labels = labelled and criterion != "regularity"
+    reason = "the Dice of the labels" if by_labels else "regularity: each pair's excess over the limit counts"
+    logger.info("tuning on %d pairs by %s", len(pairs), reason)
     judge = LabelCriterion(ids) if by_labels else parser.get_parsed_content("criterion")
     names = parser.get_parsed_content("hyper_names")
-    values, history = tune_hyper(network, deformation, pairs, judge, iterations=iterations, progress=True)
+    start = min(max(start, 0.01), 0.99)  # the logit of 0 and 1 is infinite
+    values, history = tune_hyper(network, deformation, pairs, judge, start=start, iterations=iterations, progress=True)
     found = {name: round(value, 6) for name, value in zip(names, values, strict=True)}
     used: dict[str, Any] = {
         "criterion": "labels" if by_labels else "regularity",
@@ -208,14 +216,9 @@ def tune_bundle(
             for h, row in zip(hyper, dice, strict=True)
         ]
         write_table(output / "sweep.csv", columns[:-1])
-        best = dice[:-1].nan_to_num(-1).max(0)
-        write_table(
-            output / "structures.csv",
-            [
-                {"label": i, names[0]: float(hyper[k, 0]), "dice": float(d), "dice_tuned": float(tuned)}
-                for i, k, d, tuned in zip(ids, best.indices, best.values, dice[-1], strict=True)
-            ],
-        )
+        tuned = dict(zip(ids, dice[-1].tolist(), strict=True))
+        best = best_values(hyper[:-1, 0].tolist(), dice[:-1], ids, names[0])
+        write_table(output / "structures.csv", [{**row, "dice_tuned": tuned[row["label"]]} for row in best])
         used["dice"] = columns[-1]["dice"]
     write_metrics(output / "tuned.json", {**found, **used})
     return found

@@ -174,7 +174,7 @@ def test_drawn_hyper_parameters_reach_loss_and_inferer_alike(size):
 )
 def test_listed_hyper_parameters_repeat_every_pair_for_each_value(size, values, expected):
     batch, num = masked_pairs(size), len(expected)
-    image, targets, _, options = HyperBatch(values)(batch)
+    image, targets, _, options = HyperBatch(values, num_hyper=len(expected[0]))(batch)
     assert torch.equal(targets["hyper"], torch.tensor(expected * 2))
     assert torch.equal(options["hyper"], targets["hyper"])
     for i in range(2 * num):
@@ -282,3 +282,8 @@ def test_listed_hyper_parameters_lie_between_0_and_1(values):
 def test_a_prior_has_a_pair_for_each_hyper_parameter(prior):
     with pytest.raises(ValueError, match="expected"):
         HyperSampler(2, prior)
+
+
+def test_a_number_in_the_list_stands_for_all_hyper_parameters():
+    targets = HyperBatch([0.1, [0.2, 0.7]], num_hyper=2)(masked_pairs((8, 9)))[1]
+    assert torch.equal(targets["hyper"][:2], torch.tensor([[0.1, 0.1], [0.2, 0.7]]))

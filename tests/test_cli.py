@@ -256,7 +256,7 @@ def test_lambda_weighs_the_refinement_too(slices, tmp_path):
     [
         (["--hyper", 1.5], "expected hyper-parameters in [0, 1], got 1.5"),
         (["--hyper", "much"], "or 'auto' (with a criterion) for hyper, got 'much'"),
-        (["--hyper", "0.1,0.2"], "expected hyper-parameters of shape (K, 1), got [1, 2]"),
+        (["--hyper", "0.1,0.2"], "expected 1 hyper-parameters for each image, got values of shape [1, 2]"),
         (["--hyper"], "--hyper needs a number, for instance --hyper 0.3"),
         (["--sweep"], "--sweep needs a number"),
         (["--sweep", 1], "expected a sweep of at least 2 values, or 0 for none, got 1"),

@@ -608,8 +608,8 @@ def test_gradient_of_lambda_is_regularisation_minus_similarity():
     ("call", "message"),
     [
         (lambda: HyperLoss(make_loss(), ["lambda", "sharpness"]), "'sharpness' is neither lambda nor gamma"),
-        (lambda: HyperLoss(make_loss())(*hyper_case((9, 8), [[0.5, 0.5]] * 3)), r"\(B, 1\), got shape \(3, 2\)"),
-        (lambda: HyperLoss(make_loss())(*hyper_case((9, 8), [0.5] * 3)), r"\(B, 1\), got shape \(3,\)"),
+        (lambda: HyperLoss(make_loss())(*hyper_case((9, 8), [[0.5, 0.5]] * 3)), r"\(3, 1\), got shape \(3, 2\)"),
+        (lambda: HyperLoss(make_loss())(*hyper_case((9, 8), [0.5] * 3)), r"\(3, 1\), got shape \(3,\)"),
     ],
 )
 def test_wrong_hyper_parameters_are_named(call, message):
@@ -703,3 +703,11 @@ def test_regularity_criterion_within_its_limit_is_the_similarity_to_the_field_to
     expected = value_and_gradient(lambda u: similarity(warped(u)["warped"], batch["fixed"], batch["mask_fixed"]), field)
     torch.testing.assert_close(found, expected)
     assert found[1].any()
+
+
+@both
+def test_gamma_weighs_nothing_where_the_loss_has_no_labels(size):
+    pred, batch = hyper_case(size, [[0.3, 1.0]] * 3)
+    found = HyperLoss(make_loss(), ["lambda", "gamma"])(dict(pred), batch)
+    expected = HyperLoss(make_loss())(dict(pred), {**batch, "hyper": batch["hyper"][:, :1]})
+    torch.testing.assert_close(found, expected)

@@ -237,3 +237,11 @@ def test_failing_run_leaves_the_old_result_and_nothing_else(tmp_path):
 def test_no_rows_are_refused(tmp_path):
     with pytest.raises(ValueError, match="at least one row"):
         M.write_cohort(tmp_path, [])
+
+
+def test_best_values_leave_out_labels_that_are_nowhere():
+    dice = torch.tensor([[0.2, float("nan"), float("nan")], [0.1, float("nan"), 0.5]])
+    assert M.best_values([0.0, 1.0], dice, [1, 2, 3], "lambda") == [
+        {"label": 1, "lambda": 0.0, "dice": pytest.approx(0.2)},
+        {"label": 3, "lambda": 1.0, "dice": pytest.approx(0.5)},
+    ]

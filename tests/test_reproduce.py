@@ -1,5 +1,6 @@
 """The scripts of the papers' experiments: what they measure and how they sum up."""
 
+import ast
 import csv
 import importlib.util
 import json
@@ -50,7 +51,9 @@ def test_training_runs_the_bundle_with_its_settings_to_the_last_step(tmp_path, c
     given = dict(zip(command[4::2], command[5::2], strict=True))
     assert given["--bundle_root"] == str(BUNDLES / "hypermorph")
     assert given["--data_list"] == str(tmp_path / "datalist.json")
-    assert (given["--num_pairs"], given["--batch_size"], given["--labels"]) == ("16", "4", "[1, 2]")
+    overlay = json.loads((tmp_path / "out" / "overlay.json").read_text())
+    assert ast.literal_eval(given["--config_file"])[-1] == str(tmp_path / "out" / "overlay.json")
+    assert overlay == {"num_pairs": 16, "batch_size": 4, "size": [32, 32], "labels": [1, 2]}
     assert given["--max_epochs"] == given["--val_interval"] == str(experiments.EPOCHS)
     assert given["--resume"] == "True"
     # Begun anew where it stopped, with the same settings alone.
@@ -161,7 +164,7 @@ def test_subset_keeps_whole_people(reproduce, tmp_path, people, chosen):
 def test_another_setting_does_not_reuse_a_training(reproduce, tmp_path):
     args = type("Args", (), {"output": tmp_path, "slices": tmp_path, "size": "[32, 32]", "steps": 20})
     (tmp_path / "base").mkdir()
-    (tmp_path / "base" / "settings.json").write_text('{"size": "[32, 32]", "num_pairs": 80, "batch_size": 8}')
+    (tmp_path / "base" / "settings.json").write_text('{"size": [32, 32], "num_pairs": 80, "batch_size": 8}')
     with pytest.raises(ValueError, match="holds a training with other settings"):
         reproduce.run("base", args)
 
@@ -174,7 +177,8 @@ def test_a_variant_is_trained_on_its_people_and_measured(reproduce, tmp_path, co
     training, measuring = commands
     given = dict(zip(training[4::2], training[5::2], strict=True))
     assert given["--data_list"] == str(tmp_path / "people_2" / "datalist.json")
-    assert (given["--size"], given["--num_pairs"]) == ("[32, 32]", "16")
+    overlay = json.loads(Path(ast.literal_eval(given["--config_file"])[-1]).read_text())
+    assert (overlay["size"], overlay["num_pairs"]) == ([32, 32], 16)
     assert "--people" not in given
     assert measuring[-6:] == ["--measure", "people_2", "--samples", "4", "--pairs", "3"]
 
@@ -324,3 +328,13 @@ def test_hyper_tables_of_one_variant_alone_can_be_made(hyper, results, tmp_path)
 def test_hyper_pictures_are_drawn(hyper, results):
     hyper.pictures(results)
     assert all((results / name).stat().st_size > 1000 for name in ("lambda.png", "gamma.png"))
+
+
+@pytest.mark.parametrize(("name", "zero_at_one"), [("hyper", -1), ("zero_at_one", 0)])
+def test_what_is_none_reaches_the_training(hyper, tmp_path, commands, name, zero_at_one):
+    """MONAI leaves out of its command line what is None."""
+    experiments.train("hypermorph", tmp_path, tmp_path, hyper.VARIANTS[name][1], steps=10)
+    (command,) = commands
+    configs = ast.literal_eval(command[command.index("--config_file") + 1])
+    parser = ConfigParser(ConfigParser.load_config_files(configs))
+    assert parser.get_parsed_content("network_def").zero_at_one == zero_at_one

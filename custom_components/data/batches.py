@@ -74,23 +74,26 @@ class HyperBatch:
         hyper: either draws them, `hyper(number) -> (number, H)` (`HyperSampler`), or is a list of values, each a number
             or a list of H numbers: then every pair is repeated for each of them (validation).
         prepare: makes the batch itself.
+        num_hyper: number H of hyper-parameters, for a list: a number in it stands for all H.
     Raises:
-        ValueError: if a listed value is outside [0, 1], or there is none.
+        ValueError: if a listed value is outside [0, 1], has not H numbers, or there is none.
     """
 
     def __init__(
         self,
         hyper: Callable[[int], Tensor] | Sequence[Any],
         prepare: Callable[..., tuple[Tensor, dict[str, Tensor], tuple, dict[str, Any]]] = prepare_pair_batch,
+        num_hyper: int = 1,
     ) -> None:
         self.prepare = prepare
         self.hyper: Callable[[int], Tensor] | Tensor
         if callable(hyper):
             self.hyper = hyper
         else:
-            self.hyper = torch.tensor([v if isinstance(v, Sequence) else [v] for v in hyper], dtype=torch.float32)
-            if not len(hyper) or not bool(((self.hyper >= 0) & (self.hyper <= 1)).all()):
-                raise ValueError(f"expected values in [0, 1], got {list(hyper)}")
+            rows = [list(value) if isinstance(value, Sequence) else [value] * num_hyper for value in hyper]
+            if not rows or any(len(row) != num_hyper or not all(0 <= v <= 1 for v in row) for row in rows):
+                raise ValueError(f"expected values in [0, 1] of {num_hyper} hyper-parameters, got {list(hyper)}")
+            self.hyper = torch.tensor(rows, dtype=torch.float32)
 
     def __call__(
         self,

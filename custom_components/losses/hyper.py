@@ -23,7 +23,8 @@ class HyperLoss(nn.Module):
                                        + lambda regularization
 
     Each term comes with the constant weight that `loss` gives it: these set where in [0, 1] the useful values lie.
-    Without labels gamma has nothing to weigh; a folding term, if `loss` has one, keeps its weight whatever lambda.
+    Where `loss` has no labels (the refinement of a network trained with them), gamma has nothing to weigh and leaves
+    the images' term whole. A folding term, if `loss` has one, keeps its weight whatever lambda.
 
     Args:
         loss: the terms.
@@ -54,12 +55,14 @@ class HyperLoss(nn.Module):
     def forward(self, pred: MutableMapping[str, Any], batch: Mapping[str, Any]) -> Tensor:
         """As `RegistrationLoss`; the batch also has "hyper", (B, H), in [0, 1]."""
         hyper = batch["hyper"]
-        if hyper.ndim != 2 or hyper.shape[1] != len(self.names):
-            raise ValueError(f"expected hyper-parameters (B, {len(self.names)}), got shape {tuple(hyper.shape)}")
-        num = len(hyper)
+        num = len(pred["ddf"])
+        if hyper.shape != (num, len(self.names)):
+            raise ValueError(f"expected hyper-parameters ({num}, {len(self.names)}), got shape {tuple(hyper.shape)}")
         totals: dict[str, Tensor] = {}
         for i in range(num):
             values = dict(zip(self.names, hyper[i], strict=True))
+            if self.loss.overlap is None and self.loss.surface is None:
+                values.pop("gamma", None)
             for name, apply in self.settings.items():
                 apply(self.loss, float(values[name]))
             terms = self.loss.terms(_one(pred, i, num), _one(batch, i, num))
@@ -99,7 +102,7 @@ class RegularityCriterion(nn.Module):
         weight: large against what the similarity gains by exceeding the limit.
     """
 
-    def __init__(self, similarity: nn.Module, limit: float = 0.3, weight: float = 10.0) -> None:
+    def __init__(self, similarity: nn.Module, limit: float = 0.5, weight: float = 10.0) -> None:
         super().__init__()
         self.similarity, self.limit, self.weight = similarity, limit, weight
 

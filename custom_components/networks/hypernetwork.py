@@ -189,7 +189,9 @@ class HyperMorphUNet(VoxelMorphUNet):
         if hyper is None:
             hyper = torch.full([1, self.num_hyper], self.default)
         if hyper.dim() != 2 or hyper.shape[1] != self.num_hyper:
-            raise ValueError(f"expected hyper-parameters of shape (K, {self.num_hyper}), got {list(hyper.shape)}")
+            raise ValueError(
+                f"expected {self.num_hyper} hyper-parameters for each image, got values of shape {list(hyper.shape)}"
+            )
         return hyper.to(like.device, like.dtype)
 
     def scale(self, field: Tensor, hyper: Tensor) -> Tensor:

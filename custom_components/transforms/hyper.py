@@ -12,7 +12,7 @@ from monai.transforms import Transform
 from torch import Tensor
 
 from ..fields import warp
-from ..metrics import label_overlap, pair_metrics, present_labels, write_metrics, write_table
+from ..metrics import best_values, label_overlap, pair_metrics, present_labels, write_metrics, write_table
 from ..report import sweep_picture
 from .physical import DisplacementField, Grid, Step, load_image, publish_together, resample, voxel_spacing, write_image
 
@@ -66,7 +66,8 @@ class ReportHyperd(Transform):
         write_table(folder / "sweep.csv", rows)
         if "picture" in data["output_files"]:
             score = "dice" if "dice" in rows[0] else "ncc_after"
-            headings = [f"{self.names[0]} {row[self.names[0]]:.2f}: {row[score]:.3f}" for row in rows]
+            text = "Dice" if score == "dice" else "NCC"
+            headings = [f"{self.names[0]} {row[self.names[0]]:.2f}, {text} {row[score]:.3f}" for row in rows]
             sweep_picture(
                 folder / "sweep.png", _plain(data["fixed"]).float(), warped, list(ddfs), headings, spacing_mm=spacing
             )
@@ -88,16 +89,7 @@ class ReportHyperd(Transform):
         for row, values in zip(rows, dice, strict=True):
             row["dice"] = float(values.nanmean())
             row |= {f"dice_{label}": float(value) for label, value in zip(labels, values, strict=True)}
-        name = self.names[0]
-        best = [
-            {
-                "label": label,
-                name: rows[int(column.nan_to_num(-1).argmax())][name],
-                "dice": float(column.nan_to_num(-1).max()),
-            }
-            for label, column in zip(labels, dice.T, strict=True)
-            if not column.isnan().all()
-        ]
+        best = best_values([row[self.names[0]] for row in rows], dice, labels, self.names[0])
         if best:
             write_table(folder / "sweep_structures.csv", best)
 

@@ -47,7 +47,7 @@ SIZES = {
 }
 SIMILARITY_WEIGHT = 5.0  # of the bundle's objective
 GRID = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9)
-PLAIN = (0.1, 0.2, 0.4, 0.8)
+PLAIN = (0.1, 0.2, 0.4, 0.8, 0.9)
 PEOPLE = ("moving", "fixed")
 GAMMAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
@@ -67,6 +67,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "hyper": hyper(),
     **{f"plain_{weight}": plain(weight) for weight in PLAIN},
     "gamma": hyper(hyper_names=["lambda", "gamma"], labels=[1, 2, 3, 4], hyper_validation=[[0.3, 0.5]]),
+    "zero_at_one": ("hypermorph", {}),  # as shipped
     "all_layers": hyper(hyper_encoder=True),
     "kernels": hyper(generated="kernels", hyper_encoder=True),
 }
@@ -211,13 +212,13 @@ def tables(output: Path) -> str:
     means = {name: {key: mean(some, key) for key in some[0] if key not in PEOPLE} for name, some in rows.items()}
     lines = ["| lambda | variant | Dice | folded pixels | SD of log det J |", "|" + "---|" * 5]
     for weight in GRID:
-        for name in ("hyper", f"plain_{weight}", "all_layers", "kernels"):
+        for name in ("hyper", f"plain_{weight}", "zero_at_one", "all_layers", "kernels"):
             key = "" if name.startswith("plain") else f"@{weight:g}"
             if name in rows:
                 found = [means[name][f"{kind}{key}"] for kind in ("dice", "folded", "sd")]
                 lines.append(f"| {weight} | {name} | {found[0]:.4f} | {found[1]:.2f} | {found[2]:.3f} |")
     lines += ["", "| lambda | Dice, variant - plain | |", "|---|---|---|"]
-    for name in ("hyper", "all_layers", "kernels"):
+    for name in ("hyper", "zero_at_one", "all_layers", "kernels"):
         for weight in [w for w in PLAIN if name in rows and f"plain_{w}" in rows]:
             both = [{**a, "dice": a[f"dice@{weight:g}"]} for a in rows[name]]
             lines.append(f"| {weight} | {name} | {interval(both, rows[f'plain_{weight}'], 'dice')} |")
@@ -259,7 +260,7 @@ def pictures(output: Path) -> None:
     if "hyper" in rows:
         figure, axes = pyplot.subplots(figsize=(6, 4))
         fine = rows_of_hyper("hyper")[:, 0].tolist()
-        for name in [name for name in ("hyper", "all_layers", "kernels") if name in rows]:
+        for name in [name for name in ("hyper", "zero_at_one", "all_layers", "kernels") if name in rows]:
             axes.plot(fine, [mean(rows[name], f"dice@{w:g}") for w in fine], ".-", label=name)
         there = [w for w in PLAIN if f"plain_{w}" in rows]
         axes.plot(there, [mean(rows[f"plain_{w}"], "dice") for w in there], "ks", label="a network for each lambda")

@@ -93,7 +93,7 @@ def main() -> None:
 def run(name: str, args: argparse.Namespace) -> None:
     """Train and measure one variant in processes of their own, unless that was done."""
     folder = args.output / name
-    settings = {"size": args.size, **VARIANTS[name]}
+    settings = {"size": json.loads(args.size), **VARIANTS[name]}
     people = settings.pop("people", None)
     folder.mkdir(parents=True, exist_ok=True)
     train(
