@@ -286,9 +286,9 @@ def test_each_gives_the_fields_of_single_calls(size, hyper_encoder):
         (lambda: make(2, hidden=()), "a hidden layer"),
         (lambda: make(2, num_hyper=0), "expected a hyper-parameter"),
         (lambda: make(2, log_variance=-10.0), "log variance is not supported"),
-        (lambda: make(2)(pair(SIZES[0]), torch.tensor([0.5])), r"expected 1 hyper-parameters for each image, got values of shape \[1\]"),
-        (lambda: make(2)(pair(SIZES[0]), torch.tensor([[0.5, 0.5]])), r"expected 1 hyper-parameters for each image, got values of shape \[1, 2\]"),
-        (lambda: make(2, num_hyper=2).plain_weights([0.5]), r"expected 2 hyper-parameters for each image, got values of shape \[1, 1\]"),
+        (lambda: make(2)(pair(SIZES[0]), torch.tensor([0.5])), r"expected 1 hyper-parameters.*\[1\]"),
+        (lambda: make(2)(pair(SIZES[0]), torch.tensor([[0.5, 0.5]])), r"expected 1 hyper-parameters.*\[1, 2\]"),
+        (lambda: make(2, num_hyper=2).plain_weights([0.5]), r"expected 2 hyper-parameters.*\[1, 1\]"),
     ],
 )
 def test_wrong_arguments_are_named(call, message):
