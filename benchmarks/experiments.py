@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import os
@@ -15,6 +16,29 @@ import numpy as np
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 EPOCHS = 10
+
+
+def script_parser(description: str, variants: Mapping[str, Any]) -> argparse.ArgumentParser:
+    """Arguments of a script of experiments: slices, output, --only, --steps, --workers, --pairs."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("slices", type=Path)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--only", default=",".join(variants), help="variants, separated by commas")
+    parser.add_argument("--steps", type=int, default=4500, help="of training, batches of 8 pairs")
+    parser.add_argument("--workers", type=int, default=2, help="trainings at a time, one thread each")
+    parser.add_argument("--pairs", type=int, default=120, help="validation pairs to measure, drawn at random")
+    return parser
+
+
+def chosen_variants(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, variants: Mapping[str, Any]
+) -> list[str]:
+    """The names given by --only; an unknown one ends the script with a line that lists the known ones."""
+    names: list[str] = args.only.split(",")
+    unknown = set(names) - set(variants)
+    if unknown:
+        parser.error(f"there is no variant {', '.join(sorted(unknown))}; there are {', '.join(variants)}")
+    return names
 
 
 def train(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -29,7 +29,8 @@ class RegistrationInferer(Inferer):
     Args:
         deformation: turns the network's output into fields; for training a probabilistic model, its `draw`.
         inverse: also make the inverse field.
-        refinement: pairwise optimisation `refinement(moving, fixed, parameters, masks)` that improves the parameters.
+        refinement: pairwise optimisation `refinement(moving, fixed, parameters, masks, constants=...)` that improves
+            the parameters; the constants are the network's own keyword arguments ("hyper").
         precision: "float32", or "bfloat16" or "float16" to run the network (not the fields) under autocast. On CPUs
             with bfloat16 units this is faster (docs/benchmarks.md); float16 training needs the trainer's `amp=True`.
         samples: number K of samples to draw of a probabilistic deformation.
@@ -80,7 +81,7 @@ class RegistrationInferer(Inferer):
         if self.samples and parameters.shape[1] != 2 * (image.ndim - 2):
             raise ValueError("samples need a network that predicts a log variance; this one gives a velocity alone")
         if self.refinement is not None:
-            parameters = self._refine(moving, fixed, parameters, masks, kwargs)
+            parameters = self.refinement(moving, fixed, parameters, masks, constants=kwargs)
         pred = self.deformation(parameters, image.shape[2:], inverse=self.inverse)
         pred["warped"] = warp(moving, pred["ddf"])
         if image.is_cuda and not torch.is_grad_enabled():
@@ -89,17 +90,6 @@ class RegistrationInferer(Inferer):
         if self.samples:
             pred |= self._sample(parameters, image.shape[2:])
         return pred
-
-    def _refine(
-        self,
-        moving: Tensor,
-        fixed: Tensor,
-        parameters: Tensor,
-        masks: dict[str, Tensor] | None,
-        options: Mapping[str, Any],
-    ) -> Tensor:
-        assert self.refinement is not None
-        return self.refinement(moving, fixed, parameters, masks)
 
     def _sample(self, parameters: Tensor, size: torch.Size) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(self.seed)
@@ -113,7 +103,7 @@ class RegistrationInferer(Inferer):
 class HyperInferer(RegistrationInferer):
     """A `RegistrationInferer` for networks with hyper-parameters: for given ones, those that suit the pair, or many.
 
-    The refinement gets the same values for its loss (`losses.hyper.HyperLoss`).
+    The refinement's loss gets the same values (`losses.hyper.HyperLoss`).
     The result also has "hyper" (B, H), the values used. With `sweep`, K values of the first hyper-parameter from 0 to 1
     (the others as given) are run as well, without refinement: "sweep_hyper" (B, K, H) and "sweep_ddf" (B, K, D, *S),
     kept on the CPU, and "sweep_seconds" (B,).
@@ -170,17 +160,6 @@ class HyperInferer(RegistrationInferer):
         pred["seconds"] = pred["seconds"] + chosen
         pred["hyper"] = hyper.expand(len(image), -1)
         return pred | self._sweep(image, network, pred["hyper"]) if self.sweep else pred
-
-    def _refine(
-        self,
-        moving: Tensor,
-        fixed: Tensor,
-        parameters: Tensor,
-        masks: dict[str, Tensor] | None,
-        options: Mapping[str, Any],
-    ) -> Tensor:
-        assert self.refinement is not None
-        return self.refinement(moving, fixed, parameters, masks, {"hyper": options["hyper"].expand(len(fixed), -1)})
 
     def _choose(self, image: Tensor, network: Any, masks: dict[str, Tensor] | None) -> list[list[float]]:
         assert self.criterion is not None

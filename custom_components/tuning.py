@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from monai.bundle import ConfigParser
-from monai.data import CacheDataset
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -174,8 +173,9 @@ def tune_bundle(
     network.load_state_dict(weights)
     network.eval()
     pairs = []
-    for item in CacheDataset(list(items), parser.get_parsed_content("preprocessing"), num_workers=1):
-        batch = {key: value[None] for key, value in item.items() if isinstance(value, Tensor)}
+    load = parser.get_parsed_content("preprocessing")
+    for item in tqdm(items, desc="loading", leave=False):
+        batch = {key: value[None] for key, value in load(item).items() if isinstance(value, Tensor)}
         image, targets, _, _ = prepare_pair_batch(batch, parser.get_parsed_content("device"))
         pairs.append((image, targets))
     labelled = all({"label_moving", "label_fixed"} <= targets.keys() for _, targets in pairs)

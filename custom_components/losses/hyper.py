@@ -53,9 +53,10 @@ class HyperLoss(nn.Module):
                 raise ValueError(f"hyper-parameter {name!r} is neither lambda nor gamma and has no setting")
 
     def forward(self, pred: MutableMapping[str, Any], batch: Mapping[str, Any]) -> Tensor:
-        """As `RegistrationLoss`; the batch also has "hyper", (B, H), in [0, 1]."""
-        hyper = batch["hyper"]
-        num = len(pred["ddf"])
+        """As `RegistrationLoss`; the batch also has "hyper", (B, H) or (1, H) for all, in [0, 1]."""
+        hyper, num = batch["hyper"], len(pred["ddf"])
+        if hyper.ndim == 2 and len(hyper) == 1:
+            hyper = hyper.expand(num, -1)
         if hyper.shape != (num, len(self.names)):
             raise ValueError(f"expected hyper-parameters ({num}, {len(self.names)}), got shape {tuple(hyper.shape)}")
         totals: dict[str, Tensor] = {}

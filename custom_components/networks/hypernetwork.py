@@ -131,8 +131,8 @@ class HyperMorphUNet(VoxelMorphUNet):
             it is learned, slowly where motion is smooth, for that hardly costs.
 
     Shapes: input (B, 2C, *S), hyper (K, H) with K = B, or 1, or any number if B = 1; output (max(B, K), D, *S').
-    References: Hoopes et al., IPMI 2021; MELBA 2022 (arXiv 2203.16680). Encoding and constant part: Ortiz et al., 2023
-        (arXiv 2304.07645).
+    References: Hoopes et al., IPMI 2021; MELBA 2022 (arXiv 2203.16680). Encoding and constant part are ours,
+        against the dependence on the input's magnitude that arXiv 2304.07645 reports.
     """
 
     def __init__(

@@ -13,7 +13,6 @@ docs/README.md.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -29,7 +28,7 @@ from torch import Tensor
 REPOSITORY = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(REPOSITORY))
 
-from benchmarks.experiments import interval, read_rows, train  # noqa: E402
+from benchmarks.experiments import chosen_variants, interval, read_rows, script_parser, train  # noqa: E402
 from custom_components.data.lists import load_list  # noqa: E402
 from custom_components.deformations import StationaryVelocity  # noqa: E402
 from custom_components.fields import jacobian_determinant, warp  # noqa: E402
@@ -68,24 +67,14 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{f"plain_{weight}": plain(weight) for weight in PLAIN},
     "gamma": hyper(hyper_names=["lambda", "gamma"], labels=[1, 2, 3, 4], hyper_validation=[[0.3, 0.5]]),
     "zero_at_one": ("hypermorph", {}),  # as shipped
-    "all_layers": hyper(hyper_encoder=True),
     "kernels": hyper(generated="kernels", hyper_encoder=True),
 }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("slices", type=Path)
-    parser.add_argument("output", type=Path)
-    parser.add_argument("--only", default=",".join(VARIANTS), help="variants, separated by commas")
-    parser.add_argument("--steps", type=int, default=4500, help="of training, batches of 8 pairs")
-    parser.add_argument("--workers", type=int, default=2, help="trainings at a time, one thread each")
-    parser.add_argument("--pairs", type=int, default=120, help="validation pairs to measure, drawn at random")
+    parser = script_parser(__doc__, VARIANTS)
     args = parser.parse_args()
-    names = args.only.split(",")
-    unknown = set(names) - set(VARIANTS)
-    if unknown:
-        parser.error(f"there is no variant {', '.join(sorted(unknown))}; there are {', '.join(VARIANTS)}")
+    names = chosen_variants(parser, args, VARIANTS)
 
     def run(name: str) -> None:
         bundle, settings = VARIANTS[name]
@@ -212,13 +201,13 @@ def tables(output: Path) -> str:
     means = {name: {key: mean(some, key) for key in some[0] if key not in PEOPLE} for name, some in rows.items()}
     lines = ["| lambda | variant | Dice | folded pixels | SD of log det J |", "|" + "---|" * 5]
     for weight in GRID:
-        for name in ("hyper", f"plain_{weight}", "zero_at_one", "all_layers", "kernels"):
+        for name in ("hyper", f"plain_{weight}", "zero_at_one", "kernels"):
             key = "" if name.startswith("plain") else f"@{weight:g}"
             if name in rows:
                 found = [means[name][f"{kind}{key}"] for kind in ("dice", "folded", "sd")]
                 lines.append(f"| {weight} | {name} | {found[0]:.4f} | {found[1]:.2f} | {found[2]:.3f} |")
     lines += ["", "| lambda | Dice, variant - plain | |", "|---|---|---|"]
-    for name in ("hyper", "zero_at_one", "all_layers", "kernels"):
+    for name in ("hyper", "zero_at_one", "kernels"):
         for weight in [w for w in PLAIN if name in rows and f"plain_{w}" in rows]:
             both = [{**a, "dice": a[f"dice@{weight:g}"]} for a in rows[name]]
             lines.append(f"| {weight} | {name} | {interval(both, rows[f'plain_{weight}'], 'dice')} |")
@@ -260,7 +249,7 @@ def pictures(output: Path) -> None:
     if "hyper" in rows:
         figure, axes = pyplot.subplots(figsize=(6, 4))
         fine = rows_of_hyper("hyper")[:, 0].tolist()
-        for name in [name for name in ("hyper", "zero_at_one", "all_layers", "kernels") if name in rows]:
+        for name in [name for name in ("hyper", "zero_at_one", "kernels") if name in rows]:
             axes.plot(fine, [mean(rows[name], f"dice@{w:g}") for w in fine], ".-", label=name)
         there = [w for w in PLAIN if f"plain_{w}" in rows]
         axes.plot(there, [mean(rows[f"plain_{w}"], "dice") for w in there], "ks", label="a network for each lambda")

@@ -33,7 +33,7 @@ from torch import Tensor
 BUNDLE = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(BUNDLE.parents[1]))
 
-from benchmarks.experiments import interval, read_rows, train  # noqa: E402
+from benchmarks.experiments import chosen_variants, interval, read_rows, script_parser, train  # noqa: E402
 from custom_components.data.lists import load_list, subject_of  # noqa: E402
 from custom_components.data.synthetic import random_velocity  # noqa: E402
 from custom_components.deformations import GaussianVelocity  # noqa: E402
@@ -59,21 +59,12 @@ POSTERIORS = ("base", "diagonal", "naive")  # whose uncertainty is compared with
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("slices", type=Path)
-    parser.add_argument("output", type=Path)
-    parser.add_argument("--only", default=",".join(VARIANTS), help="variants, separated by commas")
-    parser.add_argument("--steps", type=int, default=4500, help="of training, batches of 8 pairs")
-    parser.add_argument("--workers", type=int, default=2, help="trainings at a time, one thread each")
+    parser = script_parser(__doc__, VARIANTS)
     parser.add_argument("--samples", type=int, default=10, help="of the posterior, for each pair")
-    parser.add_argument("--pairs", type=int, default=120, help="validation pairs to measure, drawn at random")
     parser.add_argument("--size", default="[144, 176]", help="of the middle of the slices that training sees")
     parser.add_argument("--measure", default=None, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    names = args.only.split(",")
-    unknown = set(names) - set(VARIANTS)
-    if unknown:
-        parser.error(f"there is no variant {', '.join(sorted(unknown))}; there are {', '.join(VARIANTS)}")
+    names = chosen_variants(parser, args, VARIANTS)
     if args.measure:
         measure(args.measure, args.output / args.measure, args.slices, args.samples, args.pairs)
         return
