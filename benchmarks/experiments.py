@@ -50,12 +50,17 @@ def train(
     steps: int,
     batch_size: int = 8,
     data_list: Path | None = None,
+    launcher: Sequence[str] = ("-m", "monai.bundle", "run"),
+    overlays: Sequence[Path] = (),
 ) -> None:
     """Train a bundle's 2-D network in a process of its own, one thread; what is there is not done again.
 
     FOLDER gets settings.json, curve.csv, log.txt and model.pt, the weights after the last step: they are not chosen by
     the people they are measured on.
 
+    Args:
+        launcher: what Python runs (torchrun, for several processes).
+        overlays: further config files.
     Raises:
         ValueError: if the folder holds a training with other settings.
     """
@@ -71,8 +76,8 @@ def train(
     # A file, for MONAI leaves out what is None on its command line.
     overlay = folder / "overlay.json"
     overlay.write_text(json.dumps(settings))
-    configs = [*[str(root / "configs" / f"{c}.json") for c in ("train", "train_2d")], str(overlay)]
-    command = [sys.executable, "-m", "monai.bundle", "run", "--bundle_root", str(root), "--config_file", str(configs)]
+    configs = [*[str(root / "configs" / f"{c}.json") for c in ("train", "train_2d")], str(overlay), *map(str, overlays)]
+    command = [sys.executable, *launcher, "--bundle_root", str(root), "--config_file", str(configs)]
     command += [
         "--dataset_dir",
         str(slices.absolute()),

@@ -1,15 +1,16 @@
-"""The `morphzoo` command: register, optimize, evaluate, tune, apply, demo: a thin layer over the bundles."""
+"""The `morphzoo` command: register, optimize, evaluate, atlas, tune, apply, demo: a thin layer over the bundles."""
 
 from __future__ import annotations
 
 import csv
+import json
 import logging
 import os
 import sys
 import sysconfig
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +109,10 @@ def evaluate(
     from .metrics import summarize
 
     pairs = load_list(data_list, section, dataset_dir)
-    if not all(is_pair(pair) for pair in pairs):
-        raise ValueError(f"section {section!r} of {data_list} holds single scans, expected pairs of moving and fixed")
+    single = _has_template(bundle)
+    if any(is_pair(pair) == single for pair in pairs):
+        kinds = ("single scans", "pairs of moving and fixed")
+        raise ValueError(f"section {section!r} of {data_list} holds {kinds[single]}, expected {kinds[not single]}")
     overlays = [*_as_list(overlay), str(_bundles_folder() / "overlays" / "evaluate.json")]
     settings["output_dir"] = str(output)
     rows = _infer(bundle, pairs, _check_writable(output), overlays, settings)
@@ -174,6 +177,115 @@ def tune(
         print(f"{name:12s} {value:.3f}")
     values = [round(value, 4) for value in found.values()]
     print(f"\nuse it with --hyper {values[0] if len(values) == 1 else values}; results in {folder}")
+
+
+def atlas(
+    scan: str | None = None,
+    output: str = "atlas",
+    *,
+    attributes: str | Mapping[str, Any] | None = None,
+    sweep: str | None = None,
+    label: str | None = None,
+    mask: str | None = None,
+    optimize: int | None = None,
+    affine: str | bool | None = None,
+    bundle: str = "conditional_atlas",
+    weights: str | None = None,
+    device: str | None = None,
+    overlay: str | Sequence[str] = (),
+    **settings: Any,
+) -> dict[str, Any]:
+    """Render the template (atlas) for given attributes, and register a scan to it and back.
+
+    OUTPUT gets template_<attributes>.nii.gz with its affine, a picture, and the template's label map if it has one.
+    With a scan, OUTPUT/<scan> gets the scan on the template's grid (warped.nii.gz), the template and its labels on the
+    scan's own grid (warped_fixed.nii.gz, warped_fixed_label.nii.gz), and the transforms: the template is the fixed
+    image.
+
+    Args:
+        scan: image to register; none to render only.
+        output: folder for the results.
+        attributes: for instance age=40,sex=F; what is not given is taken at the training data's mean (numbers) or must
+            be given (categories).
+        sweep: an attribute's range, for instance age=20:80:13 (13 values from 20 to 80) or sex=F:M: a 4-D image and an
+            animated picture.
+        label, mask: of the scan; labels are compared with the template's.
+        optimize: iterations of refinement after the network; default: the bundle's.
+        affine: "itk" (or --affine alone), "rigid", "none" or a transform file, template to scan, as for `register`.
+            Default: "itk".
+        bundle: name of a bundle with a template, or its folder.
+        weights: another checkpoint; its size, attributes and labels are read from it.
+        device: "cpu", "cuda:0", ...; default: the GPU if there is one.
+        overlay: further config files, the last one wins.
+        **settings: any other setting of the bundle's inference.json.
+    """
+    from .transforms.atlas import write_sweep, write_template
+
+    if not _has_template(bundle):
+        raise ValueError(f"{bundle} has no template; --bundle conditional_atlas has")
+    settings |= {"weights": weights, "device": device, "optimize": optimize, "output_dir": str(output)}
+    settings["affine"] = "affine" if affine is True else affine or "itk"
+    files = {"image": scan, "label": label, "mask": mask}
+    item = {key: str(Path(path).absolute()) for key, path in files.items() if path is not None}
+    folder = _check_writable(output)
+    workflow = _workflow(bundle, [item], overlay, settings)
+    parser = workflow.parser
+    network = parser.get_parsed_content("network")
+    network.load_state_dict(_load_weights(parser.get_parsed_content("weights")))
+    encoder = network.template.encoder
+    given = _parse_attributes(attributes)
+    swept, values = _parse_sweep(sweep, encoder) if sweep else ("", [])
+    for name, categories, mean in zip(encoder.names, encoder.categories, encoder.mean.tolist(), strict=True):
+        if name not in given and not categories:
+            given[name] = float(f"{mean:.4g}")
+            if name != swept:
+                print(f"{name}: not given, the training data's mean {given[name]:g} is taken")
+        elif name not in given and name == swept:
+            given[name] = values[0]
+    given = {name: given[name] for name in [*encoder.names, *given] if name in given}
+    written = write_template(folder, network, given)
+    if sweep:
+        written |= write_sweep(folder, network, given, swept, values)
+    for path in written.values():
+        print(path)
+    if scan is not None:
+        item |= given
+        workflow.run()
+        row = parser.get_parsed_content("handlers")[-1].rows[0]
+        print(_summary(row))
+        print(f"\nresults in {folder / row['id']}")
+    return {}
+
+
+def _parse_attributes(text: str | Mapping[str, Any] | None) -> dict[str, Any]:
+    """Of "age=40,sex=F": names to numbers, or to words where it is no number."""
+    if isinstance(text, Mapping):
+        return dict(text)
+    parts = [part.partition("=") for part in str(text or "").split(",") if part]
+    if text is True or any(not name or not value for name, _, value in parts):
+        raise ValueError(f"--attributes: expected name=value, several separated by commas, got {text!r}")
+    return {name.strip(): _number(value.strip()) for name, _, value in parts}
+
+
+def _parse_sweep(text: str, encoder: Any) -> tuple[str, list[Any]]:
+    """Of "age=20:80:13" the name and 13 numbers, of "sex=F:M" the name and the two words."""
+    name, _, rest = str(text).partition("=")
+    values = [_number(value) for value in rest.split(":")]
+    if name not in encoder.names:
+        raise ValueError(f"--sweep: the template's attributes are {', '.join(encoder.names) or 'none'}, got {text!r}")
+    if encoder.categories[encoder.names.index(name)]:
+        return name, values
+    if len(values) != 3 or not all(isinstance(v, float) for v in values) or values[2] not in range(2, 10_000):
+        raise ValueError(f"--sweep: expected name=first:last:number with a whole number of at least 2, got {text!r}")
+    first, last, number = values[0], values[1], int(values[2])
+    return name, [float(f"{first + (last - first) * i / (number - 1):.6g}") for i in range(number)]
+
+
+def _number(text: str) -> Any:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def apply(
@@ -262,6 +374,8 @@ def _workflow(bundle: str, pairs: list[dict[str, Any]], overlays: str | Sequence
             bundle_root=str(root),
         )
         known = set(workflow.parser.get())
+        if "conditions" in known and any("moving" in pair for pair in pairs):
+            raise ValueError(f"{root.name} registers single scans to its template, not pairs: morphzoo atlas SCAN")
         if settings.get("samples") and "samples" not in known:
             raise ValueError(f"{root.name} has no uncertainty to sample; --bundle voxelmorph_probabilistic has")
         if {"hyper", "sweep"} & set(settings) and "hyper" not in known:
@@ -277,22 +391,45 @@ def _workflow(bundle: str, pairs: list[dict[str, Any]], overlays: str | Sequence
         weights = workflow.parser.get_parsed_content("weights")
         if needs_weights and not Path(weights).is_file():
             raise FileNotFoundError(f"{weights}: bundle {root.name} has no weights there; train it or give --weights")
+        if "conditions" in known:
+            workflow.parser.update({**_template_settings(weights), **settings})
         if needs_weights:
             _check_architecture(weights, workflow.parser.get_parsed_content("network_def"))
         workflow.initialize()
     return workflow
 
 
-def _check_architecture(weights: str, network: Any) -> None:
+def _template_settings(weights: str) -> dict[str, Any]:
+    """Settings that follow from the weights of a template."""
+    from .networks.conditional_template import template_settings
+
+    try:
+        made = template_settings(_load_weights(weights))
+    except ValueError as error:
+        raise ValueError(f"{weights}: {error}") from error
+    labels = "$None" if made["labels"] is None else made["labels"]
+    return {
+        "size": made["size"],
+        "conditions": made["attributes"],
+        "template_labels": labels,
+        "label_stride": made["label_stride"],
+    }
+
+
+def _load_weights(path: str) -> dict[str, Any]:
     import torch
 
-    found = torch.load(weights, map_location="cpu", weights_only=True)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _check_architecture(weights: str, network: Any) -> None:
+    found = _load_weights(weights)
     wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     if {name: tuple(getattr(value, "shape", ())) for name, value in found.items()} != wanted:
         raise ValueError(f"{weights}: these are not weights of this bundle's network ({len(wanted)} tensors expected)")
 
 
-_FILE_KEYS = ("moving", "fixed", "label_moving", "label_fixed", "mask_moving", "mask_fixed")
+_FILE_KEYS = ("moving", "fixed", "label_moving", "label_fixed", "mask_moving", "mask_fixed", "image", "label", "mask")
 _PRIVATE = {"_desc_", "_meta_", "imports", "initialize", "run"}
 
 
@@ -319,6 +456,11 @@ def find_bundle(name: str) -> Path:
     if name not in names:
         raise ValueError(f"there is no bundle {name!r}; there are {', '.join(names)}")
     return folder / name
+
+
+def _has_template(bundle: str) -> bool:
+    """Whether a bundle registers single scans, each to its own template."""
+    return "conditions" in json.loads((find_bundle(bundle) / "configs" / "inference.json").read_text())
 
 
 def _as_list(value: str | Sequence[str]) -> list[str]:
@@ -421,7 +563,7 @@ def main() -> None:
     # fire takes one letter only where it is unambiguous; -o is what everybody types.
     sys.argv = ["--output" if word == "-o" else word for word in sys.argv]
     commands = {"register": register, "optimize": optimize, "evaluate": evaluate, "tune": tune}
-    commands |= {"apply": apply, "demo": demo}
+    commands |= {"atlas": atlas, "apply": apply, "demo": demo}
     try:
         fire.Fire(commands, name="morphzoo", serialize=lambda result: None if result == {} else result)
     except KeyboardInterrupt:

@@ -16,7 +16,8 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
 from .fields import warp
-from .metrics import mean_dice, normalized_cross_correlation, write_cohort, write_table
+from .losses.template import label_indicators
+from .metrics import mean_dice, normalized_cross_correlation, present_labels, write_cohort, write_table
 from .report import cohort_page
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,92 @@ def registration_score(output: Mapping[str, Any]) -> Tensor:
         warped = warp(targets["label_moving"], pred["ddf"], mode="nearest")
         return torch.as_tensor(mean_dice(warped, targets["label_fixed"])).float().nanmean()
     return torch.as_tensor(normalized_cross_correlation(pred["warped"], targets["fixed"])).float().mean()
+
+
+def template_score(output: Mapping[str, Any]) -> Tensor:
+    """The higher, the better: mean Dice of the template's most likely labels with the scans' where it has labels, else
+    normalised cross-correlation of scans and warped template.
+
+    Args:
+        output: an evaluator's output, not decollated; "pred" as `TemplateInferer` returns it.
+    """
+    targets, pred = output["label"], output["pred"]
+    if "warped_template_label" in pred and "label_moving" in targets:
+        labels = present_labels(pred["warped_template_label"])  # a scan may have others, for which there is no template
+        dice = mean_dice(pred["warped_template_label"], targets["label_moving"], labels)
+        return torch.as_tensor(dice).float().nanmean()
+    return torch.as_tensor(normalized_cross_correlation(pred["warped_template"], targets["moving"])).float().mean()
+
+
+class InitializeTemplate:
+    """Before training: the template becomes the linear regression of the scans on their attributes, or their mean.
+
+    Without such a start registration soon explains what the attributes could, and the template may never follow them.
+    The scans, unregistered, are those of one pass of training, in whole batches until there are `num_scans`; the
+    attributes' mean and deviation are those of all scans. What is resumed or loaded afterwards replaces all of it, so
+    this handler stands before `ResumableCheckpoint`.
+
+    Args:
+        network: `AtlasNetwork`; the affine of its grid becomes that of the scans (the mean, where they differ).
+        dataloader: of the training.
+        prepare_batch: of the training (`AtlasBatch`).
+        registration_weights: a file of weights for the registration network alone (another bundle's model.pt), or None.
+        num_scans: see above.
+    """
+
+    def __init__(
+        self,
+        network: Any,
+        dataloader: Any,
+        prepare_batch: Any,
+        *,
+        registration_weights: str | os.PathLike | None = None,
+        num_scans: int = 100,
+    ) -> None:
+        self.network, self.dataloader, self.prepare_batch = network, dataloader, prepare_batch
+        self.registration_weights, self.num_scans = registration_weights, num_scans
+
+    @torch.no_grad()
+    def attach(self, engine: Engine) -> None:
+        template, device = self.network.template, self.network.affine.device
+        encoder = template.encoder
+        if template.conditional:
+            scans = self.dataloader.dataset.data
+            encoder.fit(torch.stack([encoder.values({n: s[n] for n in encoder.names if n in s}) for s in scans]))
+        # Sums of products with the code (1, e): of itself, of the images, of the labels' indicator maps.
+        products: list[Any] = [0.0, 0.0, None]
+        affine = torch.zeros_like(self.network.affine)
+        count = 0
+        for batch in self.dataloader:
+            scan, targets, _, options = self.prepare_batch(batch, device)
+            code = scan.new_ones(len(scan), 1)
+            if template.conditional:
+                code = torch.cat([code, encoder(options["attributes"]) - encoder()], 1)
+            products[0] = products[0] + torch.einsum("be,bf->ef", code, code)
+            products[1] = products[1] + torch.einsum("be,b...->e...", code, scan)
+            if template.label_ids and "label_moving" in targets:
+                shares = label_indicators(targets["label_moving"], template.label_ids).float()
+                products[2] = torch.einsum("be,b...->e...", code, shares) + (
+                    0.0 if products[2] is None else products[2]
+                )
+            affine += batch["grid_affine_moving"].to(affine).sum(0)
+            count += len(scan)
+            if count >= self.num_scans:
+                break
+        # The pseudo-inverse: the columns of categories add up to 0, and scans may be fewer than attributes.
+        solve = torch.linalg.pinv(products[0])
+        image, labels = (None if p is None else torch.einsum("ef,f...->e...", solve, p) for p in products[1:])
+        template.initialize(image, labels)
+        self.network.affine.copy_(affine / count)
+        if self.registration_weights is not None:
+            weights = torch.load(self.registration_weights, map_location="cpu", weights_only=True)
+            try:
+                self.network.registration.load_state_dict(weights)
+            except RuntimeError as error:
+                raise RuntimeError(f"{self.registration_weights}: weights of another registration network") from error
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            for value in (*self.network.parameters(), *self.network.buffers()):
+                torch.distributed.broadcast(value.data, 0)
 
 
 class ProgressBar(ignite.handlers.ProgressBar):
@@ -232,7 +319,8 @@ class WarpedPanel:
         self.panels += 1
         output = engine.state.output
         targets, warped = output["label"], output["pred"]["warped"]
-        images = [targets["moving"], targets["fixed"], warped, (warped - targets["fixed"]).abs()]
+        fixed = targets["fixed"] if "fixed" in targets else output["pred"]["template"]
+        images = [targets["moving"], fixed, warped, (warped - fixed).abs()]
         panel = torch.cat([_middle_slice(image).float().cpu() for image in images], dim=1)
         self.writer.add_image("moving | fixed | warped | difference", panel.clamp(0, 1), self.panels, dataformats="HW")
         self.writer.flush()

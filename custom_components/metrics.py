@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .fields import compose, identity_grid, jacobian_determinant, transform_points, warp
+from .fields import compose, identity_grid, jacobian_determinant, spatial_gradient, transform_points, warp
 
 
 def present_labels(*label_maps: Tensor) -> list[int]:
@@ -176,6 +176,19 @@ def normalized_cross_correlation(a: Tensor, b: Tensor, mask: Tensor | None = Non
     covariance = _masked_mean(a * b, weight)
     variance = _masked_mean(a * a, weight) * _masked_mean(b * b, weight)
     return torch.where(variance > 1e-24, covariance / variance.clamp_min(1e-24).sqrt(), math.nan)
+
+
+def gradient_energy(image: Tensor, mask: Tensor | None = None, *, spacing_mm: Sequence[float]) -> Tensor:
+    """Sharpness of images: mean squared length of the gradient (central differences, per mm) within a mask, (B,).
+
+    Args:
+        image: shape (B, C, *S); the channels' energies are averaged.
+        mask: shape (B or 1, 1, *S); None for all.
+        spacing_mm: voxel size along each axis.
+    """
+    spacing = image.new_tensor(_spacing(spacing_mm, image.ndim - 2)).view(1, 1, -1, *[1] * (image.ndim - 2))
+    energy = (spatial_gradient(image) / spacing).double().square().sum(2).mean(1, keepdim=True)
+    return _masked_mean(energy, _mask_like(image, mask))
 
 
 def normalized_mutual_information(a: Tensor, b: Tensor, mask: Tensor | None = None, *, bins: int = 32) -> Tensor:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -211,6 +212,87 @@ def sweep_picture(
     figure.subplots_adjust(0.005, 0.005, 0.995, 1 - 0.28 / (rows * tall), 0.02, 0.3 / tall)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", facecolor=_DARK)
+
+
+def template_picture(
+    path: str | os.PathLike,
+    image: Tensor,
+    labels: Tensor | None = None,
+    *,
+    spacing_mm: Sequence[float],
+    title: str = "",
+) -> None:
+    """Write a template as PNG: the slices through its middle and, in a second row, with its labels' outlines.
+
+    Args:
+        path: the picture; replaced only by a complete one.
+        image: shape (C, *S).
+        labels: shape (1, *S).
+        spacing_mm: voxel size along each axis.
+        title: heading.
+    """
+    with replacing(path) as temporary:
+        figure = _template_figure(_plain(image)[0].float(), labels, spacing_mm, title)
+        figure.savefig(temporary, format="png", facecolor=_DARK)
+
+
+def template_animation(
+    path: str | os.PathLike,
+    images: Sequence[Tensor],
+    headings: Sequence[str],
+    *,
+    spacing_mm: Sequence[float],
+    seconds: float = 0.2,
+) -> None:
+    """Write templates as an animated GIF, there and back, on one grey scale and through the same slices.
+
+    Args:
+        path: the picture; replaced only by a complete one.
+        images: each (C, *S).
+        headings: one for each.
+        spacing_mm: voxel size along each axis.
+        seconds: for which a frame is shown.
+    """
+    from PIL import Image
+
+    shown = [_plain(image)[0].float() for image in images]
+    mean = torch.stack(shown).mean(0)
+    frames = []
+    for image, heading in zip(shown, headings, strict=True):
+        figure = _template_figure(image, None, spacing_mm, heading, like=mean)
+        figure.canvas.draw()
+        frames.append(Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3]))  # type: ignore[attr-defined]
+    frames += frames[-2:0:-1]
+    with replacing(path) as temporary:
+        milliseconds = round(1000 * seconds)
+        frames[0].save(temporary, format="GIF", save_all=True, append_images=frames[1:], duration=milliseconds, loop=0)
+
+
+def _template_figure(
+    image: Tensor, labels: Tensor | None, spacing_mm: Sequence[float], title: str, like: Tensor | None = None
+) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    like = image if like is None else like
+    views = _views(image.shape, spacing_mm, _centre(like))
+    window = _window({"fixed": like, "moving": like})["intensity"]
+    rows = 1 + (labels is not None)
+    scale = 1.6 * _PANEL / max(view.width_mm for view in views)
+    sizes = [(view.width_mm * scale, view.height_mm * scale) for view in views]
+    tall = max(height for _, height in sizes)
+    figure = Figure(figsize=(sum(w for w, _ in sizes), rows * tall + 0.35), dpi=110, facecolor=_DARK)
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(rows, len(views), squeeze=False, width_ratios=[w for w, _ in sizes])
+    for row in range(rows):
+        for axes, view in zip(panels[row], views, strict=True):
+            _draw_image(axes, image, view, "gray", window)
+            if row and labels is not None:
+                _draw_outlines(axes, view.cut(_plain(labels)[0]), _MOVING_COLOUR)
+            _finish_panel(axes, view, heading="", letters=row == 0)
+    figure.suptitle(title, color=_LIGHT, size=10, y=0.985)
+    figure.subplots_adjust(0.005, 0.005, 0.995, 1 - 0.35 / (rows * tall + 0.35), 0.02, 0.02)
+    return figure
 
 
 def cohort_page(

@@ -6,6 +6,8 @@
     python data_lists/build.py neurite_oasis DIR -o list.json
     python data_lists/build.py learn2reg DIR/OASIS_dataset.json -o list.json
     python data_lists/build.py slices list.json SLICES -o SLICES/datalist.json
+    python data_lists/build.py attributes list.json participants.tsv -o list.json
+    python data_lists/build.py share list.json ventricles --labels "[4,43]" -o list.json
 
 Paths in the list are relative to the data folder, whichever place the list is written to.
 """
@@ -17,7 +19,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -281,6 +283,88 @@ def cut_slices(
     return sections
 
 
+def add_attributes(
+    data_list: str | os.PathLike, table: str | os.PathLike, columns: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """A list whose scans have the columns of a table (CSV, or TSV as BIDS has it) as attributes, matched by person.
+
+    Args:
+        data_list: list of scans with `subject`.
+        table: has a column `subject` or `participant_id` (with or without "sub-"), and a row for each person.
+        columns: that are wanted; all by default.
+    Raises:
+        ValueError: if a column or a person is missing, or a cell is empty.
+    """
+    import csv
+
+    with open(table, newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file, delimiter="\t" if str(table).endswith(".tsv") else ","))
+    key = next((name for name in ("subject", "participant_id") if rows and name in rows[0]), None)
+    if key is None:
+        raise ValueError(f"{table}: expected a column subject or participant_id")
+    wanted = [name for name in rows[0] if name != key] if columns is None else _list_of(columns)
+    if not set(wanted) <= set(rows[0]):
+        raise ValueError(f"{table}: expected the columns {', '.join(wanted)}, got {', '.join(rows[0])}")
+    people = {row[key].removeprefix("sub-"): row for row in rows}
+
+    def attributes(item: Item) -> Item:
+        if "subject" not in item:
+            raise ValueError(f"{data_list}: {item.get('image', item.get('label'))} has no subject to look up")
+        row = people.get(str(item["subject"]).removeprefix("sub-"))
+        if row is None or any(row[name] in ("", "n/a", None) for name in wanted):
+            raise ValueError(f"{table}: no complete row for {item['subject']}")
+        return {name: _number(row[name]) for name in wanted}
+
+    return _extend(data_list, attributes)
+
+
+def add_share(
+    data_list: str | os.PathLike, name: str, labels: Sequence[int], of: Sequence[int] | None = None
+) -> dict[str, Any]:
+    """A list whose scans have as an attribute what percentage of the voxels of `of` (default: all but 0) has these
+    labels.
+
+    Raises:
+        ValueError: if a scan has no label map, or none of the voxels counts.
+    """
+    import nibabel as nib
+    import numpy as np
+
+    folder = Path(data_list).parent
+
+    def share(item: Item) -> Item:
+        if "label" not in item:
+            raise ValueError(f"{data_list}: {item.get('image')} has no label map")
+        values = np.asarray(nib.load(folder / item["label"]).dataobj)
+        whole = np.isin(values, _list_of(of)) if of is not None else values != 0
+        if not whole.any():
+            raise ValueError(f"{item['label']}: no voxel has one of the labels {of}")
+        return {name: round(100 * float(np.isin(values, _list_of(labels)).sum() / whole.sum()), 4)}
+
+    return _extend(data_list, share)
+
+
+def _extend(data_list: str | os.PathLike, entries: Callable[[Item], Item]) -> dict[str, Any]:
+    """A list with further entries for each of its scans; all else stays."""
+    lists = json.loads(Path(data_list).read_text())
+    for section in ("training", "validation", "test"):
+        if section in lists:
+            lists[section] = [{**item, **entries(item)} for item in lists[section]]
+    return lists
+
+
+def _list_of(value: Any) -> list[Any]:
+    """A list of what the command line gives, where one element may stand alone."""
+    return [value] if isinstance(value, str | int) else list(value)
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
 def _stem(name: str) -> str:
     return Path(name).name.split(".")[0]
 
@@ -443,9 +527,18 @@ class Commands:
         """2-D slices of a list of scans in a common space, written to a folder; see `cut_slices`."""
         return self._write(cut_slices(data_list, folder, axis=axis, pairs=pairs))
 
-    def _write(self, sections: Mapping[str, list[Item]]) -> str:
+    def attributes(self, data_list: str, table: str, columns: Sequence[str] | None = None) -> str:
+        """Columns of a table of people (CSV, TSV) as attributes of the scans of a list, see `add_attributes`."""
+        return self._write(add_attributes(data_list, table, columns))
+
+    def share(self, data_list: str, name: str, labels: Sequence[int], of: Sequence[int] | None = None) -> str:
+        """A structure's share (%) of the labelled voxels as an attribute of the scans of a list, see `add_share`."""
+        return self._write(add_share(data_list, name, labels, of))
+
+    def _write(self, sections: Mapping[str, Any]) -> str:
         write_list(self._output, sections)
-        return f"{self._output}: " + ", ".join(f"{len(items)} {name}" for name, items in sections.items())
+        counts = [f"{len(items)} {name}" for name, items in sections.items() if isinstance(items, list)]
+        return f"{self._output}: " + ", ".join(counts)
 
 
 if __name__ == "__main__":

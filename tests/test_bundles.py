@@ -44,12 +44,17 @@ PAIR_FILES = {
     "metrics.json",
     "picture.png",
 }
+ATLAS_FILES = {"warped_fixed.nii.gz", "warped_fixed_label.nii.gz"}
 UNCERTAINTY_FILES = {"displacement_sd.nii.gz", "velocity_sd.nii.gz", "label_entropy.nii.gz", "uncertainty.png"}
 SAMPLE_FILES = {f"sample_{i:02d}_{kind}.nii.gz" for i in (1, 2, 3) for kind in ("warped", "field")}
 STATISTICS = "id,t1_prior_mean,t1_prior_mean_spread\n0,5,2\n1,110,8\n2,170,8\n3,60,8\n4,140,8\n"
 TINY = {"size": [32, 32, 32], "spacing": 1.0, "center": "image", "learning_rate": 0.0005, "precision": "float32"}
 # One objective, so that the losses of different steps can be compared.
 TINY |= {"hyper_prior": [1000.0, 1000.0], "hyper_endpoint_share": 0.0}
+# What a template is made for: training and inference must agree on it.
+TEMPLATE = {"conditions": {"age": "numeric"}, "template_labels": [0, 1, 2, 3, 4], "label_stride": 2}
+TINY |= TEMPLATE
+TEMPLATE |= {"size": TINY["size"]}
 
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -66,6 +71,15 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five phantoms of 32 x 32 x 32 voxels of 1 mm, two of them for validation, and their labels' statistics."""
     folder = Path(write_phantom_scans(tmp_path_factory.mktemp("scans"), 5, (32, 32, 32))).parent
     (folder / "labels.csv").write_text(STATISTICS)
+    return with_ages(folder)
+
+
+def with_ages(folder: Path) -> Path:
+    """Add an attribute to the scans of a folder's data list: 20, 30, ..."""
+    sections = read_json(folder / "datalist.json")
+    for i, scan in enumerate(sections["training"] + sections["validation"]):
+        scan["age"] = 20 + 10 * i
+    (folder / "datalist.json").write_text(json.dumps(sections))
     return folder
 
 
@@ -80,6 +94,25 @@ def trained(bundle: Path, scans: Path, tmp_path_factory: pytest.TempPathFactory)
 def registered(bundle: Path, scans: Path, trained: SimpleNamespace) -> Path:
     """The results of inference on the two validation pairs; not to be changed."""
     return infer(bundle, scans, trained.folder / "registered", weights=str(trained.folder / "model.pt"))
+
+
+def has_template(bundle: Path) -> bool:
+    """Whether it registers single scans, each to the bundle's own template."""
+    return "conditions" in read_json(bundle / "configs" / "inference.json")
+
+
+def pairs_of(bundle: Path) -> list[str]:
+    """Folders of the results of inference on the phantoms."""
+    return (
+        ["phantom_03", "phantom_04"] if has_template(bundle) else [f"phantom_0{i}-to-phantom_0{7 - i}" for i in (3, 4)]
+    )
+
+
+def network_of(bundle: Path, job: str = "inference") -> torch.nn.Module:
+    config = read_json(bundle / "configs" / f"{job}.json")
+    parser = ConfigParser(config)
+    parser.update({name: value for name, value in TEMPLATE.items() if name in config and has_template(bundle)})
+    return parser.get_parsed_content("network_def")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -116,6 +149,8 @@ def infer(bundle: Path, scans: Path, output: Path, *overlays: str, **overrides: 
     configs = [bundle / "configs" / "inference.json", *(OVERLAYS / name for name in overlays)]
     settings = {"dataset_dir": str(scans), "output_dir": str(output), "section": "validation_pairs", "spacing": 1.0}
     settings |= {"affine": "none", "optimize": 0}
+    if has_template(bundle):
+        settings |= {"section": "validation", **TEMPLATE}
     job = workflow(bundle, "infer", configs, {**settings, **overrides})
     job.initialize()
     job.run()
@@ -187,7 +222,8 @@ def test_version_is_in_the_changelog(bundle):
 @pytest.mark.parametrize(("kind", "config"), [("train", "train.json"), ("infer", "inference.json")])
 def test_workflow_has_every_property_monai_asks_for(bundle, scans, trained, tmp_path, kind, config):
     settings = {"dataset_dir": str(scans), "output_dir": str(tmp_path), "ckpt_dir": str(tmp_path), **TINY}
-    settings |= {"section": "validation_pairs", "weights": str(trained.folder / "model.pt")}
+    section = "validation" if has_template(bundle) else "validation_pairs"
+    settings |= {"section": section, "weights": str(trained.folder / "model.pt")}
     job = workflow(bundle, kind, [bundle / "configs" / config], settings)
     job.initialize()
     assert job.check_properties() == []
@@ -221,14 +257,14 @@ def test_every_id_an_overlay_overrides_exists(bundle):
 
 
 def test_handlers_that_write_logs_stand_last(bundle):
-    """The multi-GPU overlay gives the first four to every process, the others to the first process alone."""
+    """The multi-GPU overlay gives the last three to the first process alone, the others to every process."""
     names = [
         h["_target_"].rpartition(".")[2] for h in read_json(bundle / "configs" / "train.json")["train"]["handlers"]
     ]
     writers = {"TrainingCurve", "TensorBoardStatsHandler", "ProgressBar", "StatsHandler"}
-    assert "@train#handlers[:4]" in read_json(OVERLAYS / "multi_gpu.json")["train#trainer#train_handlers"]
-    assert not writers & set(names[:4])
-    assert writers >= set(names[4:])
+    assert "@train#handlers[:-3]" in read_json(OVERLAYS / "multi_gpu.json")["train#trainer#train_handlers"]
+    assert not writers & set(names[:-3])
+    assert writers >= set(names[-3:])
 
 
 # The network
@@ -248,7 +284,9 @@ def test_scripted_network_gives_equal_output(bundle):
     torch.manual_seed(0)
     network = parser.get_parsed_content("network_def").eval()
     metadata = read_json(bundle / "configs" / "metadata.json")["network_data_format"]["inputs"]["image"]
-    image = torch.rand(1, metadata["num_channels"], *[32] * len(metadata["spatial_shape"]))
+    image = torch.rand(
+        1, metadata["num_channels"], *[n if isinstance(n, int) else 32 for n in metadata["spatial_shape"]]
+    )
     with torch.no_grad():
         assert torch.equal(torch.jit.script(network)(image), network(image))
 
@@ -274,8 +312,7 @@ def test_training_writes_checkpoints_curve_and_events(trained):
 
 
 def test_model_file_is_a_plain_state_dict_of_the_network(bundle, trained):
-    network = ConfigParser(read_json(bundle / "configs" / "inference.json")).get_parsed_content("network_def")
-    network.load_state_dict(torch.load(trained.folder / "model.pt", weights_only=True), strict=True)
+    network_of(bundle).load_state_dict(torch.load(trained.folder / "model.pt", weights_only=True), strict=True)
 
 
 def test_model_file_holds_the_averaged_weights(bundle, trained):
@@ -322,23 +359,27 @@ def test_checkpoint_of_another_architecture_is_not_resumed(bundle, scans, traine
 # Inference
 
 
-def test_inference_writes_exactly_the_expected_files(registered):
+def test_inference_writes_exactly_the_expected_files(bundle, registered):
     pytest.importorskip("itk")
     folders = [path for path in registered.iterdir() if path.is_dir()]
-    assert {path.name for path in folders} == {"phantom_03-to-phantom_04", "phantom_04-to-phantom_03"}
+    assert {path.name for path in folders} == set(pairs_of(bundle))
     for folder in folders:
-        assert {path.name for path in folder.iterdir()} == PAIR_FILES
-    assert {path.name for path in registered.iterdir() if path.is_file()} == {
-        "metrics.csv",
-        "metrics.json",
-        "index.html",
-    }
+        assert {path.name for path in folder.iterdir()} == PAIR_FILES | (ATLAS_FILES if has_template(bundle) else set())
+    files = {path.name for path in registered.iterdir() if path.is_file()}
+    assert {"metrics.csv", "metrics.json", "index.html"} <= files
+    templates = {f"template_age-{age}{end}" for age in (50, 60) for end in (".nii.gz", "_label.nii.gz", ".json")}
+    assert files - {"metrics.csv", "metrics.json", "index.html"} == (templates if has_template(bundle) else set())
 
 
-def test_results_lie_on_the_grid_of_the_fixed_image(registered, scans):
+def test_results_lie_on_the_grid_of_the_fixed_image(bundle, registered, scans):
     fixed = nib.load(scans / "images" / "phantom_04.nii.gz")
+    if has_template(bundle):
+        fixed = nib.load(registered / "template_age-50.nii.gz")
+        for name in ("warped_fixed.nii.gz", "warped_fixed_label.nii.gz"):
+            result = nib.load(registered / "phantom_03" / name)
+            assert result.shape == nib.load(scans / "images" / "phantom_03.nii.gz").shape
     for name in ("warped.nii.gz", "warped_label.nii.gz"):
-        result = nib.load(registered / "phantom_03-to-phantom_04" / name)
+        result = nib.load(registered / pairs_of(bundle)[0] / name)
         assert result.shape == fixed.shape
         np.testing.assert_allclose(result.affine, fixed.affine, atol=1e-5)
 
@@ -351,6 +392,7 @@ def test_inference_twice_gives_equal_numbers(bundle, scans, trained, registered)
         first, second = (read_json(root / folder.name / "metrics.json") for root in (registered, again))
         for metrics in (first, second):
             metrics.pop("seconds")
+            metrics["fixed"] = Path(metrics["fixed"]).name  # a template lies in the folder of the run
         assert first == second
 
 
@@ -382,7 +424,7 @@ def test_optimization_of_the_pair_raises_the_similarity(bundle, scans, trained, 
     if "optimize" not in read_json(bundle / "configs" / "inference.json"):
         pytest.skip("the bundle has no pairwise optimisation")
     infer(bundle, scans, tmp_path, weights=str(trained.folder / "model.pt"), optimize=5)
-    name = "phantom_03-to-phantom_04/metrics.json"
+    name = f"{pairs_of(bundle)[0]}/metrics.json"
     assert read_json(tmp_path / name)["ncc_after"] > read_json(registered / name)["ncc_after"]
 
 
@@ -460,7 +502,7 @@ def test_two_dimensional_variant_trains(bundle, scans, tmp_path):
         assert np.isfinite(losses).all()
         assert float(read_curve(tmp_path)[1]["score"]) > 0
         return
-    slabs = Path(write_phantom_scans(tmp_path / "slabs", 4, (32, 32))).parent
+    slabs = with_ages(Path(write_phantom_scans(tmp_path / "slabs", 4, (32, 32))).parent)
     losses = train(bundle, slabs, tmp_path, "train_2d.json", size=[32, 32], learning_rate=0.002)
     assert len(losses) == 8
     assert np.mean(losses[4:]) < np.mean(losses[:4])
@@ -471,7 +513,7 @@ def test_label_maps_alone_train(bundle, scans, tmp_path):
         pytest.skip("the bundle has no variant for label maps")
     sections = read_json(scans / "datalist.json")
     maps = {
-        name: [{"label": str(scans / scan["label"]), "subject": scan["subject"]} for scan in sections[name]]
+        name: [{**scan, "label": str(scans / scan["label"])} for scan in sections[name] if scan.pop("image")]
         for name in ("training", "validation")
     }
     (tmp_path / "datalist.json").write_text(json.dumps(maps))
@@ -545,8 +587,7 @@ def test_two_processes_train_and_resume(bundle, scans, tmp_path):
         assert (checkpoint["epoch"], checkpoint["iteration"]) == (epochs, 2 * epochs)
     assert (tmp_path / "model.pt").exists()
     assert [row["epoch"] for row in read_curve(tmp_path)] == ["1", "2"]
-    network = ConfigParser(read_json(bundle / "configs" / "train.json")).get_parsed_content("network_def")
-    network.load_state_dict(checkpoint["network"], strict=True)
+    network_of(bundle, "train").load_state_dict(checkpoint["network"], strict=True)
 
 
 # On a GPU, which is compared with the CPU. The node may lack itk, matplotlib and TensorBoard.
@@ -575,12 +616,12 @@ def check_training_on(device: str, bundle: Path, scans: Path, folder: Path) -> N
     assert losses[device][0] == pytest.approx(losses["cpu"][0], rel=1e-3)
 
 
-def check_inference_on(device: str, bundle: Path, scans: Path, folder: Path, weights: Path) -> None:
+def check_inference_on(device: str, bundle: Path, scans: Path, output: Path, weights: Path) -> None:
     results = [
         infer(
             bundle,
             scans,
-            folder / name,
+            output / name,
             weights=str(weights),
             device=torch.device(name),
             **{"postprocessing#transforms#1#picture": False},
@@ -588,10 +629,11 @@ def check_inference_on(device: str, bundle: Path, scans: Path, folder: Path, wei
         for name in ("cpu", device)
     ]
     names = {path.relative_to(results[0]) for path in results[0].glob("*/*")}
-    assert {Path("phantom_03-to-phantom_04") / name for name in ("warped.nii.gz", "metrics.json")} <= names
+    folder = pairs_of(bundle)[0]
+    assert {Path(folder) / name for name in ("warped.nii.gz", "metrics.json")} <= names
     assert names == {path.relative_to(results[1]) for path in results[1].glob("*/*")}
     for name in ("warped.nii.gz", "forward_field.nii.gz", "inverse_field.nii.gz"):
-        first, second = (read_image(root / "phantom_03-to-phantom_04" / name) for root in results)
+        first, second = (read_image(root / folder / name) for root in results)
         np.testing.assert_allclose(second, first, atol=0.02)
 
 

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fire
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -173,7 +175,7 @@ def test_more_sections_than_people_are_refused():
 
 
 def test_drawn_pairs_are_of_different_people_and_reach_all():
-    dataset = ScanPairDataset(numbered(6, people=[0, 0, 1, 1, 2, 2]), num_pairs=200)
+    dataset = ScanPairDataset(numbered(6, people=[0, 0, 1, 1, 2, 2]), num_pairs=200).set_random_state(seed=0)
     pairs = drawn(dataset)
     assert all(m // 2 != f // 2 for m, f in pairs)
     assert len(set(pairs)) == 24
@@ -447,6 +449,121 @@ def test_command_line_writes_a_list_and_names_what_is_missing(tmp_path):
     assert failed.returncode != 0
     assert "no file in" in failed.stderr
     assert "Traceback" not in failed.stderr
+
+
+ATTRIBUTES = [
+    ("table.csv", "subject,age,sex\np0,20,F\np1,31.5,M\np2,70,F\nextra,1,M\n"),
+    ("table.tsv", "participant_id\tage\tsex\nsub-p2\t70\tF\nsub-p0\t20\tF\nsub-p1\t31.5\tM\n"),
+]
+
+
+def attributed(folder, name="table.csv", text=ATTRIBUTES[0][1], columns=None):
+    path = write(folder, {"name": "people", "training": SCANS[:4], "test": SCANS[4:], "test_pairs": [{"id": "a"}]})
+    (folder / name).write_text(text)
+    return build.add_attributes(path, folder / name, columns)
+
+
+@pytest.mark.parametrize(("name", "text"), ATTRIBUTES, ids=["csv", "tsv"])
+def test_columns_of_a_table_become_attributes_of_the_persons_scans(tmp_path, name, text):
+    lists = attributed(tmp_path, name, text)
+    found = {"p0": {"age": 20, "sex": "F"}, "p1": {"age": 31.5, "sex": "M"}, "p2": {"age": 70, "sex": "F"}}
+    assert lists["training"] + lists["test"] == [{**scan, **found[scan["subject"]]} for scan in SCANS]
+    assert (lists["name"], lists["test_pairs"]) == ("people", [{"id": "a"}])
+
+
+def test_only_the_wanted_columns_are_added(tmp_path):
+    lists = attributed(tmp_path, text="subject,age,sex\np0,20,\np1,31.5,\np2,70,\n", columns=["age"])
+    assert lists["test"] == [{**scan, "age": 70} for scan in SCANS[4:]]
+
+
+def test_people_of_a_list_may_be_called_as_in_bids(tmp_path):
+    path = write(tmp_path, {"training": [{"image": "a.nii.gz", "subject": "sub-07"}]})
+    (tmp_path / "table.csv").write_text("subject,age\n07,20\n")
+    assert build.add_attributes(path, tmp_path / "table.csv")["training"][0]["age"] == 20
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "message"),
+    [
+        ("person,age\np0,20\n", None, "expected a column subject or participant_id"),
+        ("", None, "expected a column subject or participant_id"),
+        ("subject,age\np0,20\n", ["iq"], "expected the columns iq, got subject, age"),
+        ("subject,age\np0,20\np1,30\n", None, "no complete row for p2"),
+        ("subject,age\np0,20\np1,30\np2,\n", None, "no complete row for p2"),
+        ("subject,age,sex\np0,20,F\np1,30,F\np2,40\n", None, "no complete row for p2"),
+    ],
+)
+def test_incomplete_tables_are_refused(tmp_path, text, columns, message):
+    with pytest.raises(ValueError, match=rf"table\.csv: {message}"):
+        attributed(tmp_path, text=text, columns=columns)
+
+
+def test_a_cell_that_bids_calls_missing_is_empty(tmp_path):
+    with pytest.raises(ValueError, match="no complete row for p2"):
+        attributed(tmp_path, text="subject,age\np0,20\np1,30\np2,n/a\n")
+
+
+def with_maps(folder):
+    """A list of two label maps of 40 voxels: 10 and 5 of label 4, 10 of label 7 (20 of it and of 8), background."""
+    for name, count in (("a", 10), ("b", 5)):
+        voxels = np.repeat([4, 7, 8, 0], [count, 10, 10, 20 - count]).astype(np.uint8)
+        nib.save(nib.Nifti1Image(voxels.reshape(5, 4, 2), np.eye(4)), folder / f"{name}.nii.gz")
+    scans = [{"label": f"{name}.nii.gz", "subject": name} for name in "ab"]
+    return write(folder, {"training": scans[:1], "validation": scans[1:], "validation_pairs": []})
+
+
+def test_share_of_a_structure_becomes_an_attribute(tmp_path):
+    path = with_maps(tmp_path)
+    lists = build.add_share(path, "ventricles", [4])
+    assert lists["training"] == [{"label": "a.nii.gz", "subject": "a", "ventricles": pytest.approx(100 / 3, abs=1e-4)}]
+    assert lists["validation"][0]["ventricles"] == 20
+    assert lists["validation_pairs"] == []
+    assert build.add_share(path, "both", [4, 8])["training"][0]["both"] == pytest.approx(200 / 3, abs=1e-4)
+    assert build.add_share(path, "of", [4], of=[4, 7])["validation"][0]["of"] == pytest.approx(100 / 3, abs=1e-4)
+
+
+def test_share_of_scans_without_labels_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"0\.nii\.gz has no label map"):
+        build.add_share(write(tmp_path, {"training": SCANS}), "ventricles", [4])
+    with pytest.raises(ValueError, match=r"a\.nii\.gz: no voxel has one of the labels \[9\]"):
+        build.add_share(with_maps(tmp_path), "ventricles", [4], of=[9])
+
+
+def build_command(folder, *words):
+    return fire.Fire(build.Commands, command=[*map(str, words), "--output", str(folder / "new.json")])
+
+
+def test_attributes_are_added_on_the_command_line(tmp_path):
+    words = ["attributes", with_maps(tmp_path), tmp_path / "table.csv", "--columns"]
+    (tmp_path / "table.csv").write_text("subject,age,sex\na,20,F\nb,30,M\n")
+    report = build_command(tmp_path, *words, "age,sex")
+    assert report == f"{tmp_path / 'new.json'}: 1 training, 1 validation, 0 validation_pairs"
+    (scan,) = load_list(tmp_path / "new.json")
+    assert scan == {"label": str(tmp_path / "a.nii.gz"), "subject": "a", "age": 20, "sex": "F"}
+    with pytest.raises(ValueError, match="expected the columns age, iq"):
+        build_command(tmp_path, *words, "age,iq")
+
+
+def test_a_share_is_added_on_the_command_line(tmp_path):
+    build_command(tmp_path, "share", with_maps(tmp_path), "ventricles", "--labels", "[4,8]", "--of", "[4,7,8]")
+    assert load_list(tmp_path / "new.json", "validation")[0]["ventricles"] == 60
+
+
+@pytest.mark.parametrize("words", [["attributes", "table.csv", "--columns", "age"], ["share", "x", "--labels", 4]])
+def test_one_column_or_label_needs_no_brackets_on_the_command_line(tmp_path, words):
+    path = with_maps(tmp_path)
+    (tmp_path / "table.csv").write_text("subject,age,sex\na,20,F\nb,30,M\n")
+    command, name, *rest = words
+    name = tmp_path / name if command == "attributes" else name
+    assert "1 training" in build_command(tmp_path, command, path, name, *rest)
+
+
+@pytest.mark.parametrize("entry", [{"name": "ten people"}, {"version": 2}], ids=["name", "version"])
+def test_only_sections_of_a_list_are_counted(tmp_path, entry):
+    path = with_maps(tmp_path)
+    path.write_text(json.dumps({**entry, **json.loads(path.read_text())}))
+    report = build.Commands(output=tmp_path / "new.json").share(path, "ventricles", [4])
+    assert report == f"{tmp_path / 'new.json'}: 1 training, 1 validation, 0 validation_pairs"
 
 
 def test_ready_lists_are_lists_split_by_person():

@@ -36,7 +36,8 @@ class SynthesizedBatch:
 
     Args:
         synthesis: has `draw(batch, size, generator)`, and called with both maps and the draw gives `moving`, `fixed`,
-            `label_moving` and `label_fixed` (see `transforms.synthesis.SynthesizePair`).
+            `label_moving` and `label_fixed` (see `transforms.synthesis.SynthesizePair`); or with the one map of a scan
+            alone, and gives what is `moving` (`SynthesizeScan`).
         slices: cuts both maps into 2-D ones first; `draw(generator)` and a call (`transforms.synthesis.TakeSlices`).
         seed: the same random numbers at each call, for validation; None draws a new seed from torch's global generator,
             so that a seeded run can be repeated, and each process of a distributed run goes its own way.
@@ -53,8 +54,8 @@ class SynthesizedBatch:
         non_blocking: bool = False,
         **kwargs: Any,
     ) -> tuple[Tensor, dict[str, Tensor], tuple[()], dict[str, Any]]:
-        """As `prepare_pair_batch`; the batch needs `label_moving` and `label_fixed`, (B, 1, *S)."""
-        maps = [_plain(batch[key]) for key in ("label_moving", "label_fixed")]
+        """As `prepare_pair_batch`; the batch needs `label_moving` and, unless scans come alone, `label_fixed`."""
+        maps = [_plain(batch[key]) for key in ("label_moving", "label_fixed") if key in batch]
         maps = [labels.to(device, non_blocking=non_blocking, **kwargs) for labels in maps]
         seed = int(torch.randint(2**62, (1,))) if self.seed is None else self.seed
         generator = torch.Generator(maps[0].device).manual_seed(seed)
@@ -62,7 +63,7 @@ class SynthesizedBatch:
             maps = self.slices(*maps, self.slices.draw(generator))
         draw = self.synthesis.draw(maps[0].shape[0], maps[0].shape[2:], generator)
         targets = self.synthesis(*maps, draw)
-        return torch.cat([targets["moving"], targets["fixed"]], 1), targets, (), {}
+        return torch.cat([targets[role] for role in ("moving", "fixed") if role in targets], 1), targets, (), {}
 
 
 class HyperBatch:
@@ -147,6 +148,46 @@ class HyperSampler:
         values = self.distribution.sample((number,))
         ends = torch.randint(2, values.shape).to(values.dtype)
         return torch.where(torch.rand(values.shape) < self.endpoint_share, ends, values)
+
+
+class AtlasBatch:
+    """`prepare_batch` for a network that supplies the other image itself, a template for the scan's attributes.
+
+    The network input is the moving image, the scan; its attributes, raw values (B, A), go to the inferer.
+
+    Args:
+        encoder: has `names` and `values(attributes by name)` (`AttributeEncoder`); the batch has the attributes by
+            name, or by name and "_moving" as `ScanPairDataset` calls them.
+        prepare: makes the batch itself.
+    Raises:
+        ValueError: on a call, if an attribute is missing or impossible.
+    """
+
+    def __init__(
+        self,
+        encoder: Any,
+        prepare: Callable[..., tuple[Tensor, dict[str, Tensor], tuple, dict[str, Any]]] = prepare_pair_batch,
+    ) -> None:
+        self.encoder, self.prepare = encoder, prepare
+
+    def __call__(
+        self,
+        batch: Mapping[str, Any],
+        device: torch.device | str | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, dict[str, Tensor], tuple[()], dict[str, Any]]:
+        """As `prepare` returns it, with `attributes`."""
+        _image, targets, _args, options = self.prepare(batch, device, non_blocking, **kwargs)
+        scan = targets["moving"]
+        if not self.encoder.names:
+            return scan, targets, (), options
+        keys = {name: f"{name}_moving" if f"{name}_moving" in batch else name for name in self.encoder.names}
+        missing = [name for name, key in keys.items() if key not in batch]
+        if missing:
+            raise ValueError(f"the scans have no attribute {', '.join(missing)}: add it to the data list")
+        rows = [self.encoder.values({name: batch[key][i] for name, key in keys.items()}) for i in range(len(scan))]
+        return scan, targets, (), {**options, "attributes": torch.stack(rows).to(scan.device)}
 
 
 def _repeat(thing: Any, times: int) -> Any:

@@ -186,6 +186,8 @@ class ScanPairDataset(Dataset, Randomizable):
         cache: keep the transformed scans in memory; they are loaded at construction, with a progress bar.
         between_people: draw the two scans from different people; else two scans of one person may meet.
         with_itself: pair each scan with itself, where augmentation is what tells the two apart.
+        alone: item i is one scan drawn at random, as the moving image, and `image` is that scan: for networks that
+            supply the other one (atlases).
         shuffle: if false, the pairs are the same in each epoch: `num_pairs` (default all) of the possible ordered
             pairs, drawn evenly from their list. For validation.
         cache_workers: threads that fill the cache.
@@ -204,6 +206,7 @@ class ScanPairDataset(Dataset, Randomizable):
         cache: bool = True,
         between_people: bool = True,
         with_itself: bool = False,
+        alone: bool = False,
         shuffle: bool = True,
         cache_workers: int = 2,
     ) -> None:
@@ -223,9 +226,9 @@ class ScanPairDataset(Dataset, Randomizable):
         self.in_order = self.pairs_given or (self.has_atlas and num_pairs is None)
         self.num_pairs = num_pairs or self.num_scans
         self._fixed_pairs: list[tuple[int, int]] | None = None
-        self.with_itself = with_itself
-        if with_itself and (self.pairs_given or atlas is not None):
-            raise ValueError("with_itself pairs each scan with itself: it takes no pairs and no atlas")
+        self.with_itself, self.alone = with_itself or alone, alone
+        if self.with_itself and (self.pairs_given or atlas is not None):
+            raise ValueError("with_itself and alone take single scans: no pairs and no atlas")
         people = [subject_of(scan) if between_people else str(i) for i, scan in enumerate(self.data)]
         self._person = np.unique(people, return_inverse=True)[1]
         self._group = np.unique([str(scan.get("group", "")) for scan in self.data], return_inverse=True)[1]
@@ -253,7 +256,7 @@ class ScanPairDataset(Dataset, Randomizable):
             pair = self._load(index)
         else:
             moving, fixed = self._draw(index)
-            pair = _pair_of(self._load(moving), self._load(fixed))
+            pair = _pair_of(self._load(moving), {} if self.alone else self._load(fixed))
         if self.pair_transform is not None:
             pair = self.pair_transform(pair)
         return _with_image(pair)
@@ -388,6 +391,8 @@ def _compact(key: str, value: Any) -> Any:
 
 def _with_image(pair: Item) -> Item:
     moving, fixed = pair.get("moving"), pair.get("fixed")
+    if "image" not in pair and isinstance(moving, Tensor) and fixed is None:
+        return {**pair, "image": moving}
     if "image" in pair or not isinstance(moving, Tensor) or not isinstance(fixed, Tensor):
         return pair
     if moving.shape[1:] != fixed.shape[1:]:

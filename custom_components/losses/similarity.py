@@ -7,6 +7,7 @@ computed in float32 also under autocast.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -154,6 +155,28 @@ class MSE(nn.Module):
     def forward(self, warped: Tensor, fixed: Tensor, mask: Tensor | None = None) -> Tensor:
         warped, fixed, mask = _checked(warped, fixed, mask)
         return masked_mean((warped - fixed).square(), mask) / self.sigma**2
+
+
+class SimilaritySum(nn.Module):
+    """Weighted sum of similarities: for instance LNCC, which finds edges whatever the brightness, and MSE, which fixes
+    the brightness of a learned template.
+
+    Args:
+        similarities: each called as `similarity(warped, fixed, mask)`.
+        weights: one for each.
+    Raises:
+        ValueError: if the numbers differ.
+    """
+
+    def __init__(self, similarities: Sequence[nn.Module], weights: Sequence[float]) -> None:
+        super().__init__()
+        if len(similarities) != len(weights) or not weights:
+            raise ValueError(f"expected a weight for each similarity, got {len(similarities)} and {len(weights)}")
+        self.similarities, self.weights = nn.ModuleList(similarities), list(weights)
+
+    def forward(self, warped: Tensor, fixed: Tensor, mask: Tensor | None = None) -> Tensor:
+        parts = [w * s(warped, fixed, mask) for s, w in zip(self.similarities, self.weights, strict=True)]
+        return torch.stack(parts).sum()
 
 
 class MutualInformation(nn.Module):

@@ -50,6 +50,7 @@ _ADDED = (
     "uncertainty.png",
     "sample_[0-9]*_*.nii.gz",
 )
+_MORE_OUTPUTS = ("warped_fixed", "warped_fixed_label")
 _OUTPUTS = ("warped", "warped_label", "forward", "inverse", "affine", "composite", "jacobian")
 
 
@@ -252,6 +253,7 @@ class SavePaird(Transform):
         warped: warped.nii.gz, float32, one interpolation of the original.
         warped_label: warped_label.nii.gz, in the label file's type, if there is a moving label map.
         warped_fixed: warped_fixed.nii.gz, the fixed image on the moving image's grid.
+        warped_fixed_label: warped_fixed_label.nii.gz, the fixed label map there, if there is one.
         forward, inverse: forward_field.nii.gz, inverse_field.nii.gz, the dense part alone, on the model grid.
         affine: affine.tfm, if there was a pre-alignment.
         composite: transform.h5, inverse_transform.h5, dense and affine in one file (needs `itk`). Forward resamples the
@@ -267,10 +269,10 @@ class SavePaird(Transform):
     def __init__(
         self, output_dir: str, write: Sequence[str] = _OUTPUTS, *, label_mode: str = "nearest", id_key: str = "id"
     ) -> None:
-        unknown = set(write) - {*_OUTPUTS, "warped_fixed"}
+        unknown = set(write) - {*_OUTPUTS, *_MORE_OUTPUTS}
         if unknown or label_mode not in ("nearest", "linear"):
             raise ValueError(
-                f"expected outputs among {_OUTPUTS} and warped_fixed, and label_mode nearest or linear, "
+                f"expected outputs among {_OUTPUTS + _MORE_OUTPUTS} and label_mode nearest or linear, "
                 f"got {list(write)} and {label_mode!r}"
             )
         self.output_dir = output_dir
@@ -286,9 +288,8 @@ class SavePaird(Transform):
         name = str(data.get(self.id_key) or f"{_stem(fixed.path)}__{_stem(moving.path)}")
         folder = Path(self.output_dir) / name
         with publish_together(folder) as scratch:
-            files = self._write_images(
-                scratch, fixed, moving, forward, inverse, str(data.get("label_moving_path") or "")
-            )
+            label_paths = [str(data.get(f"label_{role}_path") or "") for role in ("moving", "fixed")]
+            files = self._write_images(scratch, fixed, moving, forward, inverse, label_paths)
             files |= self._write_transforms(scratch, forward, inverse, matrix)
             for pattern in _ADDED:
                 for stale in folder.glob(pattern):
@@ -296,18 +297,28 @@ class SavePaird(Transform):
         return {**data, "output_dir": str(folder), "output_files": {k: str(folder / v) for k, v in files.items()}}
 
     def _write_images(
-        self, folder: Path, fixed: Volume, moving: Volume, forward: list[Step], inverse: list[Step], label_path: str
+        self,
+        folder: Path,
+        fixed: Volume,
+        moving: Volume,
+        forward: list[Step],
+        inverse: list[Step],
+        label_paths: Sequence[str],
     ) -> dict[str, str]:
         files = {}
         if "warped" in self.write:
             warped = resample(moving.data, moving.affine, fixed.grid, steps=forward)
             files["warped"] = "warped.nii.gz"
             write_image(folder / files["warped"], warped, fixed.affine, like=fixed)
-        if "warped_label" in self.write and label_path:
-            labels = load_labels_for(label_path, moving)
-            warped = warp_labels(labels, fixed.grid, forward, mode=self.label_mode)
-            files["warped_label"] = "warped_label.nii.gz"
-            write_image(folder / files["warped_label"], warped, fixed.affine, like=fixed, dtype=labels.file_dtype)
+        for name, path, source, target, steps in (
+            ("warped_label", label_paths[0], moving, fixed, forward),
+            ("warped_fixed_label", label_paths[1], fixed, moving, inverse),
+        ):
+            if name in self.write and path and steps:
+                labels = load_labels_for(path, source)
+                warped = warp_labels(labels, target.grid, steps, mode=self.label_mode)
+                files[name] = f"{name}.nii.gz"
+                write_image(folder / files[name], warped, target.affine, like=target, dtype=labels.file_dtype)
         if "warped_fixed" in self.write and inverse:
             warped = resample(fixed.data, fixed.affine, moving.grid, steps=inverse)
             files["warped_fixed"] = "warped_fixed.nii.gz"

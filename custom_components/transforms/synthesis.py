@@ -243,6 +243,48 @@ class SynthesizePair:
         return result
 
 
+class SynthesizeScan:
+    """Single scans rendered from their label maps, where they lie.
+
+    Args:
+        contrast: draws the images.
+        strip: probability that a map loses the labels from `first_extracerebral` on (skull-stripping).
+        groups: ids of the label map that is handed on, for each structure's id ("id of the map": "id of its group"; an
+            id that is not named becomes 0); None leaves the map as it is.
+    """
+
+    def __init__(
+        self,
+        contrast: RandomContrast,
+        *,
+        strip: float = 0.0,
+        first_extracerebral: int = 500,
+        groups: Mapping[Any, int] | None = None,
+    ) -> None:
+        self.contrast, self.strip, self.first_extracerebral = contrast, strip, first_extracerebral
+        self.groups: Tensor | None = None
+        if groups is not None:
+            self.groups = torch.zeros(contrast.num_labels, dtype=torch.int16)
+            for label, group in groups.items():
+                self.groups[int(label)] = int(group)
+
+    def draw(self, batch: int, size: Sequence[int], generator: Generator) -> dict[str, Any]:
+        """Draw "strip" (B,) and "contrast"."""
+        return {
+            "strip": uniform((0, 1), (batch,), generator) < self.strip,
+            "contrast": self.contrast.draw(batch, size, generator),
+        }
+
+    def __call__(self, label_moving: Tensor, draw: Mapping[str, Any]) -> dict[str, Tensor]:
+        """`moving`, the images (B, 1, *S), and `label_moving`, for integer maps (B, 1, *S)."""
+        shape = (-1, *[1] * (label_moving.ndim - 1))
+        labels = label_moving.masked_fill((label_moving >= self.first_extracerebral) & draw["strip"].view(shape), 0)
+        image = self.contrast(labels, draw["contrast"])
+        if self.groups is not None:
+            labels = self.groups.to(labels.device)[labels.long()]
+        return {"moving": image, "label_moving": labels}
+
+
 class RandomShapes:
     """Label maps of random shapes: the argmax over smooth random images, one for each label, each warped on its own.
 
