@@ -209,10 +209,11 @@ def atlas(
             be given (categories).
         sweep: an attribute's range, for instance age=20:80:13 (13 values from 20 to 80) or sex=F:M: a 4-D image and an
             animated picture.
-        label, mask: of the scan; labels are compared with the template's.
+        label, mask: of the scan; labels are compared with the template's, which must have the same ids (those of the
+            shipped weights are in the bundle's docs).
         optimize: iterations of refinement after the network; default: the bundle's.
         affine: "itk" (or --affine alone), "rigid", "none" or a transform file, template to scan, as for `register`.
-            Default: "itk".
+            Default: the bundle's, "itk".
         bundle: name of a bundle with a template, or its folder.
         weights: another checkpoint; its size, attributes and labels are read from it.
         device: "cpu", "cuda:0", ...; default: the GPU if there is one.
@@ -224,7 +225,7 @@ def atlas(
     if not _has_template(bundle):
         raise ValueError(f"{bundle} has no template; --bundle conditional_atlas has")
     settings |= {"weights": weights, "device": device, "optimize": optimize, "output_dir": str(output)}
-    settings["affine"] = "affine" if affine is True else affine or "itk"
+    settings["affine"] = "affine" if affine is True else affine
     files = {"image": scan, "label": label, "mask": mask}
     item = {key: str(Path(path).absolute()) for key, path in files.items() if path is not None}
     folder = _check_writable(output)
@@ -238,9 +239,9 @@ def atlas(
     for name, categories, mean in zip(encoder.names, encoder.categories, encoder.mean.tolist(), strict=True):
         if name not in given and not categories:
             given[name] = float(f"{mean:.4g}")
-            if name != swept:
+            if name != swept or scan is not None:
                 print(f"{name}: not given, the training data's mean {given[name]:g} is taken")
-        elif name not in given and name == swept:
+        elif name not in given and name == swept and scan is None:
             given[name] = values[0]
     given = {name: given[name] for name in [*encoder.names, *given] if name in given}
     written = write_template(folder, network, given)
@@ -259,33 +260,30 @@ def atlas(
 
 def _parse_attributes(text: str | Mapping[str, Any] | None) -> dict[str, Any]:
     """Of "age=40,sex=F": names to numbers, or to words where it is no number."""
+    from .data.lists import number_or_text
+
     if isinstance(text, Mapping):
         return dict(text)
     parts = [part.partition("=") for part in str(text or "").split(",") if part]
     if text is True or any(not name or not value for name, _, value in parts):
         raise ValueError(f"--attributes: expected name=value, several separated by commas, got {text!r}")
-    return {name.strip(): _number(value.strip()) for name, _, value in parts}
+    return {name.strip(): number_or_text(value.strip()) for name, _, value in parts}
 
 
 def _parse_sweep(text: str, encoder: Any) -> tuple[str, list[Any]]:
     """Of "age=20:80:13" the name and 13 numbers, of "sex=F:M" the name and the two words."""
+    from .data.lists import number_or_text
+
     name, _, rest = str(text).partition("=")
-    values = [_number(value) for value in rest.split(":")]
+    values = [number_or_text(value) for value in rest.split(":")]
     if name not in encoder.names:
         raise ValueError(f"--sweep: the template's attributes are {', '.join(encoder.names) or 'none'}, got {text!r}")
     if encoder.categories[encoder.names.index(name)]:
         return name, values
     if len(values) != 3 or not all(isinstance(v, float) for v in values) or values[2] not in range(2, 10_000):
         raise ValueError(f"--sweep: expected name=first:last:number with a whole number of at least 2, got {text!r}")
-    first, last, number = values[0], values[1], int(values[2])
+    first, last, number = float(values[0]), float(values[1]), int(values[2])
     return name, [float(f"{first + (last - first) * i / (number - 1):.6g}") for i in range(number)]
-
-
-def _number(text: str) -> Any:
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def apply(
@@ -407,13 +405,11 @@ def _template_settings(weights: str) -> dict[str, Any]:
         made = template_settings(_load_weights(weights))
     except ValueError as error:
         raise ValueError(f"{weights}: {error}") from error
-    labels = "$None" if made["labels"] is None else made["labels"]
-    return {
-        "size": made["size"],
-        "conditions": made["attributes"],
-        "template_labels": labels,
-        "label_stride": made["label_stride"],
-    }
+    made["conditions"] = made.pop("attributes")
+    labels = made.pop("labels")
+    made["template_labels"] = "$None" if labels is None else labels  # MONAI leaves out what is None
+    own = ("features", "hidden", "paper")
+    return {f"network_def#template#{key}" if key in own else key: value for key, value in made.items()}
 
 
 def _load_weights(path: str) -> dict[str, Any]:

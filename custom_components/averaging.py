@@ -18,24 +18,28 @@ def average_scans(
     optimizer: Callable[..., Tensor],
     deformation: Any,
     *,
+    later: Callable[..., Tensor] | None = None,
     rounds: int = 4,
     progress: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The iterative average of scans of one space: mean of the scans warped to it, warped to the middle of them.
+    """The iterative average of scans of one space, in the middle of them.
 
     In each round every scan is registered to the current template, phi_i = exp(v_i) from the template's grid to the
-    scan's; the mean of the warped scans is moved to the mean place of its points, by the inverse of the mean
-    deformation, exp(-mean v_i). Each round starts from the last one's velocities.
+    scan's. The template moves to the mean place of its points by the inverse of the mean deformation: to first order
+    exp(v_i) o exp(-mean v) = exp(v_i - mean v), through which the scans are averaged. Each round starts from these
+    velocities.
 
     Args:
         scans: shape (N, C, *S), intensities in [0, 1].
         optimizer: `PairwiseOptimizer`, called as `optimizer(moving, fixed, parameters)`.
         deformation: its deformation, by a velocity.
+        later: the optimiser of all rounds but the first, None for the same one. One that starts at full resolution
+            keeps the fine part of what the last round found.
         rounds: at least 1.
         progress: show a progress bar.
     Returns:
-        The template (1, C, *S) and the velocities (N, D, *S') of its registrations to the scans, in its own last round
-        (before the last move to the middle, which is taken off them).
+        The template (1, C, *S), the mean of the scans each interpolated once, and the velocities (N, D, *S') from it to
+        them, whose mean is 0.
     Raises:
         ValueError: for less than 2 scans or 1 round.
     """
@@ -44,15 +48,14 @@ def average_scans(
     template = scans.mean(0, keepdim=True)
     velocities: list[Tensor | None] = [None] * len(scans)
     with tqdm(total=rounds * len(scans), desc="averaging", disable=not progress) as bar:
-        for _ in range(rounds):
-            total = torch.zeros_like(template)
+        for step in range(rounds):
+            register = later if later is not None and step else optimizer
             for i in range(len(scans)):
-                scan = scans[i : i + 1]
-                velocities[i] = optimizer(scan, template, velocities[i])
-                total += warp(scan, deformation(velocities[i], scan.shape[2:])["ddf"])
+                velocities[i] = register(scans[i : i + 1], template, velocities[i])
                 bar.update()
             together = torch.cat([v for v in velocities if v is not None])
-            middle = together.mean(0, keepdim=True)
-            template = warp(total / len(scans), deformation(-middle, scans.shape[2:])["ddf"])
-            velocities = list((together - middle).split(1))
-    return template, together - middle
+            together = together - together.mean(0, keepdim=True)
+            velocities = list(together.split(1))
+            warped = [warp(s[None], deformation(v, s.shape[1:])["ddf"]) for s, v in zip(scans, velocities, strict=True)]
+            template = torch.cat(warped).mean(0, keepdim=True)
+    return template, together

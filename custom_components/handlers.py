@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .fields import warp
 from .losses.template import label_indicators
-from .metrics import mean_dice, normalized_cross_correlation, present_labels, write_cohort, write_table
+from .metrics import mean_dice, normalized_cross_correlation, write_cohort, write_table
 from .report import cohort_page
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,8 @@ def template_score(output: Mapping[str, Any]) -> Tensor:
     """
     targets, pred = output["label"], output["pred"]
     if "warped_template_label" in pred and "label_moving" in targets:
-        labels = present_labels(pred["warped_template_label"])  # a scan may have others, for which there is no template
+        # A scan may have further labels, which are not the template's.
+        labels = [int(label) for label in pred["template_label_ids"][0] if label]
         dice = mean_dice(pred["warped_template_label"], targets["label_moving"], labels)
         return torch.as_tensor(dice).float().nanmean()
     return torch.as_tensor(normalized_cross_correlation(pred["warped_template"], targets["moving"])).float().mean()
@@ -60,7 +61,7 @@ class InitializeTemplate:
     """Before training: the template becomes the linear regression of the scans on their attributes, or their mean.
 
     Without such a start registration soon explains what the attributes could, and the template may never follow them.
-    The scans, unregistered, are those of one pass of training, in whole batches until there are `num_scans`; the
+    The scans, unregistered, are drawn as in training, in whole batches until there are `num_scans`; the
     attributes' mean and deviation are those of all scans. What is resumed or loaded afterwards replaces all of it, so
     this handler stands before `ResumableCheckpoint`.
 
@@ -100,19 +101,19 @@ class InitializeTemplate:
             code = scan.new_ones(len(scan), 1)
             if template.conditional:
                 code = torch.cat([code, encoder(options["attributes"]) - encoder()], 1)
-            products[0] = products[0] + torch.einsum("be,bf->ef", code, code)
+            products[0] = products[0] + torch.einsum("be,bf->ef", code.double(), code.double())
             products[1] = products[1] + torch.einsum("be,b...->e...", code, scan)
             if template.label_ids and "label_moving" in targets:
                 shares = label_indicators(targets["label_moving"], template.label_ids).float()
                 products[2] = torch.einsum("be,b...->e...", code, shares) + (
                     0.0 if products[2] is None else products[2]
                 )
-            affine += batch["grid_affine_moving"].to(affine).sum(0)
+            affine += batch["grid_affine_moving"].to(affine).sum(0)  # as `LoadScand` gives it
             count += len(scan)
             if count >= self.num_scans:
                 break
         # The pseudo-inverse: the columns of categories add up to 0, and scans may be fewer than attributes.
-        solve = torch.linalg.pinv(products[0])
+        solve = torch.linalg.pinv(products[0], rtol=1e-6, hermitian=True).to(products[1])
         image, labels = (None if p is None else torch.einsum("ef,f...->e...", solve, p) for p in products[1:])
         template.initialize(image, labels)
         self.network.affine.copy_(affine / count)

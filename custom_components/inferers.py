@@ -199,7 +199,8 @@ class TemplateInferer(RegistrationInferer):
     live on the template's grid: "ddf" there, "inverse_ddf" on the scan's grid, "warped" the scan on the template's,
     "warped_template" the template on the scan's, both (B, C, *S), and "template" (B, C, *S).
     Of a template with labels also their probabilities, "template_labels" and "warped_template_labels" (B, K, *S), and,
-    without gradients, the most likely ones on the scan's grid, "warped_template_label" (B, 1, *S).
+    without gradients, the most likely ones on the scan's grid, "warped_template_label" (B, 1, *S), and their ids,
+    "template_label_ids" (B, K).
     With a mean stream "mean_displacement" (1, D, *S), the running mean of "ddf", which the call updates.
 
     Args:
@@ -227,6 +228,10 @@ class TemplateInferer(RegistrationInferer):
         attributes: Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
+        if args or kwargs:
+            raise ValueError(
+                f"expected scans, network, masks and attributes, got also {len(args)} and {sorted(kwargs)}"
+            )
         scan = inputs.as_tensor() if hasattr(inputs, "as_tensor") else inputs
         atlas: Any = getattr(network, "module", network)  # of a distributed run
         dtype = getattr(torch, self.precision)
@@ -250,6 +255,7 @@ class TemplateInferer(RegistrationInferer):
             if not torch.is_grad_enabled():
                 ids = torch.tensor(atlas.template.label_ids, device=scan.device)
                 pred["warped_template_label"] = ids[pred["warped_template_labels"].argmax(1, keepdim=True)]
+                pred["template_label_ids"] = ids.expand(len(scan), -1)
         if self.mean_stream is not None:
             pred["mean_displacement"] = self.mean_stream(pred["ddf"])
         return pred

@@ -25,7 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone, too, where nothing is installed
 
-from custom_components.data.lists import Item, make_pairs, split_by_person
+from custom_components.data.lists import Item, make_pairs, number_or_text, split_by_person
 
 
 def scans_from_folder(
@@ -306,23 +306,29 @@ def add_attributes(
     if not set(wanted) <= set(rows[0]):
         raise ValueError(f"{table}: expected the columns {', '.join(wanted)}, got {', '.join(rows[0])}")
     people = {row[key].removeprefix("sub-"): row for row in rows}
+    if len(people) < len(rows):
+        raise ValueError(f"{table}: expected one row for each person, got {len(rows)} rows for {len(people)} people")
 
     def attributes(item: Item) -> Item:
         if "subject" not in item:
             raise ValueError(f"{data_list}: {item.get('image', item.get('label'))} has no subject to look up")
         row = people.get(str(item["subject"]).removeprefix("sub-"))
-        if row is None or any(row[name] in ("", "n/a", None) for name in wanted):
+        if row is None or any((row[name] or "").lower() in ("", "n/a", "na", "nan") for name in wanted):
             raise ValueError(f"{table}: no complete row for {item['subject']}")
-        return {name: _number(row[name]) for name in wanted}
+        return {name: number_or_text(row[name]) for name in wanted}
 
     return _extend(data_list, attributes)
 
 
 def add_share(
-    data_list: str | os.PathLike, name: str, labels: Sequence[int], of: Sequence[int] | None = None
+    data_list: str | os.PathLike,
+    name: str,
+    labels: Sequence[int],
+    of: Sequence[int] | None = None,
+    dataset_dir: str | os.PathLike | None = None,
 ) -> dict[str, Any]:
     """A list whose scans have as an attribute what percentage of the voxels of `of` (default: all but 0) has these
-    labels.
+    labels. The list's paths are relative to `dataset_dir`, by default the list's folder.
 
     Raises:
         ValueError: if a scan has no label map, or none of the voxels counts.
@@ -330,7 +336,7 @@ def add_share(
     import nibabel as nib
     import numpy as np
 
-    folder = Path(data_list).parent
+    folder = Path(data_list).parent if dataset_dir is None else Path(dataset_dir)
 
     def share(item: Item) -> Item:
         if "label" not in item:
@@ -356,13 +362,6 @@ def _extend(data_list: str | os.PathLike, entries: Callable[[Item], Item]) -> di
 def _list_of(value: Any) -> list[Any]:
     """A list of what the command line gives, where one element may stand alone."""
     return [value] if isinstance(value, str | int) else list(value)
-
-
-def _number(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def _stem(name: str) -> str:
@@ -531,9 +530,16 @@ class Commands:
         """Columns of a table of people (CSV, TSV) as attributes of the scans of a list, see `add_attributes`."""
         return self._write(add_attributes(data_list, table, columns))
 
-    def share(self, data_list: str, name: str, labels: Sequence[int], of: Sequence[int] | None = None) -> str:
+    def share(
+        self,
+        data_list: str,
+        name: str,
+        labels: Sequence[int],
+        of: Sequence[int] | None = None,
+        dataset_dir: str | None = None,
+    ) -> str:
         """A structure's share (%) of the labelled voxels as an attribute of the scans of a list, see `add_share`."""
-        return self._write(add_share(data_list, name, labels, of))
+        return self._write(add_share(data_list, name, labels, of, dataset_dir))
 
     def _write(self, sections: Mapping[str, Any]) -> str:
         write_list(self._output, sections)

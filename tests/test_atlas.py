@@ -361,7 +361,7 @@ def test_weights_say_what_to_make_for_them(size, stride, labels, attributes, tmp
     made = template_settings(weights)
     assert made["size"] == list(size)
     assert (made["attributes"], made["labels"]) == (attributes, labels)
-    template = ConditionalTemplate(**made, features=(8, 8, 4), hidden=6)
+    template = ConditionalTemplate(**made)
     template.load_state_dict({k.removeprefix("template."): v for k, v in weights.items() if k.startswith("template.")})
     for found, expected in zip(template.render(), network.template.render(), strict=True):
         assert torch.equal(found, expected)
@@ -1269,8 +1269,17 @@ def test_a_better_registration_has_a_higher_score(size, labelled):
 def test_labels_that_the_template_does_not_know_do_not_lower_the_score():
     """As they count for nothing in the loss."""
     labels = label_maps(SIZES[0], 1)
-    pred = {"warped_template_label": labels.masked_fill(labels == 4, 0), "template_labels": random(1, 4, *SIZES[0])}
+    pred = {
+        "warped_template_label": labels.masked_fill(labels == 4, 0),
+        "template_label_ids": torch.tensor([[0, 1, 2, 3]]),
+    }
     assert float(template_score({"label": {"label_moving": labels}, "pred": pred})) > 0.9
+
+
+def test_a_template_that_has_lost_a_label_scores_lower():
+    labels = label_maps(SIZES[0], 1)
+    pred = {"warped_template_label": labels.masked_fill(labels == 4, 0), "template_label_ids": torch.arange(5)[None]}
+    assert float(template_score({"label": {"label_moving": labels}, "pred": pred})) < 0.8
 
 
 # Files of templates
@@ -1500,7 +1509,7 @@ def test_labels_of_the_template_are_carried_to_the_scans_own_grid(world, tmp_pat
     written = load_labels(files["warped_fixed_label"])
     assert torch.equal(written.data, expected)
     np.testing.assert_allclose(written.affine, moving.affine, atol=1e-5)
-    assert nib.load(files["warped_fixed_label"]).get_data_dtype() == np.int16
+    assert nib.load(files["warped_fixed_label"]).get_data_dtype() == np.int32
     assert set(written.data.unique().tolist()) == set(LABELS)
 
 

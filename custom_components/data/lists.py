@@ -89,6 +89,11 @@ def subject_of(scan: Mapping[str, Any]) -> str:
     return str(scan.get("subject", scan.get("image", scan.get("label"))))
 
 
+def number_or_text(text: str) -> float | str:
+    """An attribute as a table or a command line gives it: a number if it is written as one, "007" is a name."""
+    return float(text) if re.fullmatch(r"[+-]?(0|[1-9]\d*|0?(?=\.))(\.\d*)?([eE][+-]?\d+)?", text) else text
+
+
 def make_pairs(
     scans: Sequence[Item],
     kind: str = "all",

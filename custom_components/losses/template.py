@@ -21,6 +21,7 @@ class TemplateLoss(nn.Module):
     `MeanStream`. |.|^2 are means over voxels and components, |grad u|^2 as in `GradientPenalty`. NLL is the mean
     negative log likelihood of the scan's labels under the template's label probabilities, warped by phi.
     The gradient of the backward term reaches the template, too: it makes it more like the mean of the warped scans.
+    Masks count in the forward term only.
 
     Args:
         similarity: called as `similarity(a, b, mask)`.
@@ -54,7 +55,7 @@ class TemplateLoss(nn.Module):
             pred: as `TemplateInferer` returns it, with "mean_displacement" if that has a weight.
             batch: "moving", the scans (B, C, *S); optionally "mask_moving" and "label_moving" (B, 1, *S).
         Raises:
-            ValueError: if labels are wanted and the batch has none.
+            ValueError: if labels are wanted and the batch has none, or the mean and the prediction has none.
         """
         scan, mask, u = batch["moving"], batch.get("mask_moving"), pred["inverse_ddf"]
         terms: dict[str, Tensor] = {}
@@ -63,6 +64,8 @@ class TemplateLoss(nn.Module):
         if self.backward_weight:
             terms["backward"] = self.backward_weight * self.similarity(pred["warped"], pred["template"], None)
         if self.mean_weight:
+            if "mean_displacement" not in pred:
+                raise ValueError("the mean of the displacements needs an inferer with a mean stream")
             terms["mean"] = self.mean_weight * pred["mean_displacement"].square().mean()
         if self.size_weight:
             terms["size"] = self.size_weight * u.square().mean()

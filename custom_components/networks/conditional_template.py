@@ -226,7 +226,8 @@ class ConditionalTemplate(nn.Module):
         """The sum of the slopes (E, K, *S'), weighted by the centred code (B, E), at full size."""
         if slopes.numel() == 0:
             return torch.zeros([1, slopes.shape[1]] + [1] * len(self.size), device=code.device)
-        total = torch.matmul(code.to(slopes.dtype), slopes.flatten(1))
+        # Not a matrix product, which autocast would round to bfloat16.
+        total = (code.to(slopes.dtype).unsqueeze(2) * slopes.flatten(1)).sum(1)
         return self.enlarge(total.reshape([-1] + list(slopes.shape[1:])))
 
     def enlarge(self, x: Tensor) -> Tensor:
@@ -355,7 +356,10 @@ def read_description(state: Tensor) -> dict[str, Any]:
 
 
 def template_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What an `AtlasNetwork` must be made with for these weights: size, attributes, labels, label_stride.
+    """What a `ConditionalTemplate` must be made with for the weights of an `AtlasNetwork`.
+
+    Returns:
+        Its arguments by name: size, attributes, labels, label_stride, and features, hidden and paper as far as needed.
 
     Raises:
         ValueError: if they are not the weights of one.
@@ -365,4 +369,12 @@ def template_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         raise ValueError("these are not the weights of an atlas: they hold no template")
     size, coarse = (list(weights[key].shape[2:]) for key in keys[:2])
     stride = next(k for k in range(1, max(size) + 1) if [-(-n // k) for n in size] == coarse)
-    return {"size": size, **read_description(weights[keys[2]]), "label_stride": stride}
+    settings = {"size": size, **read_description(weights[keys[2]]), "label_stride": stride}
+    dense = "template.start.{}.weight"
+    if dense.format(2) in weights:
+        levels = [w for name, w in weights.items() if name.startswith("template.levels.") and name.endswith(".weight")]
+        features = [levels[0].shape[1], *[w.shape[0] for w in levels]]
+        settings |= {"hidden": len(weights[dense.format(0)]), "features": features}
+    elif dense.format(0) in weights:
+        settings["paper"] = True
+    return settings

@@ -13,9 +13,9 @@ import torch
 from monai.transforms import Transform
 from torch import Tensor
 
-from ..metrics import write_metrics, write_table
+from ..metrics import present_labels, write_metrics, write_table
 from ..report import template_animation, template_picture
-from .pairs import LoadPaird
+from .pairs import LoadPaird, _stem
 from .physical import publish_together, voxel_spacing, write_image
 
 logger = logging.getLogger(__name__)
@@ -23,9 +23,9 @@ logger = logging.getLogger(__name__)
 
 @torch.no_grad()
 def render(network: Any, attributes: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
-    """The template image (C, *S) for attributes given by name, and its label map (1, *S) int16 if it has one.
+    """The template image (C, *S) for attributes given by name, and its label map (1, *S) int32 if it has one.
 
-    Intensities a little below 0, where the learned image overshoots beside edges, are set to 0.
+    Negative intensities, where the learned image overshoots beside edges, are set to 0; registration has them.
 
     Raises:
         ValueError: if an attribute is missing, unknown or impossible.
@@ -39,7 +39,7 @@ def render(network: Any, attributes: Mapping[str, Any]) -> tuple[Tensor, Tensor 
     image = images[0].float().clamp(min=0).cpu()
     if not template.label_ids:
         return image, None
-    ids = torch.tensor(template.label_ids, dtype=torch.int16)
+    ids = torch.tensor(template.label_ids, dtype=torch.int32)
     return image, ids[logits[0].argmax(0, keepdim=True).cpu()]
 
 
@@ -138,13 +138,22 @@ class LoadToTemplated(Transform):
         }
         for key in ("label", "mask"):
             pair[f"{key}_moving"] = data.get(key) or data.get(f"{key}_moving")
-        stem, person = Path(str(scan)).name.split(".")[0], str(data.get("subject", ""))
-        pair["id"] = data.get("id") or (stem if person in stem else f"{person}_{stem}")
+        stem = _stem(str(scan))
+        person = [str(data[key]) for key in ("subject", "session") if key in data and str(data[key]) not in stem]
+        pair["id"] = data.get("id") or "_".join([*person, stem])
         if data.get("affine"):
             pair["affine"] = data["affine"]
         loaded = self.load({key: value for key, value in pair.items() if value})
-        if tuple(loaded["fixed"].shape[1:]) != tuple(self.network.template.size):
+        if not np.allclose(loaded["grid_affine"], self.network.affine.cpu(), atol=1e-3):
             raise ValueError("expected a template whose axes are R, A, S: train it with LoadScand")
+        unknown = sorted(
+            set(present_labels(loaded.get("label_moving", torch.zeros(1)))) - {*self.network.template.label_ids}
+        )
+        if unknown and "label" in files and self.template_label is None:
+            ids = self.network.template.label_ids
+            logger.warning(
+                "%s: its label ids %s are none of the template's, %s; overlap is of equal ids", stem, unknown[:9], ids
+            )
         return {**loaded, **attributes}
 
 

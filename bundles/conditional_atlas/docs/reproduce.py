@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -69,6 +70,8 @@ INTENSITY = {
     "similarity": {"_target_": "custom_components.losses.similarity.MSE", "sigma": 0.05},
     "forward_weight": 1.0,
 }
+SHAPES_SETTINGS = {"size": SHAPES, "conditions": {"size": "numeric", "elongation": "numeric"}, **INTENSITY}
+VENTRICLES_SETTINGS = {"size": HEADS, "conditions": {"ventricles": "numeric"}, **INTENSITY}
 HELD_OUT = {"size": [(14.0, 15.0), (18.0, 19.5)], "elongation": [(0.9, 1.0), (1.2, 1.3)]}
 HELD_OUT_VENTRICLES = [(4.0, 5.2), (9.5, 11.5)]
 # Folder of the data, steps, batch, settings.
@@ -84,30 +87,19 @@ VARIANTS: dict[str, tuple[str, int, int, dict[str, Any]]] = {
     "brains_stopped": ("brains", 2000, 4, {}),
     "brains_processes": ("brains", 2000, 4, {}),
     "heads": ("heads", 2000, 4, {"size": HEADS}),
-    "shapes": (
-        "shapes",
-        2500,
-        8,
-        {"size": SHAPES, "conditions": {"size": "numeric", "elongation": "numeric"}, **INTENSITY},
-    ),
-    "shapes_shuffled": (
-        "shapes_shuffled",
-        2500,
-        8,
-        {"size": SHAPES, "conditions": {"size": "numeric", "elongation": "numeric"}, **INTENSITY},
-    ),
-    "ventricles": ("ventricles", 3000, 4, {"size": HEADS, "conditions": {"ventricles": "numeric"}, **INTENSITY}),
-    "ventricles_paper": (
-        "ventricles",
-        3000,
-        4,
-        {
-            "size": HEADS,
-            "conditions": {"ventricles": "numeric"},
-            "network_def#template#paper": True,
-            **INTENSITY,
-        },
-    ),
+    "shapes": ("shapes", 2500, 8, SHAPES_SETTINGS),
+    "shapes_shuffled": ("shapes_shuffled", 2500, 8, SHAPES_SETTINGS),
+    "ventricles": ("ventricles", 3000, 4, VENTRICLES_SETTINGS),
+    "ventricles_paper": ("ventricles", 3000, 4, {**VENTRICLES_SETTINGS, "network_def#template#paper": True}),
+    **{
+        f"ventricles_{smoothness:g}_{size:g}": (
+            "ventricles",
+            3000,
+            4,
+            {**VENTRICLES_SETTINGS, "smoothness_weight": smoothness, "size_weight": size},
+        )
+        for smoothness, size in ((1.0, 0.01), (5.0, 0.1), (5.0, 1.0), (20.0, 1.0))
+    },
 }
 LABELS = [1, 2, 3, 4]
 
@@ -158,7 +150,9 @@ def make_lists(slices: Path, heads: Path, output: Path) -> None:
     (folder / "brains.json").write_text(json.dumps(found))
     sections = json.loads((heads / "datalist.json").read_text())
     for section in ("training", "validation"):
-        items = [{**item, "image": str((heads / item["image"]).absolute())} for item in sections[section]]
+        items = [
+            {"subject": item["subject"], "image": str((heads / item["image"]).absolute())} for item in sections[section]
+        ]
         for item in items:
             image = np.asarray(nib.load(item["image"]).dataobj, dtype=float).squeeze()
             item["ventricles"] = round(dark_share(image), 4)
@@ -218,7 +212,9 @@ def make_shapes(folder: Path) -> None:
 
 def run(name: str, output: Path) -> None:
     data, steps, batch, settings = VARIANTS[name]
-    settings = {"conditions": {}, "num_val_pairs": 12, **settings}
+    settings = {"num_val_pairs": 12, **settings}
+    if "conditions" not in settings:
+        settings = {"conditions": {}, "size_weight": 0.01, **settings}  # as train_unconditional.json
     options: dict[str, Any] = {"steps": steps, "batch_size": batch, "data_list": output / "data" / f"{data}.json"}
     folder = output / name
     if name == "brains_processes":
@@ -241,7 +237,7 @@ def stop_halfway(folder: Path, start: Callable[[], None]) -> None:
             curve = folder / "curve.csv"
             if curve.exists() and len(curve.read_text().splitlines()) > 5:
                 time.sleep(2)
-                subprocess.run(["pkill", "-9", "-f", "--", f"--ckpt_dir {folder}"], check=False)
+                subprocess.run(["pkill", "-9", "-f", "--", f"--ckpt_dir {re.escape(str(folder))}( |$)"], check=False)
                 break
             time.sleep(0.5)
         error = training.exception()
@@ -251,11 +247,8 @@ def stop_halfway(folder: Path, start: Callable[[], None]) -> None:
 
 def network_of(folder: Path) -> AtlasNetwork:
     weights = torch.load(folder / "model.pt", weights_only=True)
-    settings = json.loads((folder / "settings.json").read_text())
-    paper = settings.get("network_def#template#paper", False)
-    network = AtlasNetwork(
-        ConditionalTemplate(**template_settings(weights), paper=paper), VoxelMorphUNet(2, half_resolution=True)
-    ).eval()
+    template = ConditionalTemplate(**template_settings(weights))
+    network = AtlasNetwork(template, VoxelMorphUNet(2, half_resolution=True)).eval()
     network.load_state_dict(weights)
     return network
 
@@ -277,10 +270,10 @@ def brain_of(scans: Mapping[str, Any]) -> Tensor:
     return inside.float().mean(0, keepdim=True) > 0.5
 
 
-def optimizer() -> PairwiseOptimizer:
-    """As `morphzoo optimize` with this bundle: LNCC, weight 0.1, folding penalty."""
+def optimizer(**options: Any) -> PairwiseOptimizer:
+    """Training-free, with the objective of the bundle's refinement: LNCC, weight 0.1, folding penalty."""
     loss = RegistrationLoss(LNCC(9), GradientPenalty(), 0.1, folding_weight=30.0)
-    return PairwiseOptimizer(StationaryVelocity(7), loss)
+    return PairwiseOptimizer(StationaryVelocity(7), loss, **options)
 
 
 Registration = Callable[[Tensor], dict[str, Tensor]]
@@ -295,7 +288,6 @@ def by_optimization(template: Tensor) -> Registration:
     return register
 
 
-@torch.no_grad()
 def by_network(network: AtlasNetwork) -> Registration:
     inferer = TemplateInferer(StationaryVelocity(7))
     return torch.no_grad()(lambda scans: inferer(scans, network))
@@ -357,7 +349,14 @@ def baselines(data: str, output: Path) -> None:
     training, validation = (load(data, section, output) for section in ("training", "validation"))
     mean = training["image"].mean(0, keepdim=True)
     start = time.process_time()
-    classical, _ = average_scans(training["image"], optimizer(), StationaryVelocity(7), progress=True)
+    classical, _ = average_scans(
+        training["image"],
+        optimizer(),
+        StationaryVelocity(7),
+        later=optimizer(levels=[1], iterations=20),
+        rounds=10,
+        progress=True,
+    )
     seconds = time.process_time() - start
     torch.save(classical, output / f"{data}_classical.pt")
     result: dict[str, Any] = {"classical_cpu_seconds": seconds}
@@ -444,7 +443,7 @@ def ventricles(network: AtlasNetwork, output: Path) -> dict[str, Any]:
     rendered = [dark_share(template(template.encoder.values({"ventricles": v})[None])[0, 0].numpy()) for v in values]
     held = np.array([within(v, HELD_OUT_VENTRICLES) for v in values])
     found = np.array(rendered)
-    result: dict[str, Any] = {"requested": values.tolist(), "rendered": rendered, "held_out": held.tolist()}
+    result: dict[str, Any] = {"requested": values.tolist(), "rendered": rendered, "is_held_out": held.tolist()}
     for key, chosen in (("all", held | True), ("held_out", held)):
         result[key] = {
             "correlation": float(np.corrcoef(values[chosen], found[chosen])[0, 1]),
@@ -464,6 +463,11 @@ def ventricles(network: AtlasNetwork, output: Path) -> dict[str, Any]:
         )
         result[f"displacement_{key}"] = float(pred["ddf"].norm(dim=1).mean())
     return result
+
+
+def share(groups: Tensor) -> float:
+    """Percentage of ventricles, the fourth included, in the brain, of a map of the template's labels."""
+    return 100 * float((groups == 1).sum() / ((groups > 0) & (groups != 2)).sum())
 
 
 @torch.no_grad()
@@ -486,9 +490,12 @@ def shipped(maps: Path) -> dict[str, Any]:
         for item in load_list(maps, section, maps.parent):
             labels = LoadScand(2.0, template.size, "world")(item)["label"][None].to(torch.int16)
             scan = synthesis(labels, synthesis.draw(1, template.size, generator))
-            row: dict[str, Any] = {"ventricles": item["ventricles"]}
             own = template.encoder.values({"ventricles": item["ventricles"]})[None]
+            known = not template.encoder.outside(own[0])
             brain = (scan["label_moving"] > 0) & (scan["label_moving"] != 2)
+            row: dict[str, Any] = {"ventricles": item["ventricles"], "in_range": float(known)}
+            row["share"] = share(scan["label_moving"])
+            row["share_template"] = share(torch.tensor(ids)[template.render(own)[1].argmax(1)])
             for name, attributes in (("own", own), ("average", None)):
                 pred = inferer(scan["moving"], network, attributes=attributes)
                 identity = torch.tensor(ids)[pred["template_labels"].argmax(1, keepdim=True)]
@@ -523,8 +530,8 @@ def shipped(maps: Path) -> dict[str, Any]:
     requested = np.arange(1, 7.6, 0.5)
     rendered = []
     for value in requested:
-        found = torch.tensor(ids)[template.render(template.encoder.values({"ventricles": value})[None])[1].argmax(1)]
-        rendered.append(100 * float((found == 1).sum() / ((found > 0) & (found != 2)).sum()))
+        found = template.render(template.encoder.values({"ventricles": value})[None])[1].argmax(1)
+        rendered.append(share(torch.tensor(ids)[found]))
     result["requested"], result["rendered"] = requested.tolist(), rendered
     result["correlation"] = float(np.corrcoef(requested, rendered)[0, 1])
     result["slope"] = float(np.polyfit(requested, rendered, 1)[0])
@@ -533,7 +540,8 @@ def shipped(maps: Path) -> dict[str, Any]:
 
 def tables(output: Path) -> str:
     """What docs/README.md shows, of all that is measured so far."""
-    found = {p.parent.name: json.loads(p.read_text()) for p in sorted(output.glob("*/measures.json"))}
+    files = [p for p in sorted(output.glob("*/measures.json")) if p.parent.name in VARIANTS]
+    found = {path.parent.name: json.loads(path.read_text()) for path in files}
     lines = []
     columns = [
         "sharpness",
@@ -578,19 +586,19 @@ def tables(output: Path) -> str:
                     f"{value['correlation']:.3f} | {value['slope']:.2f} | {value['mean_error']:.3f} | {value['number']}"
                 )
                 lines.append(f"| {key} | {cells} |")
-    for name in ("ventricles", "ventricles_paper"):
-        if name in found:
-            one = found[name]
+    for name, one in found.items():
+        if VARIANTS[name][0] == "ventricles":
             lines += ["", f"{name}: monotone {one['monotone']}, all {one['all']}, held out {one['held_out']}", ""]
             lines.append(", ".join(f"{k} {v:.4f}" for k, v in one.items() if k.startswith(("ncc", "displacement"))))
             lines.append(
                 ", ".join(
                     f"{r:g}{'*' if h else ''}: {v:.2f}"
-                    for r, v, h in zip(one["requested"], one["rendered"], one["held_out"], strict=True)
+                    for r, v, h in zip(one["requested"], one["rendered"], one["is_held_out"], strict=True)
                 )
             )
     lines += ["", "| variant | training, CPU s |", "|---|---|"]
-    for path in sorted(output.glob("*/curve.csv")):
+    # Of one process, and since the last start.
+    for path in [output / name / "curve.csv" for name in found if name not in ("brains_stopped", "brains_processes")]:
         lines.append(f"| {path.parent.name} | {path.read_text().splitlines()[-1].split(',')[3]} |")
     return "\n".join(lines) + "\n"
 
@@ -613,7 +621,7 @@ def pictures(output: Path) -> None:
     if (output / "brains" / "measures.json").exists():
         scans = load("brains", "training", output)["image"]
         templates = {
-            "mean of 19 scans": scans.mean(0, keepdim=True),
+            f"mean of {len(scans)} scans": scans.mean(0, keepdim=True),
             "classical average": torch.load(output / "brains_classical.pt"),
         }
         templates |= {"learned": network_of(output / "brains").template().detach(), "one scan": scans[:1]}
