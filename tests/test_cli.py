@@ -489,7 +489,7 @@ def test_a_checkpoint_of_another_architecture_is_named(scans, tmp_path):
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        (["--bundle", "nosuch"], "there is no bundle 'nosuch'; there are hypermorph, synthmorph"),
+        (["--bundle", "nosuch"], "there is no bundle 'nosuch'; there are conditional_atlas, hypermorph, synthmorph"),
         (["--max_epcohs", "3"], "no setting 'max_epcohs'"),
         (
             ["--bundle", "voxelmorph", "--samples", "2"],
