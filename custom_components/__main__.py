@@ -236,6 +236,8 @@ def atlas(
     encoder = network.template.encoder
     given = _parse_attributes(attributes)
     swept, values = _parse_sweep(sweep, encoder) if sweep else ("", [])
+    if set(given) - set(encoder.names):
+        encoder.values(given)  # says which there are
     for name, categories, mean in zip(encoder.names, encoder.categories, encoder.mean.tolist(), strict=True):
         if name not in given and not categories:
             given[name] = float(f"{mean:.4g}")
