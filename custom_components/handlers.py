@@ -16,7 +16,7 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
 from .fields import warp
-from .losses.template import label_indicators
+from .losses.overlap import label_indicators
 from .metrics import mean_dice, normalized_cross_correlation, write_cohort, write_table
 from .report import cohort_page
 

@@ -253,8 +253,8 @@ class TemplateInferer(RegistrationInferer):
             pred["template_labels"] = logits.float().softmax(1).expand(len(scan), -1, *scan.shape[2:])
             pred["warped_template_labels"] = warp(pred["template_labels"], pred["inverse_ddf"], padding="border")
             if not torch.is_grad_enabled():
+                pred["warped_template_label"] = atlas.template.most_likely(pred["warped_template_labels"])
                 ids = torch.tensor(atlas.template.label_ids, device=scan.device)
-                pred["warped_template_label"] = ids[pred["warped_template_labels"].argmax(1, keepdim=True)]
                 pred["template_label_ids"] = ids.expand(len(scan), -1)
         if self.mean_stream is not None:
             pred["mean_displacement"] = self.mean_stream(pred["ddf"])

@@ -24,10 +24,11 @@ from custom_components.deformations import Displacement, GaussianVelocity, Stati
 from custom_components.fields import compose, integrate_velocity, warp
 from custom_components.handlers import InitializeTemplate, loss_terms, template_score
 from custom_components.inferers import TemplateInferer
+from custom_components.losses.overlap import label_indicators
 from custom_components.losses.registration import RegistrationLoss
 from custom_components.losses.regularization import GradientPenalty
 from custom_components.losses.similarity import LNCC, MSE, SimilaritySum
-from custom_components.losses.template import TemplateLoss, label_indicators
+from custom_components.losses.template import TemplateLoss
 from custom_components.metrics import gradient_energy, mean_dice, normalized_cross_correlation
 from custom_components.networks.conditional_template import (
     AtlasNetwork,
@@ -58,6 +59,7 @@ both = pytest.mark.parametrize("size", SIZES, ids=["2-D", "3-D"])
 phantom_sizes = pytest.mark.parametrize("size", [(24, 28), (18, 20, 16)], ids=["2-D", "3-D"])
 all_sizes = pytest.mark.parametrize("size", [*SIZES, (13, 18), (9, 12, 7)], ids=str)
 ATTRIBUTES = {"age": "numeric", "sex": ["F", "M"]}
+kinds = pytest.mark.parametrize("attributes", [{"age": "numeric"}, ATTRIBUTES], ids=["number", "with category"])
 PEOPLE = torch.tensor([[20.0, 0], [35, 1], [50, 1], [75, 0], [60, 1]])
 SOME = torch.tensor([[25.0, 1], [70, 0], [70, 1]])
 LABELS = [0, 2, 5]
@@ -1157,11 +1159,7 @@ def linear(size, attributes):
 
 
 @both
-@pytest.mark.parametrize(
-    "attributes",
-    [{"age": "numeric"}, ATTRIBUTES],
-    ids=["number", "with category"],
-)
+@kinds
 @torch.no_grad()
 def test_templates_start_as_the_regression_of_the_scans_on_their_attributes(size, attributes):
     scans, network = linear(size, attributes), make_network(size, attributes)
@@ -1171,11 +1169,7 @@ def test_templates_start_as_the_regression_of_the_scans_on_their_attributes(size
 
 
 @both
-@pytest.mark.parametrize(
-    "attributes",
-    [{"age": "numeric"}, ATTRIBUTES],
-    ids=["number", "with category"],
-)
+@kinds
 @torch.no_grad()
 def test_the_published_form_starts_as_the_mean_of_the_scans(size, attributes):
     scans = people(size)

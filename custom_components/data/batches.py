@@ -8,6 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# What a `prepare_batch` returns: network input, targets of the loss, (), keyword arguments of the inferer.
+Prepared = tuple[Tensor, dict[str, Tensor], tuple[()], dict[str, Any]]
+Prepare = Callable[..., Prepared]
+
 PAIR_KEYS = (
     *("moving", "fixed", "label_moving", "label_fixed", "mask_moving", "mask_fixed"),
     *("distance_moving", "distance_fixed"),
@@ -16,7 +20,7 @@ PAIR_KEYS = (
 
 def prepare_pair_batch(
     batch: Mapping[str, Any], device: torch.device | str | None = None, non_blocking: bool = False, **kwargs: Any
-) -> tuple[Tensor, dict[str, Tensor], tuple[()], dict[str, Any]]:
+) -> Prepared:
     """A batch of pairs as (network input, targets of the loss, (), keyword arguments of the inferer), on the device.
 
     Args:
@@ -53,7 +57,7 @@ class SynthesizedBatch:
         device: torch.device | str | None = None,
         non_blocking: bool = False,
         **kwargs: Any,
-    ) -> tuple[Tensor, dict[str, Tensor], tuple[()], dict[str, Any]]:
+    ) -> Prepared:
         """As `prepare_pair_batch`; the batch needs `label_moving` and, unless scans come alone, `label_fixed`."""
         maps = [_plain(batch[key]) for key in ("label_moving", "label_fixed") if key in batch]
         maps = [labels.to(device, non_blocking=non_blocking, **kwargs) for labels in maps]
@@ -83,7 +87,7 @@ class HyperBatch:
     def __init__(
         self,
         hyper: Callable[[int], Tensor] | Sequence[Any],
-        prepare: Callable[..., tuple[Tensor, dict[str, Tensor], tuple, dict[str, Any]]] = prepare_pair_batch,
+        prepare: Prepare = prepare_pair_batch,
         num_hyper: int = 1,
     ) -> None:
         self.prepare = prepare
@@ -102,7 +106,7 @@ class HyperBatch:
         device: torch.device | str | None = None,
         non_blocking: bool = False,
         **kwargs: Any,
-    ) -> tuple[Tensor, dict[str, Tensor], tuple[()], dict[str, Any]]:
+    ) -> Prepared:
         """As `prepare` returns it, with `hyper`."""
         image, targets, _args, options = self.prepare(batch, device, non_blocking, **kwargs)
         if isinstance(self.hyper, Tensor):
@@ -166,7 +170,7 @@ class AtlasBatch:
     def __init__(
         self,
         encoder: Any,
-        prepare: Callable[..., tuple[Tensor, dict[str, Tensor], tuple, dict[str, Any]]] = prepare_pair_batch,
+        prepare: Prepare = prepare_pair_batch,
     ) -> None:
         self.encoder, self.prepare = encoder, prepare
 
@@ -176,7 +180,7 @@ class AtlasBatch:
         device: torch.device | str | None = None,
         non_blocking: bool = False,
         **kwargs: Any,
-    ) -> tuple[Tensor, dict[str, Tensor], tuple[()], dict[str, Any]]:
+    ) -> Prepared:
         """As `prepare` returns it, with `attributes`."""
         _image, targets, _args, options = self.prepare(batch, device, non_blocking, **kwargs)
         scan = targets["moving"]

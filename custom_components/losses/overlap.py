@@ -101,14 +101,18 @@ class LabelLikelihood(nn.Module):
                 f"got {moving.dtype} {tuple(moving.shape)} and {fixed.dtype} {tuple(fixed.shape)}"
             )
         if not moving.is_floating_point():
-            if isinstance(self.labels, str):
-                ids = torch.cat([moving.flatten(), fixed.flatten()]).unique()
-            else:
-                ids = torch.tensor(self.labels, device=ddf.device)
-            ids = ids.view(1, -1, *[1] * (ddf.ndim - 2))
-            moving, fixed = ((labels == ids).to(ddf.dtype) for labels in (moving, fixed))
+            ids = self.labels
+            if isinstance(ids, str):
+                ids = torch.cat([moving.flatten(), fixed.flatten()]).unique().tolist()
+            moving, fixed = (label_indicators(labels, ids).to(ddf.dtype) for labels in (moving, fixed))
         difference = warp(moving, ddf, padding="border") - fixed
         return difference.square().sum(1).mean() / self.sigma**2
+
+
+def label_indicators(label_map: Tensor, labels: Sequence[int]) -> Tensor:
+    """One channel for each label, (B, K, *S), bool, of a map (B, 1, *S)."""
+    ids = torch.tensor(list(labels), device=label_map.device).view(1, -1, *[1] * (label_map.ndim - 2))
+    return label_map == ids
 
 
 class _Overlap(torch.autograd.Function):

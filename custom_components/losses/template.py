@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .overlap import label_indicators
 from .regularization import GradientPenalty
 
 
@@ -82,9 +83,3 @@ class TemplateLoss(nn.Module):
             terms["labels"] = -self.label_weight * (likelihood.clamp(min=1e-4).log() * inside).mean()
         pred["terms"] = {name: value.detach() for name, value in terms.items()}
         return sum(terms.values())  # type: ignore[return-value]
-
-
-def label_indicators(label_map: Tensor, labels: Sequence[int]) -> Tensor:
-    """One channel for each label, (B, K, *S), bool, of a map (B, 1, *S)."""
-    ids = torch.tensor(list(labels), device=label_map.device).view(1, -1, *[1] * (label_map.ndim - 2))
-    return label_map == ids

@@ -231,6 +231,7 @@ class ConditionalTemplate(nn.Module):
         return self.enlarge(total.reshape([-1] + list(slopes.shape[1:])))
 
     def enlarge(self, x: Tensor) -> Tensor:
+        """Channels (B, K, *S') of a coarser grid at full size, corners aligned."""
         if list(x.shape[2:]) == self.size:
             return x
         if x.shape[1] == 0:
@@ -258,7 +259,13 @@ class ConditionalTemplate(nn.Module):
                 self.label_slopes.copy_(self.shrink(change, self.label_slopes))
 
     def shrink(self, x: Tensor, like: Tensor) -> Tensor:
+        """Channels (B, K, *size) on the coarser grid of a parameter, corners aligned."""
         return F.interpolate(x, like.shape[2:], mode=self.mode, align_corners=True)
+
+    def most_likely(self, scores: Tensor) -> Tensor:
+        """The label ids (B, 1, *S), int32, of the highest of logits or probabilities (B, K, *S)."""
+        ids = torch.tensor(self.label_ids, dtype=torch.int32, device=scores.device)
+        return ids[scores.argmax(1, keepdim=True)]
 
     def description(self) -> dict[str, Any]:
         """What it was made for: `attributes` and `labels`."""

@@ -37,10 +37,7 @@ def render(network: Any, attributes: Mapping[str, Any]) -> tuple[Tensor, Tensor 
         logger.warning("beyond the training data: %s", ", ".join(outside))
     images, logits = template.render(raw[None].to(template.image.device))
     image = images[0].float().clamp(min=0).cpu()
-    if not template.label_ids:
-        return image, None
-    ids = torch.tensor(template.label_ids, dtype=torch.int32)
-    return image, ids[logits[0].argmax(0, keepdim=True).cpu()]
+    return image, template.most_likely(logits)[0].cpu() if template.label_ids else None
 
 
 def write_template(

@@ -36,17 +36,17 @@ from torch import Tensor
 REPOSITORY = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(REPOSITORY))
 
-from benchmarks.experiments import train  # noqa: E402
+from benchmarks.experiments import chosen_variants, train  # noqa: E402
 from custom_components.averaging import average_scans  # noqa: E402
 from custom_components.data.lists import load_list  # noqa: E402
 from custom_components.data.synthetic import random_velocity  # noqa: E402
 from custom_components.deformations import StationaryVelocity  # noqa: E402
 from custom_components.fields import compose, identity_grid, integrate_velocity, warp  # noqa: E402
 from custom_components.inferers import TemplateInferer  # noqa: E402
+from custom_components.losses.overlap import label_indicators  # noqa: E402
 from custom_components.losses.registration import RegistrationLoss  # noqa: E402
 from custom_components.losses.regularization import GradientPenalty  # noqa: E402
 from custom_components.losses.similarity import LNCC  # noqa: E402
-from custom_components.losses.template import label_indicators  # noqa: E402
 from custom_components.metrics import (  # noqa: E402
     folding_fraction,
     gradient_energy,
@@ -113,10 +113,7 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(VARIANTS), help="variants, separated by commas")
     parser.add_argument("--workers", type=int, default=2, help="trainings at a time, one thread each")
     args = parser.parse_args()
-    names = args.only.split(",")
-    unknown = set(names) - set(VARIANTS)
-    if unknown:
-        parser.error(f"there is no variant {', '.join(sorted(unknown))}; there are {', '.join(VARIANTS)}")
+    names = chosen_variants(parser, args, VARIANTS)
     make_lists(args.slices, args.heads, args.output)
     with ThreadPoolExecutor(args.workers) as pool:
         list(pool.map(lambda name: run(name, args.output), names))
@@ -483,7 +480,7 @@ def shipped(maps: Path) -> dict[str, Any]:
     parser = ConfigParser(ConfigParser.load_config_files(configs))
     parser.update({"bundle_root": ".", "dataset_dir": str(maps.parent)})
     synthesis, generator = parser.get_parsed_content("synthesis"), torch.Generator().manual_seed(0)
-    spacing, ids = [2.0] * 3, template.label_ids
+    spacing = [2.0] * 3
     rows: dict[str, list[dict[str, Any]]] = {}
     fields, images, brains = [], [], []
     for section in ("training", "validation"):
@@ -495,10 +492,10 @@ def shipped(maps: Path) -> dict[str, Any]:
             brain = (scan["label_moving"] > 0) & (scan["label_moving"] != 2)
             row: dict[str, Any] = {"ventricles": item["ventricles"], "in_range": float(known)}
             row["share"] = share(scan["label_moving"])
-            row["share_template"] = share(torch.tensor(ids)[template.render(own)[1].argmax(1)])
+            row["share_template"] = share(template.most_likely(template.render(own)[1]))
             for name, attributes in (("own", own), ("average", None)):
                 pred = inferer(scan["moving"], network, attributes=attributes)
-                identity = torch.tensor(ids)[pred["template_labels"].argmax(1, keepdim=True)]
+                identity = template.most_likely(pred["template_labels"])
                 row[f"dice_{name}_before"] = float(mean_dice(identity, scan["label_moving"], range(1, 7)))
                 row[f"dice_{name}"] = float(mean_dice(pred["warped_template_label"], scan["label_moving"], range(1, 7)))
                 ncc = normalized_cross_correlation(pred["warped_template"], scan["moving"], brain)
@@ -530,8 +527,8 @@ def shipped(maps: Path) -> dict[str, Any]:
     requested = np.arange(1, 7.6, 0.5)
     rendered = []
     for value in requested:
-        found = template.render(template.encoder.values({"ventricles": value})[None])[1].argmax(1)
-        rendered.append(share(torch.tensor(ids)[found]))
+        logits = template.render(template.encoder.values({"ventricles": value})[None])[1]
+        rendered.append(share(template.most_likely(logits)))
     result["requested"], result["rendered"] = requested.tolist(), rendered
     result["correlation"] = float(np.corrcoef(requested, rendered)[0, 1])
     result["slope"] = float(np.polyfit(requested, rendered, 1)[0])
