@@ -245,7 +245,7 @@ def atlas(
                 print(f"{name}: not given, the training data's mean {given[name]:g} is taken")
         elif name not in given and name == swept and scan is None:
             given[name] = values[0]
-    given = {name: given[name] for name in [*encoder.names, *given] if name in given}
+    given = {name: given[name] for name in encoder.names if name in given}  # in the template's order
     written = write_template(folder, network, given)
     if sweep:
         written |= write_sweep(folder, network, given, swept, values)
