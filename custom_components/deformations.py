@@ -9,12 +9,16 @@ if asked for. `parameter_size(S)` is the spatial size its parameters have for im
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from .fields import integrate_velocity, invert, resize_field
 from .gaussian import default_smoothing, smooth, smoothed_variance
+from .shooting import shoot
+from .smoothing import Kernel, Spacing, per_axis
 
 
 class StationaryVelocity:
@@ -135,3 +139,91 @@ class Displacement:
         if inverse:
             fields["inverse_ddf"], fields["inverse_residual"] = invert(fields["ddf"].detach())
         return fields
+
+
+class VectorMomentum:
+    """Geodesic shooting (LDDMM): the parameters are the initial momentum, in voxels of its own grid; see `shooting`.
+
+    Returns "ddf", "momentum" (the parameters), "velocity" (K m at time 0, voxels of its own grid), "energy" (B,), the
+    mean of <m, K m> over the voxels in squared units of the spacing, to be regularised, and if asked for "inverse_ddf".
+    With `stationary`, v = K m does not change on the way (vSVF).
+
+    Momenta belong to the kernel: with another one they mean another deformation.
+
+    Args:
+        kernel: K; its lengths are in units of the spacing, so in mm if that is in mm.
+        spacing: of the image grid, one number or one for each axis; None is 1.
+        num_steps, stationary: see `shooting.shoot`.
+        stride: as in `StationaryVelocity`.
+        checkpoint: see `shooting.shoot`; None: in 3-D.
+        floor: see `to_unknown`, a share of the kernel's gain.
+        quantity: "velocity": the parameters are the velocity at time 0, and the momentum is K^-1 of it (for a kernel
+            with an inverse, see `Kernel.powered`).
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        spacing: Spacing | None = None,
+        num_steps: int = 10,
+        stride: int = 2,
+        *,
+        stationary: bool = False,
+        checkpoint: bool | None = None,
+        floor: float = 0.01,
+        quantity: str = "momentum",
+    ) -> None:
+        if quantity not in ("momentum", "velocity"):
+            raise ValueError(f"expected quantity momentum or velocity, got {quantity!r}")
+        self.floor, self.quantity = floor, quantity
+        self.kernel, self.spacing = kernel, 1.0 if spacing is None else spacing
+        self.num_steps, self.stride = num_steps, stride
+        self.stationary, self.checkpoint = stationary, checkpoint
+
+    def parameter_size(self, size: Sequence[int]) -> list[int]:
+        return [-(-n // self.stride) for n in size]
+
+    def parameter_spacing(self, parameters: Tensor, size: Sequence[int]) -> tuple[float, ...]:
+        """Spacing of the momentum's grid, which spans an image grid of the given size."""
+        image = per_axis(self.spacing, len(size))
+        grids = zip(image, size, parameters.shape[2:], strict=True)
+        return tuple(h * (n - 1) / (m - 1) if m > 1 else h for h, n, m in grids)
+
+    def __call__(self, parameters: Tensor, size: Sequence[int], *, inverse: bool = False) -> dict[str, Tensor]:
+        parameters = parameters if parameters.dtype == torch.float64 else parameters.float()
+        spacing = self.parameter_spacing(parameters, size)
+        if self.quantity == "velocity":
+            parameters = self.kernel.powered(parameters, -1.0, spacing)
+        unit = parameters.new_tensor(spacing).view(1, -1, *[1] * len(size))
+        shot = shoot(
+            parameters * unit,
+            self.kernel,
+            spacing=spacing,
+            num_steps=self.num_steps,
+            stationary=self.stationary,
+            inverse=inverse,
+            checkpoint=len(size) == 3 if self.checkpoint is None else self.checkpoint,
+        )
+        fields = {"ddf": resize_field(shot.ddf, size), "momentum": parameters, "energy": shot.energy}
+        fields["velocity"] = shot.velocity / unit
+        if shot.inverse_ddf is not None:
+            fields["inverse_ddf"] = resize_field(shot.inverse_ddf, size)
+        return fields
+
+    def on_grid(self, full: Sequence[int], size: Sequence[int]) -> VectorMomentum:
+        """The same deformation for images resampled from one size to another over the same extent."""
+        factors = [(n - 1) / (m - 1) if m > 1 else 1.0 for n, m in zip(full, size, strict=True)]
+        coarse = copy(self)
+        coarse.spacing = [h * f for h, f in zip(per_axis(self.spacing, len(size)), factors, strict=True)]
+        return coarse
+
+    def to_unknown(self, parameters: Tensor, size: Sequence[int]) -> Tensor:
+        """(K + floor)^(1/2) m: what an optimiser had better search. The energy is its square (but for the floor), so
+        that no scale is stiffer than another; steps in the momentum itself would move the coarsest scales alone."""
+        kernel = replace(self.kernel, padding="none")
+        return kernel.powered(parameters, 0.5, self.parameter_spacing(parameters, size), floor=self.floor)
+
+    def from_unknown(self, unknown: Tensor, size: Sequence[int]) -> Tensor:
+        """The momentum of `to_unknown`."""
+        kernel = replace(self.kernel, padding="none")
+        return kernel.powered(unknown, -0.5, self.parameter_spacing(unknown, size), floor=self.floor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from .deformations import StationaryVelocity
 from .fields import warp
+from .patches import predict_in_patches
 from .tuning import Criterion, tune_hyper
 
 Deformation = Callable[..., dict[str, Tensor]]
@@ -69,28 +71,49 @@ class RegistrationInferer(Inferer):
         masks: dict[str, Tensor] | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        image = inputs.as_tensor() if hasattr(inputs, "as_tensor") else inputs
+        image = _plain(inputs)
         if image.shape[1] % 2:
             raise ValueError(f"expected moving and fixed with equal channels, got {image.shape[1]} channels in all")
         start = time.perf_counter()
+        parameters = self.predict(image, network, *args, **kwargs)
+        pred = self._register(image, parameters, start, masks, kwargs)
+        if self.samples:
+            pred |= self._sample(pred["posterior"], image.shape[2:])
+        return pred
+
+    def _register(
+        self,
+        image: Tensor,
+        parameters: Tensor,
+        start: float,
+        masks: dict[str, Tensor] | None,
+        constants: dict[str, Any],
+    ) -> dict[str, Any]:
+        """Refinement, fields, warped image, and the seconds since the start."""
         moving, fixed = image.chunk(2, 1)
-        layout = torch.channels_last_3d if image.ndim == 5 else torch.channels_last
-        dtype = getattr(torch, self.precision)
-        with torch.autocast(image.device.type, dtype, enabled=dtype != torch.float32):
-            parameters = network(image.contiguous(memory_format=layout), *args, **kwargs)
-        parameters = parameters.float().contiguous()
-        if self.samples and parameters.shape[1] != 2 * (image.ndim - 2):
-            raise ValueError("samples need a network that predicts a log variance; this one gives a velocity alone")
         if self.refinement is not None:
-            parameters = self.refinement(moving, fixed, parameters, masks, constants=kwargs)
+            parameters = self.refinement(moving, fixed, parameters, masks, constants=constants)
         pred = self.deformation(parameters, image.shape[2:], inverse=self.inverse)
         pred["warped"] = warp(moving, pred["ddf"])
         if image.is_cuda and not torch.is_grad_enabled():
             torch.cuda.synchronize()
         pred["seconds"] = torch.full((image.shape[0],), (time.perf_counter() - start) / image.shape[0])
-        if self.samples:
-            pred |= self._sample(parameters, image.shape[2:])
         return pred
+
+    def predict(self, image: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """The deformation's parameters for pairs (B, 2C, *S), before refinement."""
+        parameters = self._run(image, network, *args, **kwargs)
+        if self.samples and parameters.shape[1] != 2 * (image.ndim - 2):
+            raise ValueError("samples need a network that predicts a log variance; this one gives a velocity alone")
+        return parameters
+
+    def _run(self, image: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """The network's output, computed in the wanted precision."""
+        layout = torch.channels_last_3d if image.ndim == 5 else torch.channels_last
+        dtype = getattr(torch, self.precision)
+        with torch.autocast(image.device.type, dtype, enabled=dtype != torch.float32):
+            output = network(image.contiguous(memory_format=layout), *args, **kwargs)
+        return output.float().contiguous()
 
     def _sample(self, parameters: Tensor, size: torch.Size) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(self.seed)
@@ -148,7 +171,7 @@ class HyperInferer(RegistrationInferer):
         hyper: Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        image = inputs.as_tensor() if hasattr(inputs, "as_tensor") else inputs
+        image = _plain(inputs)
         start = time.perf_counter()
         wanted = ["each"] * bool(self.sweep) + ["num_hyper"] * (self.hyper == "auto")
         if not all(hasattr(network, name) for name in wanted):
@@ -189,6 +212,123 @@ class HyperInferer(RegistrationInferer):
                         ddf[i, k] = self.deformation(parameters.float().contiguous(), image.shape[2:])["ddf"][0]
         seconds = torch.full((len(image),), (time.perf_counter() - start) / len(image))
         return {"sweep_ddf": ddf, "sweep_hyper": values.cpu(), "sweep_seconds": seconds}
+
+
+class PatchInferer(RegistrationInferer):
+    """Run a network on patches alone, for its training: {"prediction": the output}."""
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return {"prediction": self._run(_plain(inputs), network)}
+
+
+class PatchMomentumInferer(RegistrationInferer):
+    """A `RegistrationInferer` for networks that predict momenta in patches (Quicksilver).
+
+    The patches' answers are averaged where they overlap. For a correction network, the fixed image is pulled back to
+    moving space by the predicted map, and the correction, from the moving image and that one, is added: m = m_P + m_C.
+    It is `correction`, or, while it is trained, the network of the call that comes after `predictor`.
+
+    With `samples`, the network's dropout is active: the momentum is the mean of so many predictions (without
+    correction), "ddf_samples" are the displacements of each, "velocity_sd" the standard deviation of their velocities.
+
+    Args:
+        deformation: `VectorMomentum`, its stride that of the network.
+        correction: a network that corrects the predictions of the call's network, or None.
+        predictor: a network whose predictions the call's network corrects, or None.
+        patch, step, background: see `patches.predict_in_patches`.
+        batch_size: patches at a time.
+        samples, seed: see above; the dropout is seeded for each batch anew, on the device of the images.
+        **options: of `RegistrationInferer`.
+    Raises:
+        ValueError: if samples are wanted of a network without dropout, or the correction is another network's.
+    """
+
+    def __init__(
+        self,
+        deformation: Any,
+        *,
+        correction: Any | None = None,
+        predictor: Any | None = None,
+        patch: int = 15,
+        step: int = 14,
+        background: float = 0.02,
+        batch_size: int = 64,
+        samples: int = 0,
+        **options: Any,
+    ) -> None:
+        super().__init__(deformation, **options)
+        if samples < 0:
+            raise ValueError(f"expected a number of samples of at least 0, got {samples}")
+        self.deformation: Any = deformation
+        self.num_samples, self.correction, self.predictor = samples, correction, predictor
+        self.patches: dict[str, Any] = {
+            "patch": patch,
+            "step": step,
+            "background": background,
+            "batch_size": batch_size,
+        }
+
+    def __call__(
+        self,
+        inputs: Tensor,
+        network: Any,
+        *args: Any,
+        masks: dict[str, Tensor] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        if not self.num_samples:
+            return super().__call__(inputs, network, *args, masks=masks, **kwargs)
+        image, start = _plain(inputs), time.perf_counter()
+        momenta = self._draw(image, network)
+        pred = self._register(image, momenta.mean(0), start, masks, kwargs)
+        samples = [self.deformation(momentum, image.shape[2:]) for momentum in momenta]
+        pred["ddf_samples"] = torch.stack([sample["ddf"].cpu() for sample in samples], 1)
+        if self.num_samples > 1:
+            pred["velocity_sd"] = torch.stack([sample["velocity"] for sample in samples]).std(0)
+        return pred
+
+    def predict(self, image: Tensor, network: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """The momentum (B, D, *S') of pairs, before refinement."""
+        inner = getattr(network, "module", network)  # of a distributed training
+        if self.correction is not None and hasattr(inner, "digest") and self.correction.corrects != inner.digest():
+            raise ValueError("the correction network belongs to other weights: train one for these, or leave it out")
+        image, momentum = self.before(image)
+        momentum = momentum + self._in_patches(image, network)
+        if self.correction is not None:
+            momentum = momentum + self._in_patches(self.pull_back(image, momentum), self.correction)
+        return momentum
+
+    def before(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """What the call's network gets to see, and the momentum that is there already: that of the predictor."""
+        if self.predictor is None:
+            return image, image.new_zeros(())
+        momentum = self._in_patches(image, self.predictor)
+        return self.pull_back(image, momentum), momentum
+
+    def pull_back(self, image: Tensor, momentum: Tensor) -> Tensor:
+        """The pairs with their fixed images brought to moving space by the inverse map."""
+        moving, fixed = image.chunk(2, 1)
+        inverse = self.deformation(momentum, image.shape[2:], inverse=True)["inverse_ddf"]
+        return torch.cat([moving, warp(fixed, inverse)], 1)
+
+    def _in_patches(self, image: Tensor, network: Any) -> Tensor:
+        run = partial(self._run, network=network)
+        return predict_in_patches(image, run, image.ndim - 2, stride=self.deformation.stride, **self.patches)
+
+    def _draw(self, image: Tensor, network: Any) -> Tensor:
+        """Momenta (K, B, D, *S') with the network's dropout active."""
+        dropout = [m for m in network.modules() if isinstance(m, torch.nn.Dropout) and m.p]
+        if not dropout:
+            raise ValueError("samples need a network that was trained with dropout")
+        training = network.training
+        with torch.random.fork_rng(devices=[image.device] if image.is_cuda else []):
+            torch.manual_seed(self.seed)
+            try:
+                for module in dropout:
+                    module.train()
+                return torch.stack([self._in_patches(image, network) for _ in range(self.num_samples)])
+            finally:
+                network.train(training)
 
 
 class TemplateInferer(RegistrationInferer):
@@ -259,6 +399,10 @@ class TemplateInferer(RegistrationInferer):
         if self.mean_stream is not None:
             pred["mean_displacement"] = self.mean_stream(pred["ddf"])
         return pred
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.as_tensor() if hasattr(tensor, "as_tensor") else tensor
 
 
 def _values(hyper: float | Sequence[float]) -> list[float]:

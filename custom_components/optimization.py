@@ -103,7 +103,10 @@ class PairwiseOptimizer:
             for factor, iterations in zip(self.levels, self.iterations, strict=True):
                 level = {key: shrink(image, factor) for key, image in batch.items()} | dict(constants or {})
                 field = self._start(field, level["fixed"])
-                field = self._optimize_level(field, level, loss, iterations, bar)
+                deformation = self.deformation
+                if hasattr(deformation, "on_grid"):
+                    deformation = deformation.on_grid(fixed.shape[2:], level["fixed"].shape[2:])
+                field = self._optimize_level(field, deformation, level, loss, iterations, bar)
                 bar.set_postfix_str(f"level 1/{factor} done")
         assert field is not None
         field = self._start(field, fixed)
@@ -131,15 +134,17 @@ class PairwiseOptimizer:
         return resize_field(field.detach(), size)
 
     def _optimize_level(
-        self, field: Tensor, batch: dict[str, Tensor], objective: Loss, iterations: int, bar: tqdm
+        self, field: Tensor, deformation: Any, batch: dict[str, Tensor], objective: Loss, iterations: int, bar: tqdm
     ) -> Tensor:
-        field = field.clone().requires_grad_()
+        size = batch["fixed"].shape[2:]
+        searched = hasattr(deformation, "from_unknown")
+        field = (deformation.to_unknown(field, size) if searched else field.clone()).requires_grad_()
         # The loss is a mean; times the number of voxels, its gradient at a voxel does not depend on the image's size.
         voxels = batch["fixed"][:, 0].numel()
 
         def closure() -> Tensor:
             optimizer.zero_grad()
-            pred = self.deformation(field, batch["fixed"].shape[2:])
+            pred = deformation(deformation.from_unknown(field, size) if searched else field, size)
             pred["warped"] = warp(batch["moving"], pred["ddf"])
             loss = objective(pred, batch) * voxels
             loss.backward()
@@ -159,7 +164,7 @@ class PairwiseOptimizer:
             if iteration >= 10 and history[-11] - history[-1] < self.tolerance * abs(history[-11]):
                 bar.update(iterations - iteration - 1)
                 break
-        return field.detach()
+        return (deformation.from_unknown(field, size) if searched else field).detach()
 
 
 def same_contrast(warped: Tensor, fixed: Tensor, mask: Tensor | None = None, *, threshold: float = 0.3) -> bool:

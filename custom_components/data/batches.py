@@ -14,7 +14,7 @@ Prepare = Callable[..., Prepared]
 
 PAIR_KEYS = (
     *("moving", "fixed", "label_moving", "label_fixed", "mask_moving", "mask_fixed"),
-    *("distance_moving", "distance_fixed"),
+    *("distance_moving", "distance_fixed", "momentum"),
 )
 
 

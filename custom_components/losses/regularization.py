@@ -52,6 +52,13 @@ class FoldingPenalty(nn.Module):
         return (self.margin - jacobian_determinant(ddf)).clamp(min=0).square().mean()
 
 
+class MeanEnergy(nn.Module):
+    """Mean over the batch of a deformation's "energy" (B,): <m, K m>, the squared length of the geodesic."""
+
+    def forward(self, energy: Tensor) -> Tensor:
+        return energy.mean()
+
+
 class GaussianKL(nn.Module):
     """KL divergence of a Gaussian velocity posterior from the smoothness prior N(0, (lambda L)^-1), constants left out.
 

@@ -1,0 +1,189 @@
+"""Training data of networks that predict momenta: pairs, their optimised momenta on disk, and patches of both."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from monai.data import list_data_collate
+from monai.transforms import Randomizable
+from monai.utils import get_seed
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from ..fields import resize_field
+from ..patches import cut, pad_to_patches
+from .batches import Prepare, prepare_pair_batch
+
+logger = logging.getLogger(__name__)
+
+
+class MomentumPatchDataset(Dataset, Randomizable):
+    """Patches of image pairs and of the momenta that numerical optimisation (LDDMM) found for them.
+
+    At construction each pair is registered, and its images and momentum are kept in a file of `cache_dir`: a run that
+    was cut goes on where it stopped, and further trainings find the files. A file that was made with another kernel, or
+    with other `settings`, is an error: its momentum means something else.
+
+    Item i is a random patch of a random pair, `image` (2, *[patch * stride]) and `momentum` (D, *[patch]), out of those
+    where one of the images exceeds `background`; all are drawn anew in each epoch.
+
+    Args:
+        pairs: the same pairs at each visit (`ScanPairDataset(shuffle=False)`), on one grid.
+        optimizer: `PairwiseOptimizer` with `VectorMomentum`; called as `optimizer(moving, fixed)`.
+        cache_dir: folder of the files.
+        prepare: makes the images of a batch of pairs; random ones are seeded with the pair's number.
+        inputs: in place of the images that are registered, the network sees these entries of the pairs, moving and
+            fixed (another contrast of the same anatomy).
+        inferer: a `PatchMomentumInferer`; if it has a `predictor`, the patches train a correction of its predictions:
+            the fixed image is pulled back to moving space by the predicted map, the momentum is what the prediction
+            lacks.
+        quantity: "momentum", or "velocity" (at time 0) or "displacement", to compare networks that predict these.
+        settings: what else the momenta depend on (weights, iterations): written to the files and compared.
+        patch, stride, background: see `patches.predict_in_patches`.
+        num_patches: length of an epoch.
+        batch_size: pairs that are optimised together.
+        device: to optimise on.
+    Raises:
+        ValueError: if a file does not fit, or no patch shows anything.
+    """
+
+    def __init__(
+        self,
+        pairs: Dataset,
+        optimizer: Any,
+        cache_dir: str | os.PathLike,
+        *,
+        prepare: Prepare = prepare_pair_batch,
+        inputs: tuple[str, str] | None = None,
+        inferer: Any | None = None,
+        quantity: str = "momentum",
+        settings: Mapping[str, Any] | None = None,
+        patch: int = 15,
+        stride: int = 1,
+        background: float = 0.02,
+        num_patches: int = 1000,
+        batch_size: int = 1,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if quantity not in ("momentum", "velocity", "displacement"):
+            raise ValueError(f"expected quantity momentum, velocity or displacement, got {quantity!r}")
+        self.pairs, self.optimizer, self.cache_dir = pairs, optimizer, Path(cache_dir)
+        self.prepare, self.inputs, self.quantity = prepare, inputs, quantity
+        self.deformation = optimizer.deformation
+        description = {"kernel": str(self.deformation.kernel), **(settings or {})}
+        self.description = json.loads(json.dumps(description))
+        self.patch, self.stride, self.background = patch, stride, background
+        self.num_patches, self.device = num_patches, device
+        self.set_random_state(seed=get_seed())
+        files = self._make(batch_size)
+        self.examples = [self._example(i, path) for i, path in enumerate(files)]
+        if inferer is not None and inferer.predictor is not None:
+            self.examples = [self._rest(inferer, *example) for example in tqdm(self.examples, desc="predictions")]
+        self._places = torch.cat([self._shown(i, image) for i, (image, _) in enumerate(self.examples)])
+        if not len(self._places):
+            raise ValueError(f"none of {len(files)} pairs shows anything above {background}")
+
+    def __len__(self) -> int:
+        return self.num_patches
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"item {index} of a dataset of {len(self)} patches")
+        i, *start = self._places[int(self.R.randint(len(self._places)))].tolist()
+        image, momentum = self.examples[i]
+        return {
+            "image": cut(image, start, self.patch, self.stride).float(),
+            "momentum": cut(momentum, start, self.patch),
+        }
+
+    def randomize(self, data: Any = None) -> None:
+        """Required by `Randomizable`; patches are drawn when they are asked for."""
+
+    def _shown(self, index: int, image: Tensor) -> Tensor:
+        """Places (N, 1 + D), the index before the first voxel, of the patches that are not background."""
+        pool = F.max_pool2d if image.ndim == 3 else F.max_pool3d
+        brightest = pool(image.float().amax(0, keepdim=True)[None], self.stride)
+        starts = (pool(brightest, self.patch, 1)[0, 0] > self.background).nonzero()
+        return torch.cat([torch.full_like(starts[:, :1], index), starts], 1).to(torch.int16)
+
+    def _make(self, batch_size: int) -> list[Path]:
+        """The pairs' files; those that are missing are made."""
+        self.cache_dir.mkdir(parents=True, exist_ok=True)
+        items = [self.pairs[i] for i in range(len(self.pairs))]  # type: ignore[arg-type]
+        files = [self.cache_dir / f"{i:05d}_{_name(item)}.pt" for i, item in enumerate(items)]
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        rank, world = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if distributed else (0, 1)
+        missing = [i for i in range(rank, len(files), world) if not files[i].exists()]
+        with tqdm(total=len(missing), desc=f"momenta in {self.cache_dir}", disable=not missing) as bar:
+            for first in range(0, len(missing), batch_size):
+                chunk = missing[first : first + batch_size]
+                image = torch.cat([self._images(items[i], i) for i in chunk]).to(self.device)
+                momenta = self.optimizer(*image.chunk(2, 1)).cpu()
+                for i, shown, momentum in zip(chunk, image.cpu().half(), momenta, strict=True):
+                    content = {"image": shown, "momentum": momentum, "description": json.dumps(self.description)}
+                    self._write(files[i], {k: v.clone() if isinstance(v, Tensor) else v for k, v in content.items()})
+                bar.update(len(chunk))
+        if distributed:
+            torch.distributed.barrier()
+        return files
+
+    def _images(self, item: Any, seed: int) -> Tensor:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self.prepare(list_data_collate([item]), self.device)[0].float()
+
+    @staticmethod
+    def _write(path: Path, content: Mapping[str, Any]) -> None:
+        partial = path.with_suffix(".partial")
+        torch.save(content, partial)
+        partial.replace(path)
+
+    def _example(self, index: int, path: Path) -> tuple[Tensor, Tensor]:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        found = json.loads(content["description"])
+        for name in {*found, *self.description}:
+            if found.get(name) != self.description.get(name):
+                raise ValueError(
+                    f"{path}: a momentum made with {name} = {found.get(name)}, not {self.description.get(name)}: "
+                    "take another cache_dir"
+                )
+        image, momentum = content["image"], content["momentum"]
+        size = image.shape[1:]
+        if list(momentum.shape[1:]) != [-(-n // self.stride) for n in size]:
+            raise ValueError(f"{path}: a momentum of size {tuple(momentum.shape[1:])} for images of {tuple(size)}")
+        if self.inputs is not None:
+            item = self.pairs[index]
+            image = torch.cat([torch.as_tensor(item[key]) for key in self.inputs]).half()
+        if self.quantity != "momentum":
+            with torch.no_grad():
+                pred = self.deformation(momentum[None], size)
+            field = pred["velocity"] if self.quantity == "velocity" else resize_field(pred["ddf"], momentum.shape[1:])
+            momentum = field[0]
+        return self._padded(image, momentum)
+
+    def _padded(self, image: Tensor, momentum: Tensor) -> tuple[Tensor, Tensor]:
+        return pad_to_patches(image[None], self.patch, self.stride)[0], pad_to_patches(momentum[None], self.patch, 1)[0]
+
+    @torch.no_grad()
+    def _rest(self, inferer: Any, image: Tensor, momentum: Tensor) -> tuple[Tensor, Tensor]:
+        seen, predicted = inferer.before(image[None].float().to(self.device))
+        return seen[0].cpu().half(), momentum - predicted[0].cpu()
+
+
+def _name(item: Mapping[str, Any]) -> str:
+    names = []
+    for role in ("moving", "fixed"):
+        path = next(
+            (item[k] for k in (f"image_path_{role}", f"{role}_path", f"label_path_{role}") if item.get(k)), role
+        )
+        names.append(re.sub(r"\.(nii(\.gz)?|mg[zh]|nrrd|mha)$", "", os.path.basename(str(path))))
+    return "__".join(names)

@@ -1,0 +1,162 @@
+"""Quicksilver's patch network: from a patch of the moving and of the fixed image to the momentum there."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class QuicksilverNetwork(nn.Module):
+    """Two encoders, one for each image, and a decoder for each component of the momentum (Quicksilver).
+
+    Encoder levels of three convolutions and a strided one, to a fourth of the patch; the two images' features are
+    concatenated; decoder levels of a transposed convolution and three more. PReLU with one slope after each layer but
+    the last; no normalisation. With the defaults of the paper (features 64, stride 1) 21.83 M parameters in 3-D.
+
+    What the momentum means depends on the kernel it was made with, and the network is of no use with another: `kernel`
+    travels with the weights, and loading others' raises an error. So does `dropout`, which is taken from them.
+
+    Args:
+        spatial_dims: 2 or 3.
+        features: of the first level.
+        stride: image voxels per voxel of the momentum's grid: blocks of `stride` along each axis become channels.
+        dropout: probability, after each convolution of width 3 but the last; 0 for the deterministic form.
+        kernel: what the momenta belong to, `repr` of the kernel.
+        quantity: what is predicted, "momentum" or, to compare, another field of the deformation.
+        corrects: `digest` of the network whose prediction this one corrects, empty for a prediction.
+    Shapes: input (B, 2, *P), moving then fixed, each side `stride` * (4 k + 3) voxels; output (B, D, *P / stride).
+    References: Yang et al., Quicksilver, NeuroImage 158, 2017; stride is ours.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int = 3,
+        features: int = 64,
+        stride: int = 1,
+        dropout: float = 0.0,
+        kernel: Any = "",
+        quantity: str = "momentum",
+    ) -> None:
+        super().__init__()
+        if spatial_dims not in (2, 3) or features < 1 or stride < 1 or not 0 <= dropout < 1:
+            raise ValueError(
+                "expected spatial_dims 2 or 3, features and stride of at least 1, dropout in [0, 1), "
+                f"got {spatial_dims}, {features}, {stride}, {dropout}"
+            )
+        self.spatial_dims, self.stride, self.dropout = spatial_dims, stride, float(dropout)
+        self.kernel, self.quantity, self.corrects = str(kernel), quantity, ""
+        n = features
+        channels = stride**spatial_dims
+        self.moving = _encoder(spatial_dims, channels, n, dropout)
+        self.fixed = _encoder(spatial_dims, channels, n, dropout)
+        self.decoders = nn.ModuleList([_decoder(spatial_dims, n, dropout) for _ in range(spatial_dims)])
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+                nn.init.kaiming_normal_(module.weight, a=0.25)
+                assert module.bias is not None
+                nn.init.zeros_(module.bias)
+        for decoder in self.decoders:
+            head = list(decoder.children())[-1]
+            assert isinstance(head.weight, Tensor)
+            nn.init.normal_(head.weight, std=1e-3)
+
+    def forward(self, image: Tensor) -> Tensor:
+        moving, fixed = image.chunk(2, 1)
+        features = torch.cat([self.moving(_blocks(moving, self.stride)), self.fixed(_blocks(fixed, self.stride))], 1)
+        return torch.cat([decoder(features) for decoder in self.decoders], 1)
+
+    def description(self) -> dict[str, Any]:
+        """What the weights are for."""
+        settings = {"kernel": self.kernel, "quantity": self.quantity, "corrects": self.corrects}
+        return {**settings, "dropout": self.dropout}
+
+    def digest(self) -> str:
+        """A checksum of the weights, by which a correction network knows what it corrects."""
+        code = 0
+        for value in self.parameters():
+            code = zlib.crc32(value.detach().cpu().numpy().tobytes(), code)
+        return f"{code:08x}"
+
+    def get_extra_state(self) -> Tensor:
+        """The description as bytes: a tensor, as everything else in a file of weights."""
+        return torch.tensor(list(json.dumps(self.description()).encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        found = json.loads(bytes(state.tolist()))
+        for name in ("kernel", "quantity"):
+            wanted = self.description()[name]
+            if wanted and found[name] != wanted:
+                raise RuntimeError(f"the weights predict the {found['quantity']} of {found['kernel']}, not {wanted}")
+        self.kernel, self.quantity, self.corrects = found["kernel"], found["quantity"], found["corrects"]
+        self.dropout = found["dropout"]
+        for module in self.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = self.dropout
+
+
+def load_network(network: QuicksilverNetwork, path: str | os.PathLike | None) -> QuicksilverNetwork | None:
+    """Another network like this one (of any number of features) with a file's weights; None for no path or "none"."""
+    if path is None or str(path) == "none":
+        return None
+    device = next(network.parameters()).device
+    weights = torch.load(path, map_location=device, weights_only=True)
+    if "moving.0.weight" not in weights:
+        raise ValueError(f"{path}: these are not the weights of a Quicksilver network")
+    features = weights["moving.0.weight"].shape[0]
+    other = QuicksilverNetwork(network.spatial_dims, features, network.stride, 0.0, network.kernel, network.quantity)
+    other.load_state_dict(weights)
+    return other.to(device).eval()
+
+
+def load_predictor(network: QuicksilverNetwork, path: str | os.PathLike | None) -> QuicksilverNetwork | None:
+    """The network whose predictions `network` is to correct, which is noted in it; see `load_network`."""
+    predictor = load_network(network, path)
+    network.corrects = "" if predictor is None else predictor.digest()
+    return predictor
+
+
+def _conv(dims: int) -> Any:
+    return nn.Conv2d if dims == 2 else nn.Conv3d
+
+
+def _wide(dims: int, inputs: int, outputs: int, dropout: float) -> list[nn.Module]:
+    return [_conv(dims)(inputs, outputs, 3, padding=1), nn.PReLU(), nn.Dropout(dropout)]
+
+
+def _encoder(dims: int, inputs: int, n: int, dropout: float) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for width in (n, 2 * n):
+        for first in (inputs, width, width):
+            layers += _wide(dims, first, width, dropout)
+        layers += [_conv(dims)(width, width, 2, stride=2, padding=1), nn.PReLU()]
+        inputs = width
+    return nn.Sequential(*layers)
+
+
+def _decoder(dims: int, n: int, dropout: float) -> nn.Sequential:
+    transposed = nn.ConvTranspose2d if dims == 2 else nn.ConvTranspose3d
+    layers: list[nn.Module] = [transposed(4 * n, 4 * n, 2, stride=2, padding=1), nn.PReLU()]
+    for width in (4 * n, 4 * n, 2 * n):
+        layers += _wide(dims, 4 * n, width, dropout)
+    layers += [transposed(2 * n, 2 * n, 3, stride=2, padding=1), nn.PReLU()]
+    for _ in range(2):
+        layers += _wide(dims, 2 * n, 2 * n, dropout)
+    return nn.Sequential(*layers, _conv(dims)(2 * n, 1, 3, padding=1))
+
+
+def _blocks(image: Tensor, stride: int) -> Tensor:
+    """Blocks of `stride` voxels along each axis as channels."""
+    if stride == 1:
+        return image
+    b, c, s = image.shape[0], image.shape[1], stride
+    h, w = image.shape[2] // s, image.shape[3] // s
+    if image.dim() == 4:
+        return image.reshape(b, c, h, s, w, s).permute(0, 1, 3, 5, 2, 4).reshape(b, c * s * s, h, w)
+    d = image.shape[4] // s
+    blocks = image.reshape(b, c, h, s, w, s, d, s).permute(0, 1, 3, 5, 7, 2, 4, 6)
+    return blocks.reshape(b, c * s * s * s, h, w, d)
