@@ -78,10 +78,29 @@ def register(
     return {}
 
 
-def optimize(moving: str, fixed: str, output: str = "registered", **settings: Any) -> dict[str, Any]:
-    """Register without a network: optimise the velocity from zero, coarse to fine. Settings as `register`."""
-    overlays = [_bundles_folder() / "overlays" / "training_free.json", *_as_list(settings.pop("overlay", ()))]
-    return register(moving, fixed, output, overlay=[str(path) for path in overlays], **settings)
+# Overlays that exchange the deformation of a training-free registration.
+MODELS = {"svf": [], "lddmm": ["lddmm"], "vsvf": ["lddmm", "vsvf"], "ddf": ["ddf"]}
+
+
+def optimize(
+    moving: str, fixed: str, output: str = "registered", *, model: str = "svf", **settings: Any
+) -> dict[str, Any]:
+    """Register without a network: optimise a deformation from zero, coarse to fine. Other settings as `register`.
+
+    Args:
+        moving, fixed, output: as in `register`.
+        model: "svf" (stationary velocity), "lddmm" (geodesic shooting from an initial momentum), "vsvf" (stationary
+            velocity of a momentum) or "ddf" (displacement, may fold).
+        **settings: as in `register`; --weight is that of the regularisation (not for svf).
+    """
+    return register(moving, fixed, output, overlay=_training_free(model, settings.pop("overlay", ())), **settings)
+
+
+def _training_free(model: str, more: str | Sequence[str]) -> list[str]:
+    if model not in MODELS:
+        raise ValueError(f"there is no model {model!r}; there are {', '.join(MODELS)}")
+    overlays = [_bundles_folder() / "overlays" / f"{name}.json" for name in ("training_free", *MODELS[model])]
+    return [*map(str, overlays), *_as_list(more)]
 
 
 def evaluate(

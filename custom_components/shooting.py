@@ -114,7 +114,8 @@ def shoot(
                 needed = int(error.args[0])
                 if needed > max_steps:
                     raise RuntimeError(
-                        f"the momentum is too large for this grid: {needed} steps needed, {max_steps} allowed"
+                        f"the momentum is too large for this grid: {needed} integration steps needed, "
+                        f"{max_steps} allowed"
                     ) from error
                 num_steps = needed
         fields = state_1[len(state_1) - 1 - inverse :]

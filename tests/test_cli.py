@@ -64,6 +64,22 @@ def test_a_pair_is_registered_without_a_network(registered):
         assert (registered / name).is_file()
 
 
+@pytest.mark.parametrize("model", ["lddmm", "vsvf", "ddf"])
+def test_other_models_register_without_a_network(model, scans, tmp_path):
+    (moving, label_moving), (fixed, label_fixed) = scans[:2]
+    words = ["optimize", moving, fixed, "-o", tmp_path, "--label_moving", label_moving, "--label_fixed", label_fixed]
+    assert run(*words, "--model", model, "--iterations", "[10,10,5]", "--affine", "none") is None
+    (path,) = tmp_path.glob("*/metrics.json")
+    metrics = json.loads(path.read_text())
+    assert metrics["dice_after"] > metrics["dice_before"] + 0.05
+    assert metrics["folding_percent"] < 0.1
+
+
+def test_an_unknown_model_is_refused(scans, tmp_path):
+    message = run("optimize", scans[0][0], scans[1][0], "-o", tmp_path, "--model", "demons")
+    assert message == "morphzoo: error: there is no model 'demons'; there are svf, lddmm, vsvf, ddf"
+
+
 def test_a_saved_transform_applies_to_images_labels_and_points(scans, registered, tmp_path):
     (moving, label_moving), (fixed, _) = scans[:2]
     field = registered / "forward_field.nii.gz"
@@ -489,7 +505,7 @@ def test_a_checkpoint_of_another_architecture_is_named(scans, tmp_path):
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        (["--bundle", "nosuch"], "there is no bundle 'nosuch'; there are conditional_atlas, hypermorph, synthmorph"),
+        (["--bundle", "nosuch"], "there is no bundle 'nosuch'; there are conditional_atlas, hypermorph, quicksilver"),
         (["--max_epcohs", "3"], "no setting 'max_epcohs'"),
         (
             ["--bundle", "voxelmorph", "--samples", "2"],

@@ -1,17 +1,18 @@
-"""The choice of the similarity for a pair, and MIND, the one for images of different contrast."""
+"""The choice of the similarity for a pair, MIND for images of different contrast, momenta found by optimisation."""
 
 import logging
 
 import pytest
 import torch
 
-from custom_components.data.synthetic import phantom_pair
-from custom_components.deformations import GaussianVelocity, StationaryVelocity
-from custom_components.fields import warp
+from custom_components.data.synthetic import phantom_pair, random_velocity
+from custom_components.deformations import GaussianVelocity, StationaryVelocity, VectorMomentum
+from custom_components.fields import jacobian_determinant, warp
 from custom_components.losses.registration import RegistrationLoss
-from custom_components.losses.regularization import GradientPenalty
-from custom_components.losses.similarity import LNCC, MIND
+from custom_components.losses.regularization import GradientPenalty, MeanEnergy
+from custom_components.losses.similarity import LNCC, MIND, MSE
 from custom_components.optimization import PairwiseOptimizer, same_contrast
+from custom_components.smoothing import GaussianKernel, HelmholtzKernel
 
 SIZES = [(48, 44), (32, 36, 28)]
 both = pytest.mark.parametrize("size", SIZES, ids=["2d", "3d"])
@@ -133,3 +134,67 @@ def test_a_log_variance_on_another_grid_is_refused():
         optimizer(pair["moving"], pair["fixed"], torch.zeros(1, 4, 20, 18))
     # Without further channels the start may have any grid.
     assert optimizer(pair["moving"], pair["fixed"], torch.zeros(1, 2, 20, 18)).shape == (1, 2, 10, 9)
+
+
+class Levels(VectorMomentum):
+    """Notes sizes and spacings of the levels' grids."""
+
+    def on_grid(self, full, size):
+        coarse = super().on_grid(full, size)
+        self.levels = [*getattr(self, "levels", []), (tuple(size), tuple(coarse.spacing))]
+        return coarse
+
+
+def shot_pair(size=(41, 35), spacing=(1.0, 1.2), stationary=False):
+    """A textured image, the same deformed by a smooth momentum, the deformation and its displacement."""
+    deformation = Levels(HelmholtzKernel(9.0, 1.0, power=2), spacing, 5, stationary=stationary)
+    generator = torch.Generator().manual_seed(2)
+    texture = GaussianKernel(1.5)(torch.randn(1, 1, *size, generator=generator))
+    moving = 0.5 + 0.15 * texture / texture.std()
+    small = deformation.parameter_size(size)
+    momentum = random_velocity(small, amplitude=4.0, spacings=(6.0,), generator=generator)
+    ddf = deformation(momentum, size)["ddf"]
+    return moving, warp(moving, ddf, padding="border"), deformation, ddf
+
+
+def optimized(optimizer, moving, fixed):
+    """The displacement an optimiser found, and the loss before and after."""
+    size, deformation = fixed.shape[2:], optimizer.deformation
+    result, losses = optimizer(moving, fixed), []
+    for parameters in (torch.zeros_like(result), result):
+        pred = deformation(parameters, size)
+        pred["warped"] = warp(moving, pred["ddf"])
+        losses.append(float(optimizer.loss(pred, {"moving": moving, "fixed": fixed})))
+    return pred["ddf"], *losses
+
+
+@pytest.mark.parametrize("stationary", [False, True], ids=["geodesic", "stationary"])
+@pytest.mark.parametrize(
+    ("similarity", "weight", "share"), [(LNCC(7), 1e-3, 0.25), (MSE(), 1e-5, 0.1)], ids=["LNCC", "MSE"]
+)
+def test_a_shot_deformation_is_found_again(similarity, weight, share, stationary):
+    moving, fixed, deformation, true = shot_pair(stationary=stationary)
+    assert true.norm(dim=1).max() > 2
+    loss = RegistrationLoss(similarity, MeanEnergy(), weight, regularized="energy")
+    optimizer = PairwiseOptimizer(deformation, loss, levels=[2, 1], iterations=15, method="lbfgs")
+    ddf, before, after = optimized(optimizer, moving, fixed)
+    assert after < share * before
+    assert similarity(warp(moving, ddf), fixed) < share * similarity(moving, fixed)
+    inside = (slice(None), slice(None), slice(5, -5), slice(5, -5))
+    assert (ddf - true)[inside].norm(dim=1).mean() < 0.35 * true[inside].norm(dim=1).mean()
+    assert jacobian_determinant(ddf).min() > 0
+
+
+@pytest.mark.parametrize("method", ["adam", "lbfgs"])
+def test_levels_keep_the_kernel_in_its_own_unit(method):
+    moving, fixed, deformation, _ = shot_pair()
+    loss = RegistrationLoss(MSE(), MeanEnergy(), 1e-5, regularized="energy")
+    optimizer = PairwiseOptimizer(deformation, loss, levels=[2, 1], iterations=[5, 0], method=method)
+    _, before, coarse = optimized(optimizer, moving, fixed)
+    assert coarse < 0.8 * before
+    (size, spacing), (full, full_spacing) = deformation.levels
+    assert (size, full, full_spacing) == ((21, 18), (41, 35), (1.0, 1.2))
+    assert spacing == pytest.approx((2.0, 2.4))
+    assert deformation.spacing == (1.0, 1.2)
+    optimizer.iterations = [5, 5]
+    assert optimized(optimizer, moving, fixed)[2] < coarse

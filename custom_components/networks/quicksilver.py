@@ -17,6 +17,8 @@ class QuicksilverNetwork(nn.Module):
     Encoder levels of three convolutions and a strided one, to a fourth of the patch; the two images' features are
     concatenated; decoder levels of a transposed convolution and three more. PReLU with one slope after each layer but
     the last; no normalisation. With the defaults of the paper (features 64, stride 1) 21.83 M parameters in 3-D.
+    The two encoders start alike, and the decoders see the difference of their features, so that equal images begin
+    without momentum.
 
     What the momentum means depends on the kernel it was made with, and the network is of no use with another: `kernel`
     travels with the weights, and loading others' raises an error. So does `dropout`, which is taken from them.
@@ -61,12 +63,16 @@ class QuicksilverNetwork(nn.Module):
                 assert module.bias is not None
                 nn.init.zeros_(module.bias)
         for decoder in self.decoders:
-            head = list(decoder.children())[-1]
+            first, *_, head = decoder.children()
+            assert isinstance(first.weight, Tensor)
             assert isinstance(head.weight, Tensor)
+            with torch.no_grad():
+                first.weight[2 * n :] = -first.weight[: 2 * n]
             nn.init.normal_(head.weight, std=1e-3)
+        self.fixed.load_state_dict(self.moving.state_dict())
 
     def forward(self, image: Tensor) -> Tensor:
-        moving, fixed = image.chunk(2, 1)
+        moving, fixed = (3 * image - 1).chunk(2, 1)  # from [0, 1]
         features = torch.cat([self.moving(_blocks(moving, self.stride)), self.fixed(_blocks(fixed, self.stride))], 1)
         return torch.cat([decoder(features) for decoder in self.decoders], 1)
 
