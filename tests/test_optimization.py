@@ -154,7 +154,7 @@ def shot_pair(size=(41, 35), spacing=(1.0, 1.2), stationary=False):
     small = deformation.parameter_size(size)
     momentum = random_velocity(small, amplitude=4.0, spacings=(6.0,), generator=generator)
     ddf = deformation(momentum, size)["ddf"]
-    return moving, warp(moving, ddf, padding="border"), deformation, ddf
+    return moving, warp(moving, ddf), deformation, ddf
 
 
 def optimized(optimizer, moving, fixed):
@@ -169,19 +169,17 @@ def optimized(optimizer, moving, fixed):
 
 
 @pytest.mark.parametrize("stationary", [False, True], ids=["geodesic", "stationary"])
-@pytest.mark.parametrize(
-    ("similarity", "weight", "share"), [(LNCC(7), 1e-3, 0.25), (MSE(), 1e-5, 0.1)], ids=["LNCC", "MSE"]
-)
-def test_a_shot_deformation_is_found_again(similarity, weight, share, stationary):
+@pytest.mark.parametrize(("similarity", "weight"), [(LNCC(7), 1e-3), (MSE(), 1e-5)], ids=["LNCC", "MSE"])
+def test_a_shot_deformation_is_found_again(similarity, weight, stationary):
     moving, fixed, deformation, true = shot_pair(stationary=stationary)
     assert true.norm(dim=1).max() > 2
     loss = RegistrationLoss(similarity, MeanEnergy(), weight, regularized="energy")
     optimizer = PairwiseOptimizer(deformation, loss, levels=[2, 1], iterations=15, method="lbfgs")
     ddf, before, after = optimized(optimizer, moving, fixed)
-    assert after < share * before
-    assert similarity(warp(moving, ddf), fixed) < share * similarity(moving, fixed)
+    assert after < 0.1 * before
+    assert similarity(warp(moving, ddf), fixed) < 0.1 * similarity(moving, fixed)
     inside = (slice(None), slice(None), slice(5, -5), slice(5, -5))
-    assert (ddf - true)[inside].norm(dim=1).mean() < 0.35 * true[inside].norm(dim=1).mean()
+    assert (ddf - true)[inside].norm(dim=1).mean() < 0.15 * true[inside].norm(dim=1).mean()
     assert jacobian_determinant(ddf).min() > 0
 
 

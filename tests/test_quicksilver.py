@@ -146,7 +146,7 @@ def test_the_network_is_not_asked_about_dark_images():
 # The network
 
 
-def make(dims=2, features=2, stride=1, seed=0, last=0.3, **options):
+def make(dims=2, features=2, stride=1, seed=0, last=3.0, **options):
     """A network whose answers are not near 0."""
     torch.manual_seed(seed)
     network = QuicksilverNetwork(dims, features, stride, **options).eval()
@@ -175,6 +175,14 @@ def test_an_untrained_network_hardly_moves(dims, stride):
     torch.manual_seed(0)
     result = QuicksilverNetwork(dims, 4, stride)(torch.rand(2, 2, *[15 * stride] * dims))
     assert 0 < result.abs().max() < 0.1
+
+
+@strides
+@dimensions
+def test_equal_images_begin_without_momentum(dims, stride):
+    network, image = make(dims, 4, stride), random_image([15 * stride] * dims, channels=1)
+    assert network(image.repeat(1, 2, *[1] * dims)).abs().max() < 1e-5
+    assert network(random_image([15 * stride] * dims)).abs().max() > 0.01
 
 
 @strides
@@ -858,8 +866,8 @@ def trained(inferer, image, momentum, features=8, iterations=150):
         seen, there = inferer.before(image)
     missing = momentum - there
     places = list(itertools.product(range(len(image)), patch_starts(momentum.shape[2:], 15, 1)))
-    optimizer = torch.optim.Adam(network.parameters(), 0.002)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.002, iterations)
+    optimizer = torch.optim.Adam(network.parameters(), 0.003)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.003, iterations)
     for _ in range(iterations):
         drawn = [places[i] for i in torch.randint(len(places), (12,)).tolist()]
         patches = torch.stack([cut(seen[b], start, 15, 2) for b, start in drawn])
@@ -875,9 +883,9 @@ def trained(inferer, image, momentum, features=8, iterations=150):
 def test_a_trained_network_predicts_deformations_and_a_correction_improves_them():
     size, deformation = (40, 40), VectorMomentum(HelmholtzKernel(4.0, 1.0), 1.0, num_steps=4, stride=2)
     generator = torch.Generator().manual_seed(1)
-    momentum = random_velocity((20, 20), amplitude=1.5, spacings=(6.0,), batch=4, generator=generator)
+    momentum = random_velocity((20, 20), amplitude=1.5, spacings=(6.0,), batch=2, generator=generator)
     true = deformation(momentum, size)["ddf"]
-    moving = smooth_pair(size, 4)[:, :1]
+    moving = smooth_pair(size, 2)[:, :1]
     image = torch.cat([moving, warp(moving, true, padding="border")], 1)
 
     @torch.no_grad()
@@ -890,5 +898,5 @@ def test_a_trained_network_predicts_deformations_and_a_correction_improves_them(
     correction.corrects = network.digest()
     before, predicted = float(true.norm(dim=1).mean()), error(network)
     assert before > 1
-    assert predicted < 0.6 * before
-    assert error(network, correction=correction) < 0.7 * predicted
+    assert predicted < 0.5 * before
+    assert error(network, correction=correction) < 0.6 * predicted
