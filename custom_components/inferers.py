@@ -320,7 +320,7 @@ class PatchMomentumInferer(RegistrationInferer):
         dropout = [m for m in network.modules() if isinstance(m, torch.nn.Dropout) and m.p]
         if not dropout:
             raise ValueError("samples need a network that was trained with dropout")
-        training = network.training
+        modes = [module.training for module in dropout]
         with torch.random.fork_rng(devices=[image.device] if image.is_cuda else []):
             torch.manual_seed(self.seed)
             try:
@@ -328,7 +328,8 @@ class PatchMomentumInferer(RegistrationInferer):
                     module.train()
                 return torch.stack([self._in_patches(image, network) for _ in range(self.num_samples)])
             finally:
-                network.train(training)
+                for module, mode in zip(dropout, modes, strict=True):
+                    module.train(mode)
 
 
 class TemplateInferer(RegistrationInferer):

@@ -74,10 +74,6 @@ class Kernel:
         """The kernel's Fourier transform on a periodic grid, in the layout of `rfftn`: real, (*S_r) or (D, D, *S_r)."""
         raise NotImplementedError
 
-    def scale_to(self, factor: float) -> Kernel:
-        """The same kernel with all lengths multiplied."""
-        raise NotImplementedError
-
 
 @dataclass(frozen=True)
 class MultiGaussianKernel(Kernel):
@@ -131,11 +127,6 @@ class MultiGaussianKernel(Kernel):
                 product = product.unsqueeze(-1) * response
             total = total + weight * product
         return torch.as_tensor(total)
-
-    def scale_to(self, factor: float) -> MultiGaussianKernel:
-        return MultiGaussianKernel(
-            tuple(s * factor for s in self.sigmas), self.weights, self.nearest, padding=self.padding
-        )
 
 
 def GaussianKernel(sigma: float = 0.15, *, nearest: bool = False, padding: str = "none") -> MultiGaussianKernel:
@@ -194,10 +185,6 @@ class HelmholtzKernel(Kernel):
             rows.append(torch.stack([entry.expand(scalar.shape) for entry in row]))
         matrix = torch.stack(rows).movedim((0, 1), (-2, -1))
         return torch.linalg.inv(torch.linalg.matrix_power(matrix, self.power)).movedim((-2, -1), (0, 1)).contiguous()
-
-    def scale_to(self, factor: float) -> HelmholtzKernel:
-        square = factor**2
-        return HelmholtzKernel(self.alpha * square, self.gamma, self.beta * square, self.power, padding=self.padding)
 
 
 def smooth_weighted(

@@ -122,15 +122,15 @@ def test_answers_are_averaged_where_patches_overlap(stride):
 @strides
 @pytest.mark.parametrize("lit", ["moving", "fixed"])
 def test_patches_where_both_images_are_dark_are_left_out(lit, stride):
-    image = torch.full((2, 2, 30 * stride, 30 * stride), 0.02)
-    image[1, int(lit == "fixed"), 3, -1] = 0.03
+    image = torch.full((2, 2, 30 * stride, 30 * stride), 0.25)
+    image[1, int(lit == "fixed"), 3, -1] = 0.5
     seen = []
 
     def network(patches):
         seen.append(patches)
         return torch.ones(len(patches), 2, 15, 15)
 
-    result = predict_in_patches(image, network, 2, step=15, stride=stride, background=0.02)
+    result = predict_in_patches(image, network, 2, step=15, stride=stride, background=0.25)
     assert torch.cat(seen).shape == (1, 2, 15 * stride, 15 * stride)
     assert torch.equal(torch.cat(seen)[0], image[1, :, : 15 * stride, 15 * stride :])
     expected = torch.zeros(2, 2, 30, 30)
@@ -198,10 +198,11 @@ def test_both_images_matter_and_not_alike(dims, stride):
 
 
 @dimensions
-def test_every_voxel_of_a_block_matters(dims):
+def test_every_voxel_of_a_block_and_every_weight_matters(dims):
     network, image = make(dims, stride=2), random_image([14] * dims).requires_grad_()
     network(image).square().sum().backward()
     assert (image.grad != 0).all()
+    assert all(p.grad is not None and p.grad.any() for p in network.parameters())
 
 
 @dimensions
@@ -719,6 +720,7 @@ def test_a_correction_is_added_and_sees_the_fixed_image_in_moving_space(size):
     torch.testing.assert_close(trained["ddf"], pred["ddf"])
 
 
+@torch.no_grad()
 def test_a_correction_of_other_weights_is_refused():
     image, network, correction = smooth_pair((14, 14)), make(stride=2), make(stride=2, seed=1)
     correction.corrects = network.digest()

@@ -88,6 +88,8 @@ class MomentumPatchDataset(Dataset, Randomizable):
         self.examples = [self._example(i, path) for i, path in enumerate(files)]
         if inferer is not None and inferer.predictor is not None:
             self.examples = [self._rest(inferer, *example) for example in tqdm(self.examples, desc="predictions")]
+        # Only now: maps are those of the whole image, which padding would stretch.
+        self.examples = [self._padded(*example) for example in self.examples]
         self._places = torch.cat([self._shown(i, image) for i, (image, _) in enumerate(self.examples)])
         if not len(self._places):
             raise ValueError(f"none of {len(files)} pairs shows anything above {background}")
@@ -168,7 +170,7 @@ class MomentumPatchDataset(Dataset, Randomizable):
                 pred = self.deformation(momentum[None], size)
             field = pred["velocity"] if self.quantity == "velocity" else resize_field(pred["ddf"], momentum.shape[1:])
             momentum = field[0]
-        return self._padded(image, momentum)
+        return image, momentum
 
     def _padded(self, image: Tensor, momentum: Tensor) -> tuple[Tensor, Tensor]:
         return pad_to_patches(image[None], self.patch, self.stride)[0], pad_to_patches(momentum[None], self.patch, 1)[0]

@@ -21,7 +21,8 @@ class QuicksilverNetwork(nn.Module):
     without momentum.
 
     What the momentum means depends on the kernel it was made with, and the network is of no use with another: `kernel`
-    travels with the weights, and loading others' raises an error. So does `dropout`, which is taken from them.
+    travels with the weights, and loading others' raises an error. So does `dropout`, which is taken from them if it
+    is 0 here.
 
     Args:
         spatial_dims: 2 or 3.
@@ -98,8 +99,11 @@ class QuicksilverNetwork(nn.Module):
             wanted = self.description()[name]
             if wanted and found[name] != wanted:
                 raise RuntimeError(f"the weights predict the {found['quantity']} of {found['kernel']}, not {wanted}")
-        self.kernel, self.quantity, self.corrects = found["kernel"], found["quantity"], found["corrects"]
-        self.dropout = found["dropout"]
+        if self.corrects and found["corrects"] and self.corrects != found["corrects"]:
+            raise RuntimeError("the weights correct the predictions of other weights")
+        self.kernel, self.quantity = found["kernel"], found["quantity"]
+        self.corrects = found["corrects"] or self.corrects
+        self.dropout = self.dropout or found["dropout"]
         for module in self.modules():
             if isinstance(module, nn.Dropout):
                 module.p = self.dropout
