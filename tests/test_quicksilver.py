@@ -264,15 +264,28 @@ def test_a_network_without_a_kernel_takes_that_of_the_weights():
     assert network.kernel == str(KERNEL)
 
 
-def test_dropout_is_taken_from_the_weights():
+@pytest.mark.parametrize(
+    ("here", "there", "then"), [(0.0, 0.2, 0.2), (0.2, 0.0, 0.2), (0.3, 0.2, 0.3), (0.0, 0.0, 0.0)]
+)
+def test_dropout_is_taken_from_the_weights_unless_given(here, there, then):
     image = random_image((7, 7), 2)
-    for there, here in ((0.2, 0.0), (0.0, 0.2)):
-        network = make(dropout=here)
-        network.load_state_dict(make(dropout=there).state_dict())
-        assert network.dropout == there
-        assert torch.equal(network.eval()(image), network(image))
-        network.train()
-        assert torch.equal(network(image), network(image)) == (there == 0)
+    network = make(dropout=here)
+    network.load_state_dict(make(dropout=there).state_dict())
+    assert network.dropout == then
+    assert torch.equal(network.eval()(image), network(image))
+    network.train()
+    assert torch.equal(network(image), network(image)) == (then == 0)
+
+
+def test_a_correction_may_start_from_a_prediction_but_not_from_another_correction():
+    network = make()
+    network.corrects = "1234abcd"
+    network.load_state_dict(make(seed=1).state_dict())
+    assert network.corrects == "1234abcd"
+    other = make(seed=1)
+    other.corrects = "abcd1234"
+    with pytest.raises(RuntimeError, match="other weights"):
+        network.load_state_dict(other.state_dict())
 
 
 def test_the_digest_is_that_of_the_weights(tmp_path):
