@@ -28,6 +28,8 @@ class QuicksilverNetwork(nn.Module):
         spatial_dims: 2 or 3.
         features: of the first level.
         stride: image voxels per voxel of the momentum's grid: blocks of `stride` along each axis become channels.
+        normalized: batch normalisation after each convolution but the last; the paper has none, and needs several times
+            as many steps.
         dropout: probability, after each convolution of width 3 but the last; 0 for the deterministic form.
         kernel: what the momenta belong to, `repr` of the kernel.
         quantity: what is predicted, "momentum" or, to compare, another field of the deformation.
@@ -41,6 +43,7 @@ class QuicksilverNetwork(nn.Module):
         spatial_dims: int = 3,
         features: int = 64,
         stride: int = 1,
+        normalized: bool = False,
         dropout: float = 0.0,
         kernel: Any = "",
         quantity: str = "momentum",
@@ -54,10 +57,9 @@ class QuicksilverNetwork(nn.Module):
         self.spatial_dims, self.stride, self.dropout = spatial_dims, stride, float(dropout)
         self.kernel, self.quantity, self.corrects = str(kernel), quantity, ""
         n = features
-        channels = stride**spatial_dims
-        self.moving = _encoder(spatial_dims, channels, n, dropout)
-        self.fixed = _encoder(spatial_dims, channels, n, dropout)
-        self.decoders = nn.ModuleList([_decoder(spatial_dims, n, dropout) for _ in range(spatial_dims)])
+        layers = _Layers(spatial_dims, dropout, normalized)
+        self.moving, self.fixed = (_encoder(layers, stride**spatial_dims, n) for _ in range(2))
+        self.decoders = nn.ModuleList([_decoder(layers, n) for _ in range(spatial_dims)])
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
                 nn.init.kaiming_normal_(module.weight, a=0.25)
@@ -85,7 +87,7 @@ class QuicksilverNetwork(nn.Module):
     def digest(self) -> str:
         """A checksum of the weights, by which a correction network knows what it corrects."""
         code = 0
-        for value in self.parameters():
+        for value in (*self.parameters(), *self.buffers()):
             code = zlib.crc32(value.detach().cpu().numpy().tobytes(), code)
         return f"{code:08x}"
 
@@ -117,8 +119,9 @@ def load_network(network: QuicksilverNetwork, path: str | os.PathLike | None) ->
     weights = torch.load(path, map_location=device, weights_only=True)
     if "moving.0.weight" not in weights:
         raise ValueError(f"{path}: these are not the weights of a Quicksilver network")
-    features = weights["moving.0.weight"].shape[0]
-    other = QuicksilverNetwork(network.spatial_dims, features, network.stride, 0.0, network.kernel, network.quantity)
+    features, normalized = weights["moving.0.weight"].shape[0], weights["moving.1.weight"].numel() > 1
+    dims, kernel, quantity = network.spatial_dims, network.kernel, network.quantity
+    other = QuicksilverNetwork(dims, features, network.stride, normalized, 0.0, kernel, quantity)
     other.load_state_dict(weights)
     return other.to(device).eval()
 
@@ -130,33 +133,41 @@ def load_predictor(network: QuicksilverNetwork, path: str | os.PathLike | None) 
     return predictor
 
 
-def _conv(dims: int) -> Any:
-    return nn.Conv2d if dims == 2 else nn.Conv3d
+class _Layers:
+    """Makes the layers that encoders and decoders have in common, as lists of modules."""
+
+    def __init__(self, dims: int, dropout: float, normalized: bool) -> None:
+        self.conv: Any = nn.Conv2d if dims == 2 else nn.Conv3d
+        self.transposed: Any = nn.ConvTranspose2d if dims == 2 else nn.ConvTranspose3d
+        self.norm: Any = nn.BatchNorm2d if dims == 2 else nn.BatchNorm3d
+        self.dropout, self.normalized = dropout, normalized
+
+    def wide(self, inputs: int, outputs: int) -> list[nn.Module]:
+        return [*self.activated(self.conv(inputs, outputs, 3, padding=1)), nn.Dropout(self.dropout)]
+
+    def activated(self, layer: Any) -> list[nn.Module]:
+        norm = [self.norm(layer.out_channels)] if self.normalized else []
+        return [layer, *norm, nn.PReLU()]
 
 
-def _wide(dims: int, inputs: int, outputs: int, dropout: float) -> list[nn.Module]:
-    return [_conv(dims)(inputs, outputs, 3, padding=1), nn.PReLU(), nn.Dropout(dropout)]
-
-
-def _encoder(dims: int, inputs: int, n: int, dropout: float) -> nn.Sequential:
+def _encoder(make: _Layers, inputs: int, n: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for width in (n, 2 * n):
         for first in (inputs, width, width):
-            layers += _wide(dims, first, width, dropout)
-        layers += [_conv(dims)(width, width, 2, stride=2, padding=1), nn.PReLU()]
+            layers += make.wide(first, width)
+        layers += make.activated(make.conv(width, width, 2, stride=2, padding=1))
         inputs = width
     return nn.Sequential(*layers)
 
 
-def _decoder(dims: int, n: int, dropout: float) -> nn.Sequential:
-    transposed = nn.ConvTranspose2d if dims == 2 else nn.ConvTranspose3d
-    layers: list[nn.Module] = [transposed(4 * n, 4 * n, 2, stride=2, padding=1), nn.PReLU()]
+def _decoder(make: _Layers, n: int) -> nn.Sequential:
+    layers = make.activated(make.transposed(4 * n, 4 * n, 2, stride=2, padding=1))
     for width in (4 * n, 4 * n, 2 * n):
-        layers += _wide(dims, 4 * n, width, dropout)
-    layers += [transposed(2 * n, 2 * n, 3, stride=2, padding=1), nn.PReLU()]
+        layers += make.wide(4 * n, width)
+    layers += make.activated(make.transposed(2 * n, 2 * n, 3, stride=2, padding=1))
     for _ in range(2):
-        layers += _wide(dims, 2 * n, 2 * n, dropout)
-    return nn.Sequential(*layers, _conv(dims)(2 * n, 1, 3, padding=1))
+        layers += make.wide(2 * n, 2 * n)
+    return nn.Sequential(*layers, make.conv(2 * n, 1, 3, padding=1))
 
 
 def _blocks(image: Tensor, stride: int) -> Tensor:
