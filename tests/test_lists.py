@@ -71,6 +71,17 @@ def test_paths_are_relative_to_the_base_folder(tmp_path):
         load_list(path)
 
 
+def test_another_contrast_is_a_file_of_a_scan(tmp_path):
+    for name in ("t1.nii.gz", "t2.nii.gz"):
+        (tmp_path / name).touch()
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps({"training": [{"image": "t1.nii.gz", "contrast": "t2.nii.gz"}]}))
+    (scan,) = load_list(path)
+    assert scan["contrast"] == str(tmp_path / "t2.nii.gz")
+    pair = make_pairs([scan, {**scan, "image": "other"}])[0]
+    assert pair["contrast_moving"] == scan["contrast"]
+
+
 def test_keys_of_other_projects_are_renamed_and_others_kept(tmp_path):
     touch(tmp_path, "m.nii", "f.nii", "l.nii")
     item = {"moving_image": "m.nii", "fixed_image": "f.nii", "fixed_label": "l.nii", "slice": 3}

@@ -202,6 +202,16 @@ def test_scans_meet_on_a_template_grid(tmp_path: Path) -> None:
         load({"scan": 1})
 
 
+def test_another_contrast_of_a_scan_lands_on_the_same_grid(tmp_path: Path) -> None:
+    item = write_pair(tmp_path, ("RAS", (20, 22, 24), (2, 2, 2), False), ("LPI", (24, 20, 22), (2, 2, 2), False))
+    load = LoadScand(2.0, (16, 18, 20))
+    both = load({"image": item["fixed"], "contrast": item["moving"], "label": item["label_fixed"]})
+    alone = load({"image": item["moving"]})
+    assert both["contrast_path"] == item["moving"]
+    torch.testing.assert_close(both["contrast"], alone["image"])
+    torch.testing.assert_close(both["image"], load({"image": item["fixed"]})["image"])
+
+
 def test_scaling_is_robust_to_a_few_bright_voxels() -> None:
     image = torch.rand(1, 20, 20, 20)
     image[0, 0, 0, 0] = 1e4

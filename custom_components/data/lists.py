@@ -2,7 +2,8 @@
 
 A data list is a JSON file with sections (`training`, `validation`, `test`, or any other name), each a list of
 
-- scans: `{"image"?, "label"?, "mask"?, "landmarks"?, "subject"?, ...}` with at least an image or a label, or
+- scans: `{"image"?, "label"?, "mask"?, "landmarks"?, "contrast"?, "subject"?, ...}` with at least an image or a label
+  (`contrast` is another image of the same person, aligned with the first), or
 - pairs: `{"moving", "fixed", "label_moving"?, "label_fixed"?, "mask_moving"?, ..., "id"?, ...}`.
 
 Paths are relative to one base folder. A person is named by `subject`; every split is by person. A scan without a
@@ -28,9 +29,9 @@ from torch.utils.data import Dataset
 
 Item = dict[str, Any]
 
-SCAN_FILES = ("image", "label", "mask", "landmarks", "affine")
+SCAN_FILES = ("image", "contrast", "label", "mask", "landmarks", "affine")
 PAIR_FILES = tuple(
-    f"{prefix}{side}" for prefix in ("", "label_", "mask_", "landmarks_") for side in ("moving", "fixed")
+    f"{prefix}{side}" for prefix in ("", "contrast_", "label_", "mask_", "landmarks_") for side in ("moving", "fixed")
 )
 _PAIR_KINDS = ("all", "neighbours", "atlas", "same_person", "between_people")
 # Other projects write fixed_image, moving_label, ...; we never have one key as the beginning of another.

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Kinds = Mapping[str, str | Sequence[Any]]
-_TAKEN = ("image", "label", "mask", "moving", "fixed", "affine", "id")
+_TAKEN = ("image", "contrast", "label", "mask", "moving", "fixed", "affine", "id")
 
 
 class AttributeEncoder(nn.Module):

@@ -179,6 +179,7 @@ class LoadScand(Transform):
         center: the world point in the middle of the grid: "world" (the origin), "image" (the middle of the file's
             grid), "mass" (centre of mass of the intensities, or of the labels' voxels without image), or coordinates.
         image_key, label_key, mask_key: entries that hold paths; any may be absent, but not all.
+        contrast_key: entry with the path of another image, aligned with the first; loaded likewise if there is one.
         percentiles, nonzero: see `scale_intensity`.
     """
 
@@ -190,6 +191,7 @@ class LoadScand(Transform):
         image_key: str = "image",
         label_key: str = "label",
         mask_key: str = "mask",
+        contrast_key: str = "contrast",
         *,
         percentiles: tuple[float, float] = (0.0, 99.9),
         nonzero: bool = False,
@@ -200,14 +202,16 @@ class LoadScand(Transform):
         self.size = size
         self.center = center
         self.image_key = image_key
-        self.label_keys = (label_key, mask_key)
+        self.contrast_key, self.label_keys = contrast_key, (label_key, mask_key)
         self.percentiles = percentiles
         self.nonzero = nonzero
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Raises ValueError, FileNotFoundError: if a file is no image, or the item has neither image nor labels."""
         result = dict(data)
-        image = load_image(str(data[self.image_key])) if data.get(self.image_key) else None
+        keys = [key for key in (self.image_key, self.contrast_key) if data.get(key)]
+        images = {key: load_image(str(data[key])) for key in keys}
+        image = images.get(self.image_key)
         maps = {}
         for key in self.label_keys:
             if data.get(key):
@@ -220,10 +224,10 @@ class LoadScand(Transform):
             )
         matrix = read_affine_transform(str(data["affine"])) if data.get("affine") else None
         grid = fixed_size_grid(self.spacing, self.size, self._center(image or next(iter(maps.values()))))
-        if image is not None:
-            scaled = scale_intensity(image.data, self.percentiles, nonzero=self.nonzero)
-            result[self.image_key] = resample(scaled, image.affine, grid, world_matrix=matrix, antialias=True)
-            result[f"{self.image_key}_path"] = image.path
+        for key, volume in images.items():
+            scaled = scale_intensity(volume.data, self.percentiles, nonzero=self.nonzero)
+            result[key] = resample(scaled, volume.affine, grid, world_matrix=matrix, antialias=True)
+            result[f"{key}_path"] = volume.path
         for key, labels in maps.items():
             result[key] = resample(labels.data, labels.affine, grid, world_matrix=matrix, mode="nearest")
             result[f"{key}_path"] = labels.path
