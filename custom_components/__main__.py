@@ -79,28 +79,27 @@ def register(
 
 
 # Overlays that exchange the deformation of a training-free registration.
-MODELS = {"svf": [], "lddmm": ["lddmm"], "vsvf": ["lddmm", "vsvf"], "ddf": ["ddf"]}
+MODELS = {"svf": ["svf"], "lddmm": ["lddmm"], "vsvf": ["lddmm", "vsvf"], "ddf": ["ddf"]}
 
 
 def optimize(
-    moving: str, fixed: str, output: str = "registered", *, model: str = "svf", **settings: Any
+    moving: str, fixed: str, output: str = "registered", *, model: str | None = None, **settings: Any
 ) -> dict[str, Any]:
     """Register without a network: optimise a deformation from zero, coarse to fine. Other settings as `register`.
 
     Args:
         moving, fixed, output: as in `register`.
         model: "svf" (stationary velocity), "lddmm" (geodesic shooting from an initial momentum), "vsvf" (stationary
-            velocity of a momentum) or "ddf" (displacement, may fold).
-        **settings: as in `register`; --weight is that of the regularisation (not for svf).
+            velocity of a momentum) or "ddf" (displacement, may fold). Default: the bundle's own deformation and
+            objective, for synthmorph svf.
+        **settings: as in `register`; with a model, --weight is that of its regularisation.
     """
-    return register(moving, fixed, output, overlay=_training_free(model, settings.pop("overlay", ())), **settings)
-
-
-def _training_free(model: str, more: str | Sequence[str]) -> list[str]:
-    if model not in MODELS:
+    if model is not None and model not in MODELS:
         raise ValueError(f"there is no model {model!r}; there are {', '.join(MODELS)}")
-    overlays = [_bundles_folder() / "overlays" / f"{name}.json" for name in ("training_free", *MODELS[model])]
-    return [*map(str, overlays), *_as_list(more)]
+    names = ["training_free", *(MODELS[model] if model else [])]
+    overlays = [str(_bundles_folder() / "overlays" / f"{name}.json") for name in names]
+    overlays += _as_list(settings.pop("overlay", ()))
+    return register(moving, fixed, output, overlay=overlays, **settings)
 
 
 def evaluate(
@@ -440,9 +439,12 @@ def _load_weights(path: str) -> dict[str, Any]:
 
 
 def _check_architecture(weights: str, network: Any) -> None:
-    found = _load_weights(weights)
-    wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    if {name: tuple(getattr(value, "shape", ())) for name, value in found.items()} != wanted:
+    # What is no weight (a description) has no fixed length; loading compares it.
+    found, wanted = (
+        {name: tuple(getattr(value, "shape", ())) for name, value in state.items() if not name.endswith("_extra_state")}
+        for state in (_load_weights(weights), network.state_dict())
+    )
+    if found != wanted:
         raise ValueError(f"{weights}: these are not weights of this bundle's network ({len(wanted)} tensors expected)")
 
 

@@ -192,9 +192,9 @@ class VectorMomentum:
     def __call__(self, parameters: Tensor, size: Sequence[int], *, inverse: bool = False) -> dict[str, Tensor]:
         parameters = parameters if parameters.dtype == torch.float64 else parameters.float()
         spacing = self.parameter_spacing(parameters, size)
-        if self.quantity == "velocity":
-            parameters = self.kernel.powered(parameters, -1.0, spacing)
         unit = parameters.new_tensor(spacing).view(1, -1, *[1] * len(size))
+        if self.quantity == "velocity":
+            parameters = self.kernel.powered(parameters * unit, -1.0, spacing) / unit
         shot = shoot(
             parameters * unit,
             self.kernel,

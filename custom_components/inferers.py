@@ -312,7 +312,8 @@ class PatchMomentumInferer(RegistrationInferer):
         return torch.cat([moving, warp(fixed, inverse)], 1)
 
     def _in_patches(self, image: Tensor, network: Any) -> Tensor:
-        run = partial(self._run, network=network)
+        # Without the wrapper of a distributed training, which would wait for the others at each run.
+        run = partial(self._run, network=getattr(network, "module", network))
         return predict_in_patches(image, run, image.ndim - 2, stride=self.deformation.stride, **self.patches)
 
     def _draw(self, image: Tensor, network: Any) -> Tensor:

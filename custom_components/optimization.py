@@ -22,7 +22,7 @@ class PairwiseOptimizer:
     """Minimise a registration loss over the parameters of a deformation, for one pair (or a batch of pairs).
 
     Starts from zero, coarse to fine, or from given parameters (a network's output). Each sample of a batch is optimised
-    on its own; the batch only shares the step size and the stopping rule. Called as
+    on its own; the batch only shares the step size and the stopping rule, and with "lbfgs" the curvature. Called as
     `optimizer(moving, fixed, parameters=None)` it returns the optimised parameters, without gradient.
 
     Args:
@@ -142,12 +142,20 @@ class PairwiseOptimizer:
         # The loss is a mean; times the number of voxels, its gradient at a voxel does not depend on the image's size.
         voxels = batch["fixed"][:, 0].numel()
 
+        known: list[Tensor] = []  # where the last evaluation was, its loss and gradient
+
         def closure() -> Tensor:
+            # A step of L-BFGS begins where the line search of the one before has just been.
+            if known and torch.equal(known[0], field.detach()):
+                field.grad = known[2].clone()
+                return known[1]
             optimizer.zero_grad()
             pred = deformation(deformation.from_unknown(field, size) if searched else field, size)
             pred["warped"] = warp(batch["moving"], pred["ddf"])
             loss = objective(pred, batch) * voxels
             loss.backward()
+            assert field.grad is not None
+            known[:] = field.detach().clone(), loss.detach(), field.grad.clone()
             return loss.detach()
 
         optimizer: torch.optim.Optimizer

@@ -161,6 +161,8 @@ class HelmholtzKernel(Kernel):
             raise ValueError(
                 "a kernel that couples components (beta above 0) cannot mirror them: take padding zeros or none"
             )
+        for name in ("alpha", "gamma", "beta"):  # equal kernels have equal reprs
+            object.__setattr__(self, name, float(getattr(self, name)))
 
     def reach(self) -> float:
         return 6 * math.sqrt((self.alpha + self.beta) / self.gamma)

@@ -64,7 +64,7 @@ def test_a_pair_is_registered_without_a_network(registered):
         assert (registered / name).is_file()
 
 
-@pytest.mark.parametrize("model", ["lddmm", "vsvf", "ddf"])
+@pytest.mark.parametrize("model", ["svf", "lddmm", "vsvf", "ddf"])
 def test_other_models_register_without_a_network(model, scans, tmp_path):
     (moving, label_moving), (fixed, label_fixed) = scans[:2]
     words = ["optimize", moving, fixed, "-o", tmp_path, "--label_moving", label_moving, "--label_fixed", label_fixed]

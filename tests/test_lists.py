@@ -82,6 +82,16 @@ def test_another_contrast_is_a_file_of_a_scan(tmp_path):
     assert pair["contrast_moving"] == scan["contrast"]
 
 
+def test_pairs_with_an_atlas_are_the_same_at_each_visit_unless_shuffled():
+    scans = [{"image": f"{i}.nii.gz"} for i in range(10)]
+    options = {"atlas": "atlas.nii.gz", "num_pairs": 5, "cache": False}
+    kept = ScanPairDataset(scans, shuffle=False, **options)
+    assert [kept[i]["moving"] for i in range(5)] == [f"{i}.nii.gz" for i in (0, 2, 4, 6, 8)]
+    assert [kept[1]["moving"] for _ in range(5)] == ["2.nii.gz"] * 5
+    drawn = ScanPairDataset(scans, **options)
+    assert len({drawn[1]["moving"] for _ in range(20)}) > 1
+
+
 def test_keys_of_other_projects_are_renamed_and_others_kept(tmp_path):
     touch(tmp_path, "m.nii", "f.nii", "l.nii")
     item = {"moving_image": "m.nii", "fixed_image": "f.nii", "fixed_label": "l.nii", "slice": 3}

@@ -463,7 +463,9 @@ def test_the_files_are_plain_and_say_what_they_hold(tmp_path):
     patches_of(tmp_path, settings={"weight": 0.5})
     content = torch.load(tmp_path / FILES[0], weights_only=True)
     assert content.keys() == {"image", "momentum", "description"}
-    assert json.loads(content["description"]) == {"kernel": str(KERNEL), "weight": 0.5}
+    description = json.loads(content["description"])
+    assert description.pop("pair") == ["in/scan0.nii.gz", "in/scan1.mgz"]
+    assert description == {"kernel": str(KERNEL), "weight": 0.5}
 
 
 def test_a_missing_file_alone_is_made_again(tmp_path):
@@ -915,3 +917,25 @@ def test_a_trained_network_predicts_deformations_and_a_correction_improves_them(
     assert before > 1
     assert predicted < 0.5 * before
     assert error(network, correction=correction) < 0.6 * predicted
+
+
+def test_a_kernel_with_padding_is_refused_before_any_training():
+    with pytest.raises(ValueError, match="without padding"):
+        MomentumLoss("l1", HelmholtzKernel(9.0, 1.0, padding="zeros"))
+
+
+def test_the_stride_scales_each_axis_of_the_spacing():
+    difference = torch.randn(1, 2, 8, 9, generator=torch.Generator().manual_seed(0))
+    pair = {"prediction": difference}, {"momentum": torch.zeros_like(difference)}
+    scaled = MomentumLoss("l2", KERNEL, (1.0, 1.5), stride=2)(*pair)
+    assert scaled == MomentumLoss("l2", KERNEL, (2.0, 3.0))(*pair)
+    assert scaled != MomentumLoss("l2", KERNEL, 2.0)(*pair)
+
+
+def test_a_velocity_gives_back_its_momentum_on_anisotropic_grids():
+    kernel = HelmholtzKernel(2.0, 1.0, 0.7, power=2)
+    momentum = 0.3 * torch.randn(1, 2, 12, 11, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    options = {"kernel": kernel, "spacing": (1.0, 1.7), "stride": 1, "num_steps": 2}
+    first = VectorMomentum(**options)(momentum, (12, 11))
+    second = VectorMomentum(**options, quantity="velocity")(first["velocity"], (12, 11))
+    torch.testing.assert_close(second["ddf"], first["ddf"])

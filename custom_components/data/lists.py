@@ -238,6 +238,10 @@ class ScanPairDataset(Dataset, Randomizable):
         people = [subject_of(scan) if between_people else str(i) for i, scan in enumerate(self.data)]
         self._person = np.unique(people, return_inverse=True)[1]
         self._group = np.unique([str(scan.get("group", "")) for scan in self.data], return_inverse=True)[1]
+        if self.has_atlas and not shuffle and num_pairs:
+            step = max(1.0, self.num_scans / num_pairs)
+            self._fixed_pairs = [(int(i * step), self.num_scans) for i in range(min(num_pairs, self.num_scans))]
+            self.num_pairs = len(self._fixed_pairs)
         if not self.pairs_given and not self.has_atlas:
             partners = [self._partners(i) for i in range(self.num_scans)]
             if not any(p.size for p in partners):

@@ -122,6 +122,7 @@ class MomentumPatchDataset(Dataset, Randomizable):
         self.cache_dir.mkdir(parents=True, exist_ok=True)
         items = [self.pairs[i] for i in range(len(self.pairs))]  # type: ignore[arg-type]
         files = [self.cache_dir / f"{i:05d}_{_name(item)}.pt" for i, item in enumerate(items)]
+        self._pairs = [_paths(item) for item in items]
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         rank, world = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if distributed else (0, 1)
         missing = [i for i in range(rank, len(files), world) if not files[i].exists()]
@@ -131,7 +132,8 @@ class MomentumPatchDataset(Dataset, Randomizable):
                 image = torch.cat([self._images(items[i], i) for i in chunk]).to(self.device)
                 momenta = self.optimizer(*image.chunk(2, 1)).cpu()
                 for i, shown, momentum in zip(chunk, image.cpu().half(), momenta, strict=True):
-                    content = {"image": shown, "momentum": momentum, "description": json.dumps(self.description)}
+                    description = json.dumps({**self.description, "pair": _paths(items[i])})
+                    content = {"image": shown, "momentum": momentum, "description": description}
                     self._write(files[i], {k: v.clone() if isinstance(v, Tensor) else v for k, v in content.items()})
                 bar.update(len(chunk))
         if distributed:
@@ -145,17 +147,18 @@ class MomentumPatchDataset(Dataset, Randomizable):
 
     @staticmethod
     def _write(path: Path, content: Mapping[str, Any]) -> None:
-        partial = path.with_suffix(".partial")
+        partial = path.with_suffix(f".{os.getpid()}.partial")  # other trainings may be making the same
         torch.save(content, partial)
         partial.replace(path)
 
     def _example(self, index: int, path: Path) -> tuple[Tensor, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
         found = json.loads(content["description"])
-        for name in {*found, *self.description}:
-            if found.get(name) != self.description.get(name):
+        wanted = {**self.description, "pair": self._pairs[index]}
+        for name in wanted | found:
+            if found.get(name) != wanted.get(name):
                 raise ValueError(
-                    f"{path}: a momentum made with {name} = {found.get(name)}, not {self.description.get(name)}: "
+                    f"{path}: a momentum made with {name} = {found.get(name)}, not {wanted.get(name)}: "
                     "take another cache_dir"
                 )
         image, momentum = content["image"], content["momentum"]
@@ -181,11 +184,15 @@ class MomentumPatchDataset(Dataset, Randomizable):
         return seen[0].cpu().half(), momentum - predicted[0].cpu()
 
 
-def _name(item: Mapping[str, Any]) -> str:
-    names = []
+def _paths(item: Mapping[str, Any]) -> list[str]:
+    """The files of a pair, moving and fixed, by name and folder."""
+    paths = []
     for role in ("moving", "fixed"):
-        path = next(
-            (item[k] for k in (f"image_path_{role}", f"{role}_path", f"label_path_{role}") if item.get(k)), role
-        )
-        names.append(re.sub(r"\.(nii(\.gz)?|mg[zh]|nrrd|mha)$", "", os.path.basename(str(path))))
+        keys = (f"image_path_{role}", f"{role}_path", f"label_path_{role}")
+        paths.append("/".join(Path(str(next((item[key] for key in keys if item.get(key)), role))).parts[-2:]))
+    return paths
+
+
+def _name(item: Mapping[str, Any]) -> str:
+    names = [re.sub(r"\.(nii(\.gz)?|mg[zh]|nrrd|mha)$", "", os.path.basename(path)) for path in _paths(item)]
     return "__".join(names)

@@ -21,18 +21,28 @@ class MomentumLoss(nn.Module):
     Args:
         penalty: "l1" or "l2".
         kernel: of the momenta, periodic; None compares the momenta themselves.
-        spacing: of their grid, in the kernel's unit.
+        spacing: of the images' grid, in the kernel's unit; one number or one for each axis.
+        stride: image voxels per voxel of the momenta's grid.
         exponent: see above.
     References: Yang et al., Quicksilver, NeuroImage 158, 2017 (the sum of absolute differences, not smoothed).
     """
 
     def __init__(
-        self, penalty: str = "l1", kernel: Kernel | None = None, spacing: Spacing = 1.0, exponent: float = 0.5
+        self,
+        penalty: str = "l1",
+        kernel: Kernel | None = None,
+        spacing: Spacing = 1.0,
+        exponent: float = 0.5,
+        *,
+        stride: int = 1,
     ) -> None:
         super().__init__()
         if penalty not in ("l1", "l2"):
             raise ValueError(f"expected penalty l1 or l2, got {penalty!r}")
-        self.penalty, self.kernel, self.spacing, self.exponent = penalty, kernel, spacing, exponent
+        if kernel is not None and kernel.padding != "none":
+            raise ValueError(f"only a kernel without padding can be compared in patches, not {kernel}")
+        self.penalty, self.kernel, self.exponent = penalty, kernel, exponent
+        self.spacing = spacing * stride if isinstance(spacing, int | float) else [h * stride for h in spacing]
 
     def forward(self, pred: MutableMapping[str, Any], batch: Mapping[str, Any]) -> Tensor:
         """Loss, a scalar, of pred["prediction"] and batch["momentum"], (B, D, *P)."""

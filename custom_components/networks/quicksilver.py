@@ -119,7 +119,7 @@ def load_network(network: QuicksilverNetwork, path: str | os.PathLike | None) ->
     weights = torch.load(path, map_location=device, weights_only=True)
     if "moving.0.weight" not in weights:
         raise ValueError(f"{path}: these are not the weights of a Quicksilver network")
-    features, normalized = weights["moving.0.weight"].shape[0], weights["moving.1.weight"].numel() > 1
+    features, normalized = weights["moving.0.weight"].shape[0], "moving.1.running_mean" in weights
     dims, kernel, quantity = network.spatial_dims, network.kernel, network.quantity
     other = QuicksilverNetwork(dims, features, network.stride, normalized, 0.0, kernel, quantity)
     other.load_state_dict(weights)

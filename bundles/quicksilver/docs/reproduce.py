@@ -121,7 +121,7 @@ def measure(
     for name in names:
         folder = output / ("momentum" if name == "correction" else name)
         network = parser.get_parsed_content("network_def", instantiate=True)
-        network = QuicksilverNetwork(2, network.moving[0].out_channels, network.stride)
+        network = QuicksilverNetwork(2, network.moving[0].out_channels, network.stride, parser["normalized"])
         network.load_state_dict(torch.load(folder / "model.pt", weights_only=True))
         network.eval()
         correction = load_network(network, output / name / "model.pt") if name == "correction" else None
