@@ -204,6 +204,13 @@ def jacobian_determinant(ddf: Tensor) -> Tensor:
     return (a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)).unsqueeze(1)
 
 
+def pad_ends(values: Tensor, size: Sequence[int]) -> Tensor:
+    """Zeros at the ends of (B, C, *S), up to a size (*size) that is no smaller along any axis."""
+    return F.pad(
+        values, [w for n, m in zip(reversed(values.shape[2:]), reversed(size), strict=True) for w in (0, m - n)]
+    )
+
+
 def affine_to_ddf(matrix: Tensor, size: Sequence[int]) -> Tensor:
     """Displacement field of an affine map between voxel coordinates.
 

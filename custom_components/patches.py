@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .fields import pad_ends
+
 
 def patch_starts(size: Sequence[int], patch: int, step: int) -> Iterator[tuple[int, ...]]:
     """First voxels of the patches that cover a grid: every `step` along each axis, and one that ends with the grid."""
@@ -18,14 +20,18 @@ def patch_starts(size: Sequence[int], patch: int, step: int) -> Iterator[tuple[i
 
 def pad_to_patches(image: Tensor, patch: int, stride: int) -> Tensor:
     """Zeros at the ends of (B, C, *S), so that it holds whole blocks of `stride` voxels and at least one patch."""
-    sizes = [stride * max(patch, -(-n // stride)) for n in image.shape[2:]]
-    widths = [w for n, m in zip(reversed(image.shape[2:]), reversed(sizes), strict=True) for w in (0, m - n)]
-    return F.pad(image, widths)
+    return pad_ends(image, [stride * max(patch, -(-n // stride)) for n in image.shape[2:]])
 
 
 def cut(values: Tensor, start: Sequence[int], patch: int, stride: int = 1) -> Tensor:
     """The patch of (C, *S) that begins at a place of the grid `stride` times coarser."""
     return values[(slice(None), *[slice(s * stride, (s + patch) * stride) for s in start])]
+
+
+def brightest(image: Tensor, patch: int, stride: int) -> Tensor:
+    """Largest value in each patch of padded images (B, C, *S), for every start: (B, *[S / stride - patch + 1])."""
+    pool = F.max_pool2d if image.ndim == 4 else F.max_pool3d
+    return pool(pool(image.float().amax(1, keepdim=True), stride), patch, 1)[:, 0]
 
 
 def predict_in_patches(
@@ -55,8 +61,8 @@ def predict_in_patches(
     coarse = [n // stride for n in image.shape[2:]]
     total = torch.zeros(len(image), channels, *coarse, device=image.device)
     count = torch.zeros(len(image), 1, *coarse, device=image.device)
-    places = [(b, start) for b in range(len(image)) for start in patch_starts(coarse, patch, step)]
-    places = [(b, s) for b, s in places if float(cut(image[b], s, patch, stride).max()) > background]
+    shown = (brightest(image, patch, stride) > background).cpu()
+    places = [(b, s) for b in range(len(image)) for s in patch_starts(coarse, patch, step) if shown[(b, *s)]]
     for first in range(0, len(places), batch_size):
         chunk = places[first : first + batch_size]
         answers = network(torch.stack([cut(image[b], start, patch, stride) for b, start in chunk])).float()

@@ -11,14 +11,16 @@ momentum as 0 beyond the grid, "reflect" mirrors it at the grid's ends (both are
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from .fields import pad_ends
 
 Spacing = float | Sequence[float]
 
@@ -36,7 +38,7 @@ def per_axis(spacing: Spacing, spatial_dims: int) -> tuple[float, ...]:
 
 
 @dataclass(frozen=True)
-class Kernel:
+class Kernel(ABC):
     """What all kernels share: called as `kernel(field, spacing)`, it smooths each channel of (B, C, *S).
 
     Args:
@@ -66,13 +68,13 @@ class Kernel:
             raise ValueError(f"only a kernel without padding has powers, not {self}")
         return _Multiply.apply(values, self, per_axis(spacing, values.ndim - 2), float(exponent), floor)
 
+    @abstractmethod
     def reach(self) -> float:
         """Distance at which the kernel has all but vanished."""
-        raise NotImplementedError
 
+    @abstractmethod
     def symbol(self, size: Sequence[int], spacing: Sequence[float]) -> Tensor:
         """The kernel's Fourier transform on a periodic grid, in the layout of `rfftn`: real, (*S_r) or (D, D, *S_r)."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -242,8 +244,7 @@ def _multiply(values: Tensor, kernel: Kernel, spacing: tuple[float, ...], power:
         for axis in axes:
             values = torch.cat([values, values.flip(axis)], axis)
     elif padded != size:
-        widths = [w for n, p in zip(reversed(size), reversed(padded), strict=True) for w in (0, p - n)]
-        values = F.pad(values, widths)
+        values = pad_ends(values, padded)
     symbol = _symbol(kernel, padded, spacing, power, floor, values.dtype, values.device)
     spectrum = torch.fft.rfftn(values, dim=axes)
     if symbol.ndim == len(size):

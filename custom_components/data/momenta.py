@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from monai.data import list_data_collate
 from monai.transforms import Randomizable
 from monai.utils import get_seed
@@ -20,7 +19,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..fields import resize_field
-from ..patches import cut, pad_to_patches
+from ..patches import brightest, cut, pad_to_patches
 from .batches import Prepare, prepare_pair_batch
 
 logger = logging.getLogger(__name__)
@@ -112,9 +111,7 @@ class MomentumPatchDataset(Dataset, Randomizable):
 
     def _shown(self, index: int, image: Tensor) -> Tensor:
         """Places (N, 1 + D), the index before the first voxel, of the patches that are not background."""
-        pool = F.max_pool2d if image.ndim == 3 else F.max_pool3d
-        brightest = pool(image.float().amax(0, keepdim=True)[None], self.stride)
-        starts = (pool(brightest, self.patch, 1)[0, 0] > self.background).nonzero()
+        starts = (brightest(image[None], self.patch, self.stride)[0] > self.background).nonzero()
         return torch.cat([torch.full_like(starts[:, :1], index), starts], 1).to(torch.int16)
 
     def _make(self, batch_size: int) -> list[Path]:

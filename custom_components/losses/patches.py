@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..fields import pad_ends
 from ..smoothing import Kernel, Spacing
 
 
@@ -50,8 +50,8 @@ class MomentumLoss(nn.Module):
         if self.kernel is not None:
             # Zeros around, as much again: what lies beyond a patch is not compared, and must not wrap around.
             size = difference.shape[2:]
-            widths = [w for n in reversed(size) for w in (0, n)]
-            difference = self.kernel.powered(F.pad(difference, widths), self.exponent, self.spacing)
+            padded = pad_ends(difference, [2 * n for n in size])
+            difference = self.kernel.powered(padded, self.exponent, self.spacing)
             difference = difference[(slice(None), slice(None), *[slice(n) for n in size])]
         loss = difference.abs().mean() if self.penalty == "l1" else difference.square().mean()
         pred["terms"] = {self.penalty: loss.detach()}

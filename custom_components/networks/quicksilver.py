@@ -16,24 +16,22 @@ class QuicksilverNetwork(nn.Module):
 
     Encoder levels of three convolutions and a strided one, to a fourth of the patch; the two images' features are
     concatenated; decoder levels of a transposed convolution and three more. PReLU with one slope after each layer but
-    the last; no normalisation. With the defaults of the paper (features 64, stride 1) 21.83 M parameters in 3-D.
+    the last. With the defaults of the paper (features 64, stride 1) 21.83 M parameters in 3-D.
     The two encoders start alike, and the decoders see the difference of their features, so that equal images begin
     without momentum.
 
     What the momentum means depends on the kernel it was made with, and the network is of no use with another: `kernel`
     travels with the weights, and loading others' raises an error. So does `dropout`, which is taken from them if it
-    is 0 here.
+    is 0 here, and `corrects`, the `digest` of the network whose predictions this one corrects (empty for none).
 
     Args:
         spatial_dims: 2 or 3.
         features: of the first level.
         stride: image voxels per voxel of the momentum's grid: blocks of `stride` along each axis become channels.
-        normalized: batch normalisation after each convolution but the last; the paper has none, and needs several times
-            as many steps.
+        normalized: batch normalisation after each convolution but the last; the paper has none.
         dropout: probability, after each convolution of width 3 but the last; 0 for the deterministic form.
         kernel: what the momenta belong to, `repr` of the kernel.
         quantity: what is predicted, "momentum" or, to compare, another field of the deformation.
-        corrects: `digest` of the network whose prediction this one corrects, empty for a prediction.
     Shapes: input (B, 2, *P), moving then fixed, each side `stride` * (4 k + 3) voxels; output (B, D, *P / stride).
     References: Yang et al., Quicksilver, NeuroImage 158, 2017; stride is ours.
     """
