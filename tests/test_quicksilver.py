@@ -23,6 +23,7 @@ from custom_components.smoothing import GaussianKernel, HelmholtzKernel
 KERNEL = HelmholtzKernel(9.0, 1.0, power=2)
 OTHER = HelmholtzKernel(4.0, 1.0, power=2)
 strides = pytest.mark.parametrize("stride", [1, 2])
+skips = pytest.mark.parametrize("skips", [False, True])
 dimensions = pytest.mark.parametrize("dims", [2, 3], ids=["2-D", "3-D"])
 
 
@@ -151,7 +152,7 @@ def make(dims=2, features=2, stride=1, seed=0, last=3.0, **options):
     torch.manual_seed(seed)
     network = QuicksilverNetwork(dims, features, stride, **options).eval()
     for decoder in network.decoders:
-        nn.init.normal_(decoder[-1].weight, std=last)
+        nn.init.normal_(decoder.head.weight, std=last)
     return network
 
 
@@ -161,11 +162,12 @@ def test_the_network_of_the_paper_has_its_size():
     assert sum(p.numel() for p in network.parameters()) == 21_826_344
 
 
+@skips
 @strides
 @pytest.mark.parametrize("patch", [7, 11, 15, 19])
 @dimensions
-def test_the_momentum_has_the_patchs_grid(dims, patch, stride):
-    network = make(dims, stride=stride)
+def test_the_momentum_has_the_patchs_grid(dims, patch, stride, skips):
+    network = make(dims, stride=stride, skips=skips)
     assert network(torch.rand(2, 2, *[patch * stride] * dims)).shape == (2, dims, *[patch] * dims)
 
 
@@ -177,12 +179,14 @@ def test_an_untrained_network_hardly_moves(dims, stride):
     assert 0 < result.abs().max() < 0.1
 
 
+@skips
 @strides
 @dimensions
-def test_equal_images_begin_without_momentum(dims, stride):
-    network, image = make(dims, 4, stride), random_image([15 * stride] * dims, channels=1)
-    assert network(image.repeat(1, 2, *[1] * dims)).abs().max() < 1e-5
-    assert network(random_image([15 * stride] * dims)).abs().max() > 0.01
+def test_equal_images_begin_without_momentum(dims, stride, skips):
+    network, image = make(dims, 4, stride, skips=skips), random_image([15 * stride] * dims, channels=1)
+    different = network(random_image([15 * stride] * dims)).abs().max()
+    assert different > 0.01
+    assert network(image.repeat(1, 2, *[1] * dims)).abs().max() < 1e-6 * different
 
 
 @strides
@@ -197,9 +201,10 @@ def test_both_images_matter_and_not_alike(dims, stride):
         assert (one - two).abs().mean() > 1e-3 * one.abs().mean()
 
 
+@skips
 @dimensions
-def test_every_voxel_of_a_block_and_every_weight_matters(dims):
-    network, image = make(dims, stride=2), random_image([14] * dims).requires_grad_()
+def test_every_voxel_of_a_block_and_every_weight_matters(dims, skips):
+    network, image = make(dims, stride=2, skips=skips), random_image([14] * dims).requires_grad_()
     network(image).square().sum().backward()
     assert (image.grad != 0).all()
     assert all(p.grad is not None and p.grad.any() for p in network.parameters())
@@ -216,10 +221,11 @@ def test_each_decoder_gives_one_component(dims):
         assert [bool(d > 0) for d in difference] == [i == axis for i in range(dims)]
 
 
+@skips
 @strides
 @dimensions
-def test_the_scripted_network_gives_the_same(dims, stride):
-    network, image = make(dims, stride=stride), random_image([7 * stride] * dims, 2)
+def test_the_scripted_network_gives_the_same(dims, stride, skips):
+    network, image = make(dims, stride=stride, skips=skips), random_image([7 * stride] * dims, 2)
     torch.testing.assert_close(torch.jit.script(network)(image), network(image))
 
 
@@ -297,13 +303,14 @@ def test_the_digest_is_that_of_the_weights(tmp_path):
     other.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
     assert other.digest() == digest == make().digest()
     with torch.no_grad():
-        other.decoders[1][-1].bias += 1e-6
+        other.decoders[1].head.bias += 1e-6
     assert other.digest() != digest
 
 
-def test_a_network_is_loaded_from_a_file_whatever_its_features(tmp_path):
+@skips
+def test_a_network_is_loaded_from_a_file_whatever_its_features(tmp_path, skips):
     path, image = tmp_path / "model.pt", random_image((14, 14))
-    saved = make(2, 3, 2, kernel=KERNEL, dropout=0.1)
+    saved = make(2, 3, 2, skips=skips, kernel=KERNEL, dropout=0.1)
     torch.save(saved.state_dict(), path)
     network = make(2, 2, 2, kernel=KERNEL)
     loaded = load_network(network, path)

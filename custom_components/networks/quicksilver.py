@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import zlib
@@ -16,7 +17,7 @@ class QuicksilverNetwork(nn.Module):
 
     Encoder levels of three convolutions and a strided one, to a fourth of the patch; the two images' features are
     concatenated; decoder levels of a transposed convolution and three more. PReLU with one slope after each layer but
-    the last. With the defaults of the paper (features 64, stride 1) 21.83 M parameters in 3-D.
+    the last. With the defaults of the paper (features 64, stride 1, no skips) 21.83 M parameters in 3-D.
     The two encoders start alike, and the decoders see the difference of their features, so that equal images begin
     without momentum.
 
@@ -28,6 +29,7 @@ class QuicksilverNetwork(nn.Module):
         spatial_dims: 2 or 3.
         features: of the first level.
         stride: image voxels per voxel of the momentum's grid: blocks of `stride` along each axis become channels.
+        skips: the decoders' levels see both encoders' features of the same size, too; the paper has none.
         normalized: batch normalisation after each convolution but the last; the paper has none.
         dropout: probability, after each convolution of width 3 but the last; 0 for the deterministic form.
         kernel: what the momenta belong to, `repr` of the kernel.
@@ -41,6 +43,7 @@ class QuicksilverNetwork(nn.Module):
         spatial_dims: int = 3,
         features: int = 64,
         stride: int = 1,
+        skips: bool = False,
         normalized: bool = False,
         dropout: float = 0.0,
         kernel: Any = "",
@@ -56,26 +59,24 @@ class QuicksilverNetwork(nn.Module):
         self.kernel, self.quantity, self.corrects = str(kernel), quantity, ""
         n = features
         layers = _Layers(spatial_dims, dropout, normalized)
-        self.moving, self.fixed = (_encoder(layers, stride**spatial_dims, n) for _ in range(2))
-        self.decoders = nn.ModuleList([_decoder(layers, n) for _ in range(spatial_dims)])
+        self.moving, self.fixed = (_Encoder(layers, stride**spatial_dims, n) for _ in range(2))
+        self.decoders = nn.ModuleList([_Decoder(layers, n, skips) for _ in range(spatial_dims)])
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
                 nn.init.kaiming_normal_(module.weight, a=0.25)
                 assert module.bias is not None
                 nn.init.zeros_(module.bias)
         for decoder in self.decoders:
-            first, *_, head = decoder.children()
-            assert isinstance(first.weight, Tensor)
-            assert isinstance(head.weight, Tensor)
-            with torch.no_grad():
-                first.weight[2 * n :] = -first.weight[: 2 * n]
-            nn.init.normal_(head.weight, std=1e-3)
+            assert isinstance(decoder, _Decoder)
+            decoder.see_differences()
         self.fixed.load_state_dict(self.moving.state_dict())
 
     def forward(self, image: Tensor) -> Tensor:
         moving, fixed = (3 * image - 1).chunk(2, 1)  # from [0, 1]
-        features = torch.cat([self.moving(_blocks(moving, self.stride)), self.fixed(_blocks(fixed, self.stride))], 1)
-        return torch.cat([decoder(features) for decoder in self.decoders], 1)
+        m1, m2, m3 = self.moving(_blocks(moving, self.stride))
+        f1, f2, f3 = self.fixed(_blocks(fixed, self.stride))
+        levels = [torch.cat([m1, f1], 1), torch.cat([m2, f2], 1), torch.cat([m3, f3], 1)]
+        return torch.cat([decoder(levels) for decoder in self.decoders], 1)
 
     def description(self) -> dict[str, Any]:
         """What the weights are for."""
@@ -115,11 +116,12 @@ def load_network(network: QuicksilverNetwork, path: str | os.PathLike | None) ->
         return None
     device = next(network.parameters()).device
     weights = torch.load(path, map_location=device, weights_only=True)
-    if "moving.0.weight" not in weights:
+    if "moving.level_1.0.weight" not in weights:
         raise ValueError(f"{path}: these are not the weights of a Quicksilver network")
-    features, normalized = weights["moving.0.weight"].shape[0], "moving.1.running_mean" in weights
+    features, normalized = weights["moving.level_1.0.weight"].shape[0], "moving.level_1.1.running_mean" in weights
+    skips = weights["decoders.0.level_1.0.weight"].shape[1] > 2 * features
     dims, kernel, quantity = network.spatial_dims, network.kernel, network.quantity
-    other = QuicksilverNetwork(dims, features, network.stride, normalized, 0.0, kernel, quantity)
+    other = QuicksilverNetwork(dims, features, network.stride, skips, normalized, 0.0, kernel, quantity)
     other.load_state_dict(weights)
     return other.to(device).eval()
 
@@ -132,7 +134,7 @@ def load_predictor(network: QuicksilverNetwork, path: str | os.PathLike | None) 
 
 
 class _Layers:
-    """Makes the layers that encoders and decoders have in common, as lists of modules."""
+    """Makes the layers that encoders and decoders have in common."""
 
     def __init__(self, dims: int, dropout: float, normalized: bool) -> None:
         self.conv: Any = nn.Conv2d if dims == 2 else nn.Conv3d
@@ -140,32 +142,61 @@ class _Layers:
         self.norm: Any = nn.BatchNorm2d if dims == 2 else nn.BatchNorm3d
         self.dropout, self.normalized = dropout, normalized
 
-    def wide(self, inputs: int, outputs: int) -> list[nn.Module]:
-        return [*self.activated(self.conv(inputs, outputs, 3, padding=1)), nn.Dropout(self.dropout)]
+    def level(self, *widths: int) -> nn.Sequential:
+        layers: list[nn.Module] = []
+        for inputs, outputs in itertools.pairwise(widths):
+            layers += self.activated(self.conv(inputs, outputs, 3, padding=1))
+            layers.append(nn.Dropout(self.dropout))
+        return nn.Sequential(*layers)
 
     def activated(self, layer: Any) -> list[nn.Module]:
         norm = [self.norm(layer.out_channels)] if self.normalized else []
         return [layer, *norm, nn.PReLU()]
 
 
-def _encoder(make: _Layers, inputs: int, n: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for width in (n, 2 * n):
-        for first in (inputs, width, width):
-            layers += make.wide(first, width)
-        layers += make.activated(make.conv(width, width, 2, stride=2, padding=1))
-        inputs = width
-    return nn.Sequential(*layers)
+class _Encoder(nn.Module):
+    """One image's features at full, half and a fourth of its resolution: n, 2 n and 2 n."""
+
+    def __init__(self, make: _Layers, inputs: int, n: int) -> None:
+        super().__init__()
+        self.level_1 = make.level(inputs, n, n, n)
+        self.down_1 = nn.Sequential(*make.activated(make.conv(n, n, 2, stride=2, padding=1)))
+        self.level_2 = make.level(n, 2 * n, 2 * n, 2 * n)
+        self.down_2 = nn.Sequential(*make.activated(make.conv(2 * n, 2 * n, 2, stride=2, padding=1)))
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        first = self.level_1(image)
+        second = self.level_2(self.down_1(first))
+        return first, second, self.down_2(second)
 
 
-def _decoder(make: _Layers, n: int) -> nn.Sequential:
-    layers = make.activated(make.transposed(4 * n, 4 * n, 2, stride=2, padding=1))
-    for width in (4 * n, 4 * n, 2 * n):
-        layers += make.wide(4 * n, width)
-    layers += make.activated(make.transposed(2 * n, 2 * n, 3, stride=2, padding=1))
-    for _ in range(2):
-        layers += make.wide(2 * n, 2 * n)
-    return nn.Sequential(*layers, make.conv(2 * n, 1, 3, padding=1))
+class _Decoder(nn.Module):
+    """One component of the momentum from both encoders' features, moving then fixed at each level."""
+
+    def __init__(self, make: _Layers, n: int, skips: bool) -> None:
+        super().__init__()
+        self.skips = skips
+        self.up_2 = nn.Sequential(*make.activated(make.transposed(4 * n, 4 * n, 2, stride=2, padding=1)))
+        self.level_2 = make.level(8 * n if skips else 4 * n, 4 * n, 4 * n, 2 * n)
+        self.up_1 = nn.Sequential(*make.activated(make.transposed(2 * n, 2 * n, 3, stride=2, padding=1)))
+        self.level_1 = make.level(4 * n if skips else 2 * n, 2 * n, 2 * n)
+        self.head = make.conv(2 * n, 1, 3, padding=1)
+
+    def see_differences(self) -> None:
+        """Initial weights: layers that see both images' features take the difference; the result is nearly zero."""
+        n = self.head.weight.shape[1] // 2
+        with torch.no_grad():
+            self.up_2[0].weight[2 * n :] = -self.up_2[0].weight[: 2 * n]
+            if self.skips:
+                for level, width in ((self.level_2, 2 * n), (self.level_1, n)):
+                    weight = level[0].weight
+                    weight[:, -width:] = -weight[:, -2 * width : -width]
+        nn.init.normal_(self.head.weight, std=1e-3)
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        x = self.up_2(features[2])
+        x = self.up_1(self.level_2(torch.cat([x, features[1]], 1) if self.skips else x))
+        return self.head(self.level_1(torch.cat([x, features[0]], 1) if self.skips else x))
 
 
 def _blocks(image: Tensor, stride: int) -> Tensor:

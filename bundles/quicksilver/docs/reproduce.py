@@ -31,7 +31,7 @@ from custom_components.data.lists import load_list  # noqa: E402
 from custom_components.fields import jacobian_determinant, warp  # noqa: E402
 from custom_components.inferers import PatchMomentumInferer  # noqa: E402
 from custom_components.metrics import mean_dice  # noqa: E402
-from custom_components.networks.quicksilver import QuicksilverNetwork, load_network  # noqa: E402
+from custom_components.networks.quicksilver import load_network  # noqa: E402
 from custom_components.transforms.pairs import LoadPaird  # noqa: E402
 
 BUNDLE = REPOSITORY / "bundles" / "quicksilver"
@@ -118,12 +118,12 @@ def measure(
     size = truth.shape[2:]
     rows = [row("none", torch.zeros_like(truth), truth, pairs), row("optimisation", truth, truth, pairs)]
     base = parser.get_parsed_content("deformation")
+    base_network = parser.get_parsed_content("network_def")
+    base_network.quantity = ""
     for name in names:
         folder = output / ("momentum" if name == "correction" else name)
-        network = parser.get_parsed_content("network_def", instantiate=True)
-        network = QuicksilverNetwork(2, network.moving[0].out_channels, network.stride, parser["normalized"])
-        network.load_state_dict(torch.load(folder / "model.pt", weights_only=True))
-        network.eval()
+        network = load_network(base_network, folder / "model.pt")
+        assert network is not None
         correction = load_network(network, output / name / "model.pt") if name == "correction" else None
         special = VARIANTS[name].get("inferer#deformation")
         if special is not None:
