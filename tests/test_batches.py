@@ -7,7 +7,7 @@ import pytest
 import torch
 from monai.data import DataLoader, MetaTensor
 
-from custom_components.data.batches import HyperBatch, HyperSampler, SynthesizedBatch, prepare_pair_batch
+from custom_components.data.batches import ContrastBatch, HyperBatch, HyperSampler, SynthesizedBatch, prepare_pair_batch
 from custom_components.data.lists import ScanPairDataset
 from custom_components.data.synthetic import phantom_pair
 from custom_components.transforms.synthesis import RandomContrast, RandomWarp, SynthesizePair, TakeSlices
@@ -138,6 +138,20 @@ def test_data_set_of_label_maps_feeds_a_training():
     dataset = ScanPairDataset([{"label": label, "subject": i} for i, label in enumerate(maps)])
     for batch in DataLoader(dataset, batch_size=2):
         assert make_batch()(batch)[0].shape == (2, 2, *SIZES[0])
+
+
+# ContrastBatch
+
+
+def test_the_network_may_see_other_images_than_the_result_is_judged_by() -> None:
+    batch = {key: torch.rand(2, 1, 4, 5) for key in ("moving", "fixed", "contrast_fixed")}
+    batch["image"] = torch.cat([batch["moving"], batch["fixed"]], 1)
+    image, targets, *rest = ContrastBatch(["moving", "contrast_fixed"])(batch)
+    assert torch.equal(image, torch.cat([batch["moving"], batch["contrast_fixed"]], 1))
+    same, plain, *others = prepare_pair_batch(batch)
+    assert rest == others
+    assert all(torch.equal(targets[key], plain[key]) for key in targets | plain)
+    assert torch.equal(ContrastBatch()(batch)[0], same)
 
 
 # HyperBatch

@@ -70,6 +70,33 @@ class SynthesizedBatch:
         return torch.cat([targets[role] for role in ("moving", "fixed") if role in targets], 1), targets, (), {}
 
 
+class ContrastBatch:
+    """`prepare_batch` that shows the network other images of the pairs than those the result is judged by.
+
+    Args:
+        inputs: entries of the batch that the network sees, moving and fixed (another contrast of the same anatomy);
+            None changes nothing.
+        prepare: makes the batch itself.
+    """
+
+    def __init__(self, inputs: Sequence[str] | None = None, prepare: Prepare = prepare_pair_batch) -> None:
+        self.inputs, self.prepare = inputs, prepare
+
+    def __call__(
+        self,
+        batch: Mapping[str, Any],
+        device: torch.device | str | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> Prepared:
+        """As `prepare` returns it, with the other images as the network's input."""
+        image, targets, args, options = self.prepare(batch, device, non_blocking, **kwargs)
+        if self.inputs is not None:
+            seen = torch.cat([_plain(batch[key]) for key in self.inputs], 1)
+            image = seen.to(device, non_blocking=non_blocking, **kwargs)
+        return image, targets, args, options
+
+
 class HyperBatch:
     """`prepare_batch` that adds hyper-parameters of the objective, for the network and for the loss.
 
