@@ -52,8 +52,9 @@ def train(
     data_list: Path | None = None,
     launcher: Sequence[str] = ("-m", "monai.bundle", "run"),
     overlays: Sequence[Path] = (),
+    form: str = "train_2d",
 ) -> None:
-    """Train a bundle's 2-D network in a process of its own, one thread; what is there is not done again.
+    """Train a bundle's network in a process of its own, one thread; what is there is not done again.
 
     FOLDER gets settings.json, curve.csv, log.txt and model.pt, the weights after the last step: they are not chosen by
     the people they are measured on.
@@ -61,6 +62,7 @@ def train(
     Args:
         launcher: what Python runs (torchrun, for several processes).
         overlays: further config files.
+        form: the overlay that makes train.json one of these data, 2-D slices if nothing else is said.
     Raises:
         ValueError: if the folder holds a training with other settings.
     """
@@ -76,7 +78,7 @@ def train(
     # A file, for MONAI leaves out what is None on its command line.
     overlay = folder / "overlay.json"
     overlay.write_text(json.dumps(settings))
-    configs = [*[str(root / "configs" / f"{c}.json") for c in ("train", "train_2d")], str(overlay), *map(str, overlays)]
+    configs = [*[str(root / "configs" / f"{c}.json") for c in ("train", form)], str(overlay), *map(str, overlays)]
     command = [sys.executable, *launcher, "--bundle_root", str(root), "--config_file", str(configs)]
     command += [
         "--dataset_dir",

@@ -3,10 +3,12 @@ r"""What is best predicted, a momentum, a velocity or a displacement? Networks a
     python data_lists/build.py slices SLABS/datalist.json SLICES --pairs SLABS/pairs_validation.json \
       -o SLICES/datalist.json
     python bundles/quicksilver/docs/reproduce.py SLICES OUT [--momenta FOLDER] [--only momentum,correction] [--pairs 40]
+    python bundles/quicksilver/docs/reproduce.py LABELMAPS OUT --form train_labelmaps --batch 16 [--weights FOLDER]
 
-SLICES: a folder of 2-D slices with a data list that has the sections training, validation and validation_pairs, labels
-and group (level) included. Every variant is trained by the bundle's train.json and train_2d.json; what is there is not
-done again. OUT gets a folder for each variant, the optimised pairs, and tables.md with the tables of docs/README.md.
+SLICES or LABELMAPS: a folder with a data list that has the sections training and validation. Every variant is trained
+by the bundle's train.json and the overlay `--form`; what is there is not done again. `--weights` adds model.pt and
+correction.pt of a folder to the table. OUT gets a folder for each variant, the optimised pairs, and tables.md with the
+tables of docs/README.md.
 """
 
 from __future__ import annotations
@@ -18,23 +20,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import monai
 import numpy as np
 import torch
 from monai.bundle import ConfigParser
+from monai.data import list_data_collate
 from torch import Tensor
+from tqdm import tqdm
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(REPOSITORY))
 
-from benchmarks.experiments import chosen_variants, script_parser, train  # noqa: E402
-from custom_components.data.lists import load_list  # noqa: E402
+from benchmarks.experiments import EPOCHS, chosen_variants, script_parser, train  # noqa: E402
 from custom_components.fields import jacobian_determinant, warp  # noqa: E402
 from custom_components.inferers import PatchMomentumInferer  # noqa: E402
 from custom_components.metrics import mean_dice  # noqa: E402
 from custom_components.networks.quicksilver import load_network  # noqa: E402
-from custom_components.transforms.pairs import LoadPaird  # noqa: E402
 
 BUNDLE = REPOSITORY / "bundles" / "quicksilver"
+REFINEMENT = 10
 PERCENTILES = (0.3, 5, 25, 50, 75, 95, 99.7)
 SHOT = {"_target_": "custom_components.deformations.VectorMomentum", "kernel": "@kernel", "spacing": "@spacing"}
 SHOT |= {"num_steps": "@num_steps", "stride": "@stride", "quantity": "velocity"}
@@ -54,112 +58,133 @@ for _name in ("velocity", "displacement"):
 
 def run(command: Sequence[str] | None = None) -> None:
     parser = script_parser(__doc__ or "", VARIANTS)
-    parser.set_defaults(steps=8000, pairs=40)
+    parser.set_defaults(steps=5000, pairs=40)
     parser.add_argument("--momenta", type=Path, help="folder of the training pairs' momenta; default OUT/momenta")
-    parser.add_argument("--samples", type=int, default=20)
+    parser.add_argument("--form", default="train_2d", help="the overlay that says what the data are")
+    parser.add_argument("--batch", type=int, default=32, help="patches in a step")
+    parser.add_argument("--samples", type=int, default=20, help="of the probabilistic form")
+    parser.add_argument("--weights", type=Path, help="folder of further weights to measure")
     args = parser.parse_args(command)
     names = chosen_variants(parser, args, VARIANTS)
     torch.set_num_threads(1)
     momenta = (args.momenta or args.output / "momenta").absolute()
     for name in names:
-        settings = {**VARIANTS[name], "momenta_dir": str(momenta), "num_patches": args.steps * 32 // 10}
+        settings = {**VARIANTS[name], "momenta_dir": str(momenta), "num_patches": args.steps * args.batch // EPOCHS}
         if name == "correction":
             settings["predictor"] = str((args.output / "momentum" / "model.pt").absolute())
-        train("quicksilver", args.output / name, args.slices, settings, steps=args.steps, batch_size=32)
-    pairs = validation_pairs(args.slices, args.pairs)
-    truth, seconds = optimised(pairs, args.output / "optimised.pt")
-    rows = measure(args.output, names, pairs, truth, args.samples)
-    text = tables(rows, truth, pairs, seconds)
+        folder = args.output / name
+        train("quicksilver", folder, args.slices, settings, steps=args.steps, batch_size=args.batch, form=args.form)
+    config = objects(args.form, args.slices, args.pairs)
+    pairs = validation_pairs(config)
+    truth, seconds = optimised(config, pairs, args.output / "optimised.pt")
+    networks = [(name, args.output / name / "model.pt", None) for name in names if name != "correction"]
+    if "correction" in names:
+        networks.append(("correction", args.output / "momentum" / "model.pt", args.output / "correction" / "model.pt"))
+    if args.weights is not None:
+        networks.append(("given", args.weights / "model.pt", None))
+        if (args.weights / "correction.pt").exists():
+            networks.append(("given, correction", args.weights / "model.pt", args.weights / "correction.pt"))
+    rows = measure(config, networks, pairs, truth, args.samples)
+    text = tables(rows, pairs, seconds)
     (args.output / "tables.md").write_text(text)
     (args.output / "rows.json").write_text(json.dumps(rows))
     print(text)
 
 
-def validation_pairs(slices: Path, number: int) -> list[dict[str, Any]]:
-    """Pairs of people not trained on, drawn at random, loaded."""
-    items = load_list(slices / "datalist.json", "validation_pairs")
-    chosen = np.random.default_rng(0).permutation(len(items))[:number]
-    load = LoadPaird(spacing=1.0)
-    return [load(items[i]) for i in sorted(chosen)]
+def objects(form: str, folder: Path, pairs: int) -> ConfigParser:
+    """The bundle's settings for training, with objects to be asked for."""
+    config = ConfigParser()
+    config.read_config([str(BUNDLE / "configs" / f"{name}.json") for name in ("train", form)])
+    config.update({"dataset_dir": str(folder), "num_val_pairs": pairs})
+    return config
 
 
-def objects() -> ConfigParser:
-    """The bundle's 2-D settings for training, with objects to be asked for."""
-    config: dict[str, Any] = {}
-    for name in ("train", "train_2d"):
-        config |= json.loads((BUNDLE / "configs" / f"{name}.json").read_text())
-    return ConfigParser(config)
+def validation_pairs(config: ConfigParser) -> list[dict[str, Tensor]]:
+    """Pairs of people not trained on, the same in each run, as batches of one: image and labels."""
+    dataset, prepare = (config.get_parsed_content(f"validate#{name}") for name in ("dataset", "prepare_batch"))
+    monai.utils.set_determinism(0)
+    pairs = []
+    for i in range(len(dataset)):
+        torch.manual_seed(i)
+        image, targets, *_ = prepare(list_data_collate([dataset[i]]))
+        pairs.append({"image": image.float(), **{key: targets[key] for key in ("label_moving", "label_fixed")}})
+    return pairs
 
 
-def optimised(pairs: Sequence[Mapping[str, Any]], path: Path) -> tuple[Tensor, float]:
+def optimised(config: ConfigParser, pairs: Sequence[Mapping[str, Any]], path: Path) -> tuple[Tensor, float]:
     """Displacements (N, D, *S) of the optimisation that made the training data, and its seconds for one pair alone."""
     if path.exists():
         stored = torch.load(path, weights_only=True)
         if len(stored["ddf"]) == len(pairs):
             return stored["ddf"], stored["seconds"]
-    optimizer = objects().get_parsed_content("train#lddmm")
+    optimizer = config.get_parsed_content("train#lddmm")
     fields, times = [], []
-    for pair in pairs:
+    for pair in tqdm(pairs, desc="optimisation"):
         start = time.perf_counter()
-        momentum = optimizer(pair["moving"][None], pair["fixed"][None])
+        momentum = optimizer(*pair["image"].chunk(2, 1))
         times.append(time.perf_counter() - start)
         with torch.no_grad():
-            fields.append(optimizer.deformation(momentum, pair["fixed"].shape[1:])["ddf"])
+            fields.append(optimizer.deformation(momentum, pair["image"].shape[2:])["ddf"])
     ddf, seconds = torch.cat(fields), float(np.median(times))
+    path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"ddf": ddf, "seconds": seconds}, path)
     return ddf, seconds
 
 
 def measure(
-    output: Path, names: Sequence[str], pairs: Sequence[Mapping[str, Any]], truth: Tensor, samples: int
+    config: ConfigParser,
+    networks: Sequence[tuple[str, Path, Path | None]],
+    pairs: Sequence[Mapping[str, Any]],
+    truth: Tensor,
+    samples: int,
 ) -> list[dict[str, Any]]:
-    """A row for each variant and step of the patches."""
-    parser = objects()
-    size = truth.shape[2:]
-    rows = [row("none", torch.zeros_like(truth), truth, pairs), row("optimisation", truth, truth, pairs)]
-    base = parser.get_parsed_content("deformation")
-    base_network = parser.get_parsed_content("network_def")
-    base_network.quantity = ""
-    for name in names:
-        folder = output / ("momentum" if name == "correction" else name)
-        network = load_network(base_network, folder / "model.pt")
-        assert network is not None
-        correction = load_network(network, output / name / "model.pt") if name == "correction" else None
-        special = VARIANTS[name].get("inferer#deformation")
-        if special is not None:
-            config = {**parser.get(), "special": special}
-            deformation = ConfigParser(config).get_parsed_content("special")
-        else:
-            deformation = base
-        options = {"correction": correction, "samples": samples if name == "probabilistic" else 0}
-        for step in (14,) if name in ("correction", "probabilistic") else (14, 5):
-            inferer = PatchMomentumInferer(deformation, step=step, **options)
+    """A row for each network (name, weights, weights of its correction), step of the patches and way to use it."""
+    spacing = float(config["spacing"])
+    rows = [row("none", torch.zeros_like(truth), truth, pairs, spacing)]
+    rows.append(row("optimisation", truth, truth, pairs, spacing))
+    network = config.get_parsed_content("network_def")
+    network.quantity = ""  # takes any
+    for name, weights, correction in networks:
+        first = load_network(network, weights)
+        options: dict[str, Any] = {"correction": load_network(first, correction)}
+        special = VARIANTS.get(name, {}).get("inferer#deformation", config["deformation"])
+        deformation = ConfigParser({**config.get(), "special": special}).get_parsed_content("special")
+        ways: list[tuple[str, dict[str, Any]]] = [("step 14", {}), ("step 5", {"step": 5})]
+        if name == "probabilistic":
+            ways = [(f"{samples} samples", {"samples": samples})]
+        if correction is not None:
+            refinement = config.get_parsed_content("train#lddmm", instantiate=True)
+            refinement.levels, refinement.iterations = (1,), (REFINEMENT,)
+            ways = [("step 14", {}), (f"step 14, {REFINEMENT} iterations", {"refinement": refinement})]
+        for way, changed in ways:
+            inferer = PatchMomentumInferer(deformation, **{**options, **changed})
             found, times, deviations = [], [], []
-            for pair in pairs:
+            for pair in tqdm(pairs, desc=f"{name}, {way}"):
                 with torch.no_grad():
-                    pred = inferer(pair["image"][None], network)
+                    pred = inferer(pair["image"], first)
                 found.append(pred["ddf"])
                 times.append(float(pred["seconds"][0]))
                 if "ddf_samples" in pred:
                     deviations.append(pred["ddf_samples"][0].var(0).sum(0).sqrt())
-            line = row(f"{name}, step {step}", torch.cat(found), truth, pairs)
+            line = row(f"{name}, {way}", torch.cat(found), truth, pairs, spacing)
             line["seconds"] = float(np.median(times))
             if deviations:
                 error = (torch.cat(found) - truth).norm(dim=1)
                 line |= correlations(torch.stack(deviations), error, pairs)
             rows.append(line)
-    assert all(r["size"] == list(size) for r in rows)
     return rows
 
 
-def row(name: str, ddf: Tensor, truth: Tensor, pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Percentiles of the error against the optimisation, in mm of pixels of 1 mm; Dice; cases without any fold."""
-    brain = torch.stack([pair["label_fixed"][0] > 0 for pair in pairs])
-    error = (ddf - truth).norm(dim=1)
+def row(
+    name: str, ddf: Tensor, truth: Tensor, pairs: Sequence[Mapping[str, Any]], spacing: float = 1.0
+) -> dict[str, Any]:
+    """Percentiles of the error against the optimisation, in mm; Dice; cases without any fold."""
+    brain = torch.cat([pair["label_fixed"][:, 0] > 0 for pair in pairs])
+    error = spacing * (ddf - truth).norm(dim=1)
     dice = []
     for pair, field in zip(pairs, ddf, strict=True):
-        warped = warp(pair["label_moving"][None], field[None], mode="nearest")
-        dice.append(float(torch.as_tensor(mean_dice(warped, pair["label_fixed"][None])).float().nanmean()))
+        warped = warp(pair["label_moving"], field[None], mode="nearest")
+        dice.append(float(torch.as_tensor(mean_dice(warped, pair["label_fixed"])).float().nanmean()))
     positive = (jacobian_determinant(ddf).flatten(1) > 0).all(1).float().mean()
     return {
         "name": name,
@@ -167,7 +192,6 @@ def row(name: str, ddf: Tensor, truth: Tensor, pairs: Sequence[Mapping[str, Any]
         "brain": np.percentile(error[brain].numpy(), PERCENTILES).tolist(),
         "dice": dice,
         "positive": float(positive),
-        "size": list(ddf.shape[2:]),
     }
 
 
@@ -175,14 +199,14 @@ def correlations(deviation: Tensor, error: Tensor, pairs: Sequence[Mapping[str, 
     """Of the predicted deviation with the actual error in the brain, mean over the pairs; and the ratio of the two."""
     values, ratio = [], []
     for sd, e, pair in zip(deviation, error, pairs, strict=True):
-        inside = pair["label_fixed"][0] > 0
+        inside = pair["label_fixed"][0, 0] > 0
         ranks = [torch.argsort(torch.argsort(x[inside])).float() for x in (sd, e)]
         values.append(float(torch.corrcoef(torch.stack(ranks))[0, 1]))
         ratio.append(float(sd[inside].mean() / e[inside].mean()))
     return {"correlation": float(np.mean(values)), "deviation": float(np.mean(ratio))}
 
 
-def tables(rows: Sequence[Mapping[str, Any]], truth: Tensor, pairs: Sequence[Mapping[str, Any]], seconds: float) -> str:
+def tables(rows: Sequence[Mapping[str, Any]], pairs: Sequence[Mapping[str, Any]], seconds: float) -> str:
     lines = [f"{len(pairs)} pairs; optimisation {seconds:.2f} s a pair", ""]
     for region in ("all", "brain"):
         heads = ["error, mm, " + region, *[f"{p} %" for p in PERCENTILES], "all det J > 0, %", "Dice", "s", "speed-up"]
