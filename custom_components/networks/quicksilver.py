@@ -186,10 +186,11 @@ class _Decoder(nn.Module):
         """Initial weights: layers that see both images' features take the difference; the result is nearly zero."""
         n = self.head.weight.shape[1] // 2
         with torch.no_grad():
-            self.up_2[0].weight[2 * n :] = -self.up_2[0].weight[: 2 * n]
+            weight = _first_weight(self.up_2)
+            weight[2 * n :] = -weight[: 2 * n]
             if self.skips:
                 for level, width in ((self.level_2, 2 * n), (self.level_1, n)):
-                    weight = level[0].weight
+                    weight = _first_weight(level)
                     weight[:, -width:] = -weight[:, -2 * width : -width]
         nn.init.normal_(self.head.weight, std=1e-3)
 
@@ -197,6 +198,12 @@ class _Decoder(nn.Module):
         x = self.up_2(features[2])
         x = self.up_1(self.level_2(torch.cat([x, features[1]], 1) if self.skips else x))
         return self.head(self.level_1(torch.cat([x, features[0]], 1) if self.skips else x))
+
+
+def _first_weight(layers: nn.Sequential) -> Tensor:
+    weight = layers[0].weight
+    assert isinstance(weight, Tensor)
+    return weight
 
 
 def _blocks(image: Tensor, stride: int) -> Tensor:
