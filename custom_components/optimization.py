@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .fields import resize_field, warp
+from .shooting import ShootingError
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +151,14 @@ class PairwiseOptimizer:
                 field.grad = known[2].clone()
                 return known[1]
             optimizer.zero_grad()
-            pred = deformation(deformation.from_unknown(field, size) if searched else field, size)
+            try:
+                pred = deformation(deformation.from_unknown(field, size) if searched else field, size)
+            except ShootingError:
+                if not known or self.method == "adam":
+                    raise
+                # A trial of the line search went too far: a slope that leads back makes it try nearer.
+                field.grad = -known[2]
+                return known[1] + 10 * known[1].abs()
             pred["warped"] = warp(batch["moving"], pred["ddf"])
             loss = objective(pred, batch) * voxels
             loss.backward()

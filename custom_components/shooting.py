@@ -46,6 +46,10 @@ class Shot(NamedTuple):
     num_steps: int
 
 
+class ShootingError(RuntimeError):
+    """The momentum cannot be shot: too large for the grid, or not finite."""
+
+
 class TooFast(Exception):
     """A velocity crosses too many voxels in a step; the argument is the number of steps that would do."""
 
@@ -78,7 +82,7 @@ def shoot(
         max_steps: limit for the steps.
     Raises:
         ValueError: if shapes do not fit, or `stationary` is combined with `image`.
-        RuntimeError: if a velocity stops being finite or would need more than `max_steps` steps.
+        ShootingError: if a velocity stops being finite or would need more than `max_steps` steps.
     """
     momentum = momentum if momentum.dtype in (torch.float32, torch.float64) else momentum.float()
     d = momentum.ndim - 2
@@ -113,7 +117,7 @@ def shoot(
             except TooFast as error:
                 needed = int(error.args[0])
                 if needed > max_steps:
-                    raise RuntimeError(
+                    raise ShootingError(
                         f"the momentum is too large for this grid: {needed} integration steps needed, "
                         f"{max_steps} allowed"
                     ) from error
@@ -178,12 +182,12 @@ def _integrate(flow: _VectorFlow, state: State, num_steps: int, checkpoint: bool
             *new, fastest = step(flow, dt, *state)
         speed = float(fastest)
         if not math.isfinite(speed):
-            raise RuntimeError("the momentum or its velocity is not finite")
+            raise ShootingError("the momentum or its velocity is not finite")
         if speed * dt > _COURANT:
             raise TooFast(math.ceil(1.2 * speed / _COURANT))
         state = tuple(new)
     if not all(bool(torch.isfinite(part).all()) for part in state):
-        raise RuntimeError("shooting has diverged: momentum or map are not finite")
+        raise ShootingError("shooting has diverged: momentum or map are not finite")
     return state
 
 

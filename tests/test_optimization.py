@@ -12,6 +12,7 @@ from custom_components.losses.registration import RegistrationLoss
 from custom_components.losses.regularization import GradientPenalty, MeanEnergy
 from custom_components.losses.similarity import LNCC, MIND, MSE
 from custom_components.optimization import PairwiseOptimizer, same_contrast
+from custom_components.shooting import ShootingError
 from custom_components.smoothing import GaussianKernel, HelmholtzKernel
 
 SIZES = [(48, 44), (32, 36, 28)]
@@ -196,3 +197,37 @@ def test_levels_keep_the_kernel_in_its_own_unit(method):
     assert deformation.spacing == (1.0, 1.2)
     optimizer.iterations = [5, 5]
     assert optimized(optimizer, moving, fixed)[2] < coarse
+
+
+class NowAndThen(VectorMomentum):
+    """Cannot be shot at some of the evaluations."""
+
+    def __init__(self, *args, fails, **options):
+        super().__init__(*args, **options)
+        self.fails, self.calls = fails, 0
+
+    def __call__(self, *args, **options):
+        self.calls += 1
+        if self.calls in self.fails:
+            raise ShootingError("too far")
+        return super().__call__(*args, **options)
+
+
+def test_a_trial_that_cannot_be_shot_is_tried_nearer():
+    moving, fixed, plain, _ = shot_pair()
+    loss = RegistrationLoss(MSE(), MeanEnergy(), 1e-5, regularized="energy")
+    options = {"kernel": plain.kernel, "spacing": plain.spacing, "num_steps": plain.num_steps, "stride": plain.stride}
+    after = []
+    for fails in ((), (5, 6, 11)):
+        deformation = NowAndThen(fails=fails, **options)
+        optimizer = PairwiseOptimizer(deformation, loss, levels=[1], iterations=10, method="lbfgs")
+        after.append(optimized(optimizer, moving, fixed)[2])
+    assert after[1] < 1.5 * after[0]
+    with pytest.raises(ShootingError, match="too far"):
+        PairwiseOptimizer(NowAndThen(fails=(1,), **options), loss, levels=[1], iterations=5, method="lbfgs")(
+            moving, fixed
+        )
+    with pytest.raises(ShootingError, match="too far"):
+        PairwiseOptimizer(NowAndThen(fails=(3,), **options), loss, levels=[1], iterations=5, method="adam")(
+            moving, fixed
+        )
