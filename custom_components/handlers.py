@@ -6,7 +6,7 @@ import csv
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +208,8 @@ class ResumableCheckpoint:
 class WeightAverage:
     """Exponential moving average of the weights, used for validation and for the checkpoints saved there.
 
+    Batch statistics are averaged as well.
+
     Args:
         network: the trained network; its weights are exchanged for the average while `evaluator` runs.
         evaluator: the validation engine.
@@ -229,18 +231,22 @@ class WeightAverage:
     def update(self, engine: Engine) -> None:
         # Early on the average is a plain mean, so that it does not remember the initial weights.
         decay = min(self.decay, (engine.state.iteration - 1) / (engine.state.iteration + 9))
-        for name, weight in self.network.named_parameters():
+        for name, weight in self._values():
             if name not in self.average:
                 self.average[name] = weight.detach().clone()
             self.average[name].lerp_(weight, 1 - decay)
 
     @torch.no_grad()
     def exchange(self, engine: Engine) -> None:
-        for name, weight in self.network.named_parameters():
+        for name, weight in self._values():
             if name in self.average:
                 kept = weight.clone()
                 weight.copy_(self.average[name])
                 self.average[name] = kept
+
+    def _values(self) -> Iterator[tuple[str, Tensor]]:
+        yield from self.network.named_parameters()
+        yield from ((name, value) for name, value in self.network.named_buffers() if value.is_floating_point())
 
 
 class TrainingCurve:

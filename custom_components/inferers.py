@@ -228,8 +228,7 @@ class PatchMomentumInferer(RegistrationInferer):
     moving space by the predicted map, and the correction, from the moving image and that one, is added: m = m_P + m_C.
     It is `correction`, or, while it is trained, the network of the call that comes after `predictor`.
 
-    With `samples`, the network's dropout is active: the momentum is the mean of so many predictions (without
-    correction), "ddf_samples" are the displacements of each, "velocity_sd" the standard deviation of their velocities.
+    With `samples`, the network's dropout is active: the momentum is the mean of so many predictions, "ddf_samples" are the displacements of each, "velocity_sd" the standard deviation of their velocities.
 
     Args:
         deformation: `VectorMomentum`, its stride that of the network.
@@ -240,7 +239,8 @@ class PatchMomentumInferer(RegistrationInferer):
         samples, seed: see above; the dropout is seeded for each batch anew, on the device of the images.
         **options: of `RegistrationInferer`.
     Raises:
-        ValueError: if samples are wanted of a network without dropout, or the correction is another network's.
+        ValueError: if samples are wanted of a network without dropout or together with a correction, or the correction
+            is another network's.
     """
 
     def __init__(
@@ -259,6 +259,8 @@ class PatchMomentumInferer(RegistrationInferer):
         super().__init__(deformation, **options)
         if samples < 0:
             raise ValueError(f"expected a number of samples of at least 0, got {samples}")
+        if samples and correction is not None:
+            raise ValueError("samples are drawn of the prediction alone: leave the correction out (correction: none)")
         self.deformation: Any = deformation
         self.num_samples, self.correction, self.predictor = samples, correction, predictor
         self.patches: dict[str, Any] = {
@@ -291,7 +293,7 @@ class PatchMomentumInferer(RegistrationInferer):
         """The momentum (B, D, *S') of pairs, before refinement."""
         inner = getattr(network, "module", network)  # of a distributed training
         if self.correction is not None and hasattr(inner, "digest") and self.correction.corrects != inner.digest():
-            raise ValueError("the correction network belongs to other weights: train one for these, or leave it out")
+            raise ValueError("the correction belongs to other weights: train one for these, or leave it out (none)")
         image, momentum = self.before(image)
         momentum = momentum + self._in_patches(image, network)
         if self.correction is not None:

@@ -358,6 +358,18 @@ def test_average_lies_between_the_weights_it_is_made_of():
     assert (seen[-1] - trained[-1]).norm() < (trained[0] - trained[-1]).norm() / 2
 
 
+def test_statistics_are_averaged_with_the_weights():
+    network, evaluator = nn.BatchNorm1d(2), Engine(lambda e, b: seen.append(network.running_mean.clone()))
+    engine, seen = Engine(lambda e, b: network(torch.full((4, 2), float(b)))), []
+    WeightAverage(network, evaluator, 0.9).attach(engine)
+    engine.run([1.0] * 20)
+    trained = network.running_mean.clone()
+    evaluator.run([0])
+    assert 0 < float(seen[0][0]) < float(trained[0])
+    assert torch.equal(network.running_mean, trained)
+    assert int(network.num_batches_tracked) == 20
+
+
 def test_decay_of_zero_is_off():
     _, seen, trained = train_with_average(0)
     assert torch.equal(seen[-1], trained[-1])

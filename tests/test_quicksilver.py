@@ -238,14 +238,28 @@ def test_wrong_settings_of_the_network_are_named(settings):
 
 
 def test_the_description_travels_with_the_weights(tmp_path):
-    network = make(dropout=0.25, kernel=KERNEL, quantity="velocity")
+    network = make(dropout=0.25, kernel=KERNEL, quantity="velocity", spacing=(1, 1.5))
     network.corrects = "1234abcd"
     torch.save(network.state_dict(), tmp_path / "model.pt")
     other = make(seed=1, quantity="velocity")
     other.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
     assert other.description() == network.description()
     expected = {"kernel": str(KERNEL), "quantity": "velocity", "corrects": "1234abcd", "dropout": 0.25}
-    assert network.description() == expected
+    assert network.description() == {**expected, "spacing": [1, 1.5]}
+
+
+def test_weights_for_another_spacing_are_refused():
+    network = make()
+    for weights in (make(spacing=1.0), make()):
+        network.load_state_dict(weights.state_dict())
+    assert network.spacing == 1.0
+    with pytest.raises(RuntimeError, match=r"spacing of 2\.0, not 1\.0"):
+        network.load_state_dict(make(spacing=2.0).state_dict())
+
+
+def test_samples_do_not_go_with_a_correction():
+    with pytest.raises(ValueError, match="leave the correction out"):
+        PatchMomentumInferer(vector_momentum(), correction=make(), samples=2)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,8 +22,8 @@ class QuicksilverNetwork(nn.Module):
     The two encoders start alike, and the decoders see the difference of their features, so that equal images begin
     without momentum.
 
-    What the momentum means depends on the kernel it was made with, and the network is of no use with another: `kernel`
-    travels with the weights, and loading others' raises an error. So does `dropout`, which is taken from them if it
+    What the momentum means depends on the kernel it was made with and on the images' spacing, and the network is of no
+    use with others: `kernel` and `spacing` travel with the weights, and loading others' raises an error. So does `dropout`, which is taken from them if it
     is 0 here, and `corrects`, the `digest` of the network whose predictions this one corrects (empty for none).
 
     Args:
@@ -33,6 +34,7 @@ class QuicksilverNetwork(nn.Module):
         normalized: batch normalisation after each convolution but the last; the paper has none.
         dropout: probability, after each convolution of width 3 but the last; 0 for the deterministic form.
         kernel: what the momenta belong to, `repr` of the kernel.
+        spacing: of the images, in the kernel's unit; None if it is not known.
         quantity: what is predicted, "momentum" or, to compare, another field of the deformation.
     Shapes: input (B, 2, *P), moving then fixed, each side `stride` * (4 k + 3) voxels; output (B, D, *P / stride).
     References: Yang et al., Quicksilver, NeuroImage 158, 2017; stride is ours.
@@ -48,6 +50,7 @@ class QuicksilverNetwork(nn.Module):
         dropout: float = 0.0,
         kernel: Any = "",
         quantity: str = "momentum",
+        spacing: float | Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         if spatial_dims not in (2, 3) or features < 1 or stride < 1 or not 0 <= dropout < 1:
@@ -57,6 +60,7 @@ class QuicksilverNetwork(nn.Module):
             )
         self.spatial_dims, self.stride, self.dropout = spatial_dims, stride, float(dropout)
         self.kernel, self.quantity, self.corrects = str(kernel), quantity, ""
+        self.spacing = list(spacing) if isinstance(spacing, Sequence) else spacing
         n = features
         layers = _Layers(spatial_dims, dropout, normalized)
         self.moving, self.fixed = (_Encoder(layers, stride**spatial_dims, n) for _ in range(2))
@@ -80,7 +84,12 @@ class QuicksilverNetwork(nn.Module):
 
     def description(self) -> dict[str, Any]:
         """What the weights are for."""
-        settings = {"kernel": self.kernel, "quantity": self.quantity, "corrects": self.corrects}
+        settings = {
+            "kernel": self.kernel,
+            "quantity": self.quantity,
+            "corrects": self.corrects,
+            "spacing": self.spacing,
+        }
         return {**settings, "dropout": self.dropout}
 
     def digest(self) -> str:
@@ -102,7 +111,11 @@ class QuicksilverNetwork(nn.Module):
                 raise RuntimeError(f"the weights predict the {found['quantity']} of {found['kernel']}, not {wanted}")
         if self.corrects and found["corrects"] and self.corrects != found["corrects"]:
             raise RuntimeError("the weights correct the predictions of other weights")
+        spacing = found.get("spacing")
+        if None not in (self.spacing, spacing) and self.spacing != spacing:
+            raise RuntimeError(f"the weights are for images of a spacing of {spacing}, not {self.spacing}")
         self.kernel, self.quantity = found["kernel"], found["quantity"]
+        self.spacing = self.spacing if spacing is None else spacing
         self.corrects = found["corrects"] or self.corrects
         self.dropout = self.dropout or found["dropout"]
         for module in self.modules():
@@ -121,7 +134,9 @@ def load_network(network: QuicksilverNetwork, path: str | os.PathLike | None) ->
     features, normalized = weights["moving.level_1.0.weight"].shape[0], "moving.level_1.1.running_mean" in weights
     skips = weights["decoders.0.level_1.0.weight"].shape[1] > 2 * features
     dims, kernel, quantity = network.spatial_dims, network.kernel, network.quantity
-    other = QuicksilverNetwork(dims, features, network.stride, skips, normalized, 0.0, kernel, quantity)
+    other = QuicksilverNetwork(
+        dims, features, network.stride, skips, normalized, 0.0, kernel, quantity, network.spacing
+    )
     other.load_state_dict(weights)
     return other.to(device).eval()
 
