@@ -96,6 +96,12 @@ def optimize(
     """
     if model is not None and model not in MODELS:
         raise ValueError(f"there is no model {model!r}; there are {', '.join(MODELS)}")
+    network = ["optimize", "weights", "samples", "sweep", "correction"]
+    for name in network if model is None else [*network, "hyper"]:
+        if settings.get(name) is not None:
+            raise ValueError(f"optimize uses no network: --{name} has no meaning here (--iterations has)")
+    if settings.get("hyper") == "auto":
+        raise ValueError("optimize uses no network, which --hyper auto needs: give a number")
     names = ["training_free", *(MODELS[model] if model else [])]
     overlays = [str(_bundles_folder() / "overlays" / f"{name}.json") for name in names]
     overlays += _as_list(settings.pop("overlay", ()))

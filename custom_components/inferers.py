@@ -228,7 +228,8 @@ class PatchMomentumInferer(RegistrationInferer):
     moving space by the predicted map, and the correction, from the moving image and that one, is added: m = m_P + m_C.
     It is `correction`, or, while it is trained, the network of the call that comes after `predictor`.
 
-    With `samples`, the network's dropout is active: the momentum is the mean of so many predictions, "ddf_samples" are the displacements of each, "velocity_sd" the standard deviation of their velocities.
+    With `samples`, the network's dropout is active: the momentum is the mean of so many predictions, "ddf_samples" are
+    the displacements of each, "velocity_sd" the standard deviation of their velocities.
 
     Args:
         deformation: `VectorMomentum`, its stride that of the network.

@@ -80,6 +80,21 @@ def test_an_unknown_model_is_refused(scans, tmp_path):
     assert message == "morphzoo: error: there is no model 'demons'; there are svf, lddmm, vsvf, ddf"
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--optimize", 5], "--optimize has no meaning here (--iterations has)"),
+        (["--model", "lddmm", "--hyper", 0.3], "--hyper has no meaning here (--iterations has)"),
+        (["--bundle", "hypermorph", "--hyper", "auto"], "which --hyper auto needs: give a number"),
+    ],
+    ids=["optimize", "hyper", "auto"],
+)
+def test_settings_of_networks_mean_nothing_without_one(words, said, scans, tmp_path):
+    message = run("optimize", scans[0][0], scans[1][0], "-o", tmp_path, *words)
+    assert message.startswith("morphzoo: error: optimize uses no network")
+    assert message.endswith(said)
+
+
 def test_a_saved_transform_applies_to_images_labels_and_points(scans, registered, tmp_path):
     (moving, label_moving), (fixed, _) = scans[:2]
     field = registered / "forward_field.nii.gz"

@@ -23,8 +23,9 @@ class QuicksilverNetwork(nn.Module):
     without momentum.
 
     What the momentum means depends on the kernel it was made with and on the images' spacing, and the network is of no
-    use with others: `kernel` and `spacing` travel with the weights, and loading others' raises an error. So does `dropout`, which is taken from them if it
-    is 0 here, and `corrects`, the `digest` of the network whose predictions this one corrects (empty for none).
+    use with others: `kernel` and `spacing` travel with the weights, and loading others' raises an error. So do
+    `dropout`, which is taken from them if it is 0 here, and `corrects`, the `digest` of the network whose predictions
+    this one corrects (empty for none).
 
     Args:
         spatial_dims: 2 or 3.

@@ -1,0 +1,140 @@
+"""The momentum network of AVSM: from a pair of images to the momentum of a stationary velocity field."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class MomentumNetwork(nn.Module):
+    """U-Net with residual blocks from a pair of images to the momentum at half their resolution (AVSM).
+
+    Convolutions of width 3 with bias, no normalisation. Each encoder level halves the resolution by a convolution of
+    stride 2 and refines by two more with additive residuals (the last level by one), all with ReLU; each decoder level
+    doubles it by a transposed convolution, sees the encoder's features of that size and refines once more, all with
+    LeakyReLU. The last level ends at half resolution in two convolutions without activation, as published.
+
+    At the start the momentum is nearly zero: the last convolution has weights of standard deviation `head_std` and no
+    bias; the other weights start as He et al. (ICCV 2015).
+
+    Convention: input channels are moving, then fixed, intensities in [0, 1] (mapped to [-1, 1] inside).
+    Images of any size: background is added at their ends to a multiple of `2**(len(widths) - 1)`, and the momentum is
+    cropped; never stretched. The scale of a momentum depends on the kernel it is trained with.
+
+    The defaults are those of the paper: 5,938,515 parameters in 3-D, 2,036,514 in 2-D. Widths (16, 32, 64, 64) make its
+    small network of 776,403.
+
+    Args:
+        spatial_dims: 2 or 3.
+        widths: features at full resolution and at each encoder level; three at least.
+        head_std: standard deviation of the last convolution's initial weights.
+    Shapes: input (B, 2, *S), output (B, D, *ceil(S / 2)).
+    Raises:
+        ValueError: for other numbers of axes, fewer widths, or an input that is no pair of such images.
+    References: Shen et al., Networks for joint affine and non-parametric image registration, CVPR 2019.
+    """
+
+    def __init__(
+        self, spatial_dims: int = 3, widths: Sequence[int] = (16, 32, 64, 128, 256), head_std: float = 1e-5
+    ) -> None:
+        super().__init__()
+        if spatial_dims not in (2, 3) or len(widths) < 3 or min(widths) < 1:
+            raise ValueError(
+                f"expected spatial_dims 2 or 3 and three widths or more of at least 1, got {spatial_dims} and "
+                f"{tuple(widths)}"
+            )
+        conv = nn.Conv3d if spatial_dims == 3 else nn.Conv2d
+        levels = len(widths) - 1
+        self.spatial_dims, self.multiple = spatial_dims, 2**levels
+        self.first = nn.Sequential(conv(2, widths[0], 3, padding=1), nn.ReLU())
+        self.encoder = nn.ModuleList(
+            _Down(spatial_dims, widths[i - 1], widths[i], refinements=2 if i < levels else 1)
+            for i in range(1, levels + 1)
+        )
+        self.decoder = nn.ModuleList()
+        features = widths[levels]
+        for i in range(levels - 1, 1, -1):
+            # Below a fourth of the resolution a level is as wide as its encoder, there already as the next finer one.
+            n = widths[i] if i > 2 else widths[1]
+            self.decoder.append(_Up(spatial_dims, features, widths[i], n))
+            features = n
+        self.last = _Up(spatial_dims, features, widths[1], widths[0], linear=True)
+        self.head = conv(widths[0], spatial_dims, 3, padding=1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+                # Not fan_in of a transposed kernel, most of which each output voxel never meets.
+                fan_in = module.in_channels * (1 if module.transposed else 3**spatial_dims)
+                nn.init.normal_(module.weight, std=(2 / fan_in) ** 0.5)
+                assert module.bias is not None
+                nn.init.zeros_(module.bias)
+        for level in [*self.encoder, *self.decoder]:
+            assert isinstance(level, _Down | _Up)
+            for block in level.refine:
+                # Residuals as large as what they are added to would double the signal with each.
+                assert isinstance(block, nn.Sequential) and isinstance(block[0].weight, Tensor)
+                block[0].weight.data *= 0.25
+        nn.init.normal_(self.head.weight, std=head_std)
+
+    def forward(self, image: Tensor) -> Tensor:
+        if image.dim() != self.spatial_dims + 2 or image.shape[1] != 2:
+            raise ValueError(
+                f"expected a pair of {self.spatial_dims}-D images of one channel each, got shape {list(image.shape)}"
+            )
+        padding: list[int] = []
+        for n in image.shape[2:][::-1]:
+            padding.extend([0, (self.multiple - n % self.multiple) % self.multiple])
+        x = self.first(2 * F.pad(image, padding) - 1)
+        features: list[Tensor] = []
+        for down in self.encoder:
+            x = down(x)
+            features.append(x)
+        skip = len(features) - 2
+        for up in self.decoder:
+            x = up(x, features[skip])
+            skip -= 1
+        momentum = self.head(self.last(x, features[0]))
+        for axis, n in enumerate(image.shape[2:]):
+            momentum = momentum.narrow(axis + 2, 0, (n + 1) // 2)
+        return momentum
+
+
+class _Down(nn.Module):
+    """Half the resolution, then refinements."""
+
+    def __init__(self, dims: int, n_in: int, n_out: int, refinements: int) -> None:
+        super().__init__()
+        conv = nn.Conv3d if dims == 3 else nn.Conv2d
+        self.reduce = nn.Sequential(conv(n_in, n_out, 3, stride=2, padding=1), nn.ReLU())
+        self.refine = nn.ModuleList(
+            nn.Sequential(conv(n_out, n_out, 3, padding=1), nn.ReLU()) for _ in range(refinements)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.reduce(x)
+        for block in self.refine:
+            x = x + block(x)
+        return x
+
+
+class _Up(nn.Module):
+    """Twice the resolution, with the encoder's features there, then a refinement; `linear`: neither that nor ReLU."""
+
+    def __init__(self, dims: int, n_in: int, n_skip: int, n_out: int, linear: bool = False) -> None:
+        super().__init__()
+        conv = nn.Conv3d if dims == 3 else nn.Conv2d
+        transposed = nn.ConvTranspose3d if dims == 3 else nn.ConvTranspose2d
+        self.enlarge = nn.Sequential(transposed(n_in, n_skip, 2, stride=2), nn.LeakyReLU())
+        self.merge: nn.Module = conv(2 * n_skip, n_out, 3, padding=1)
+        self.refine = nn.ModuleList()
+        if not linear:
+            self.merge = nn.Sequential(self.merge, nn.LeakyReLU())
+            self.refine.append(nn.Sequential(conv(n_out, n_out, 3, padding=1), nn.LeakyReLU()))
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        x = self.merge(torch.cat([self.enlarge(x), skip], 1))
+        for block in self.refine:
+            x = x + block(x)
+        return x
