@@ -15,7 +15,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .fields import integrate_velocity, invert, resize_field
+from .fields import affine_to_ddf, centred_to_voxel, integrate_velocity, invert, invert_affine, resize_field
 from .gaussian import default_smoothing, smooth, smoothed_variance
 from .shooting import shoot
 from .smoothing import Kernel, Spacing, per_axis
@@ -138,6 +138,19 @@ class Displacement:
         fields = {"ddf": resize_field(parameters, size)}
         if inverse:
             fields["inverse_ddf"], fields["inverse_residual"] = invert(fields["ddf"].detach())
+        return fields
+
+
+class AffineMap:
+    """phi(x) = A x + b: the parameters are matrices (B, D, D + 1) in centred coordinates (`fields.centred_to_voxel`).
+
+    Returns "ddf" and "matrix", the parameters. They are no field: `optimization` does not refine them.
+    """
+
+    def __call__(self, parameters: Tensor, size: Sequence[int], *, inverse: bool = False) -> dict[str, Tensor]:
+        fields = {"ddf": affine_to_ddf(centred_to_voxel(parameters, size), size), "matrix": parameters}
+        if inverse:
+            fields["inverse_ddf"] = affine_to_ddf(centred_to_voxel(invert_affine(parameters), size), size)
         return fields
 
 

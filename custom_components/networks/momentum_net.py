@@ -18,7 +18,7 @@ class MomentumNetwork(nn.Module):
     LeakyReLU. The last level ends at half resolution in two convolutions without activation, as published.
 
     At the start the momentum is nearly zero: the last convolution has weights of standard deviation `head_std` and no
-    bias; the other weights start as He et al. (ICCV 2015).
+    bias; the other weights start as He et al. (ICCV 2015), those of the residuals at a fourth of that.
 
     Convention: input channels are moving, then fixed, intensities in [0, 1] (mapped to [-1, 1] inside).
     Images of any size: background is added at their ends to a multiple of `2**(len(widths) - 1)`, and the momentum is
@@ -63,19 +63,14 @@ class MomentumNetwork(nn.Module):
             features = n
         self.last = _Up(spatial_dims, features, widths[1], widths[0], linear=True)
         self.head = conv(widths[0], spatial_dims, 3, padding=1)
-        for module in self.modules():
+        for name, module in self.named_modules():
             if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
-                # Not fan_in of a transposed kernel, most of which each output voxel never meets.
+                # Each voxel meets one weight of a transposed kernel, and residuals as large as what they are added to
+                # would double the signal with each.
                 fan_in = module.in_channels * (1 if module.transposed else 3**spatial_dims)
-                nn.init.normal_(module.weight, std=(2 / fan_in) ** 0.5)
+                nn.init.normal_(module.weight, std=(0.25 if ".refine." in name else 1.0) * (2 / fan_in) ** 0.5)
                 assert module.bias is not None
                 nn.init.zeros_(module.bias)
-        for level in [*self.encoder, *self.decoder]:
-            assert isinstance(level, _Down | _Up)
-            for block in level.refine:
-                # Residuals as large as what they are added to would double the signal with each.
-                assert isinstance(block, nn.Sequential) and isinstance(block[0].weight, Tensor)
-                block[0].weight.data *= 0.25
         nn.init.normal_(self.head.weight, std=head_std)
 
     def forward(self, image: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from torch import Generator, Tensor
 
-from ..fields import affine_to_ddf, integrate_velocity, resize_field, warp
+from ..fields import affine_to_ddf, integrate_velocity, resize_field, voxel_to_centred, warp
 
 Draw = dict[str, Tensor]
 Range = tuple[float, float]
@@ -220,7 +220,10 @@ class SynthesizePair:
         }
 
     def __call__(self, label_moving: Tensor, label_fixed: Tensor, draw: Mapping[str, Any]) -> dict[str, Tensor]:
-        """`moving`, `fixed` (B, 1, *S), and the label maps they show, in the input's type.
+        """`moving`, `fixed` (B, 1, *S), the label maps they show, in the input's type, and `matrix` (B, D, D + 1).
+
+        The matrix is the affine map between the two warps, fixed to moving, centred coordinates: what aligns the pair
+        if the maps themselves are aligned.
 
         Raises:
             ValueError: if the two batches differ in shape, or are not the integer maps of the draw's size.
@@ -240,6 +243,10 @@ class SynthesizePair:
             labels = labels.masked_fill((labels >= self.first_extracerebral) & draw["strip"].view(shape), 0)
             result[f"label_{role}"] = labels
             result[role] = self.contrasts[i](labels, draw["contrast"][i])
+        d = label_moving.ndim - 2
+        matrices = [warp_draw["matrix"] for warp_draw in draw["warp"]]
+        relative = torch.linalg.solve(matrices[0], matrices[1])[:, :d]
+        result["matrix"] = voxel_to_centred(relative, label_moving.shape[2:])
         return result
 
 

@@ -66,7 +66,7 @@ def register_affine(fixed: Volume, moving: Volume, *, transform: str = "affine",
     d = len(fixed.grid.size)
     fine = _level(fixed.data, fixed.grid, moving.data, moving.grid, voxels=_FINE_VOXELS[d])
     coarse = _level(fine.fixed, fine.fixed_grid, fine.moving, fine.moving_grid, voxels=_COARSE_VOXELS[d])
-    center = center_of_mass(_weights(coarse.fixed), coarse.fixed_grid.affine)
+    center = center_of_mass(image_weights(coarse.fixed), coarse.fixed_grid.affine)
 
     def refine(level: _Level, starts: Sequence[np.ndarray], kind: str) -> np.ndarray:
         results = [_optimize(itk, level, start, center, kind=kind, seed=seed) for start in starts]
@@ -89,7 +89,7 @@ def _level(fixed: Tensor, fixed_grid: Grid, moving: Tensor, moving_grid: Grid, *
     spacing = (_extent(fixed_grid) / voxels) ** (1 / len(fixed_grid.size))
     fixed, fixed_grid = _no_finer(fixed, fixed_grid, spacing)
     moving, moving_grid = _no_finer(moving, moving_grid, spacing)
-    weights = _weights(fixed)
+    weights = image_weights(fixed)
     return _Level(fixed, fixed_grid, moving, moving_grid, weights > weights.mean())
 
 
@@ -101,7 +101,7 @@ def _no_finer(image: Tensor, grid: Grid, spacing_mm: float) -> tuple[Tensor, Gri
     return image.clamp(max=high) if high > float(image.min()) else image, target
 
 
-def _weights(image: Tensor) -> Tensor:
+def image_weights(image: Tensor) -> Tensor:
     """How much each voxel (*S) of an image (1, *S) stands out from its background, which may be dark or bright."""
     image = image[0]
     inner = image[tuple(slice(1, -1) if n > 2 else slice(None) for n in image.shape)]
@@ -113,7 +113,7 @@ def _translations(level: _Level) -> list[np.ndarray]:
     """Starts: none, grid centre to grid centre, centre of mass to centre of mass."""
     d = len(level.fixed_grid.size)
     masses = [
-        center_of_mass(_weights(image), grid.affine)
+        center_of_mass(image_weights(image), grid.affine)
         for image, grid in ((level.fixed, level.fixed_grid), (level.moving, level.moving_grid))
     ]
     shifts = [np.zeros(d), level.moving_grid.center - level.fixed_grid.center, masses[1] - masses[0]]
