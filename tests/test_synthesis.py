@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from custom_components.data.synthetic import phantom_pair
-from custom_components.fields import identity_grid, jacobian_determinant, warp
+from custom_components.fields import affine_to_ddf, centred_to_voxel, identity_grid, jacobian_determinant, warp
 from custom_components.transforms.synthesis import (
     CheckLabelsd,
     DrawShapesd,
@@ -86,10 +86,23 @@ def table_lookup(table: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 @both
 def test_equal_seeds_give_equal_pairs_and_others_do_not(size):
     first, again, other = make_pair(size), make_pair(size), make_pair(size, seed=1)
-    assert first.keys() == {"moving", "fixed", "label_moving", "label_fixed"}
+    assert first.keys() == {"moving", "fixed", "label_moving", "label_fixed", "matrix"}
     for key, value in first.items():
         assert torch.equal(value, again[key])
         assert not torch.equal(value, other[key])
+
+
+@both
+def test_the_matrix_of_a_pair_aligns_what_the_warps_took_apart(size):
+    labels = labels_of(size)
+    synthesis = SynthesizePair(RandomWarp(0.0, **AFFINE), RandomContrast(5, **LOUD))
+    pair = synthesis(labels, labels, synthesis.draw(len(labels), size, seeded()))
+    ddf = affine_to_ddf(centred_to_voxel(pair["matrix"], size), size)
+    before, after = (
+        (warp(pair["label_moving"], field, mode="nearest") == pair["label_fixed"]).float().mean()
+        for field in (torch.zeros_like(ddf), ddf)
+    )
+    assert after > 0.5 + before / 2
 
 
 @both
