@@ -113,6 +113,7 @@ def pairs_of(bundle: Path) -> list[str]:
 def network_of(bundle: Path, job: str = "inference") -> torch.nn.Module:
     config = read_json(bundle / "configs" / f"{job}.json")
     parser = ConfigParser(config)
+    parser["spacing"] = TINY["spacing"]  # of the trainings here
     parser.update({name: value for name, value in TEMPLATE.items() if name in config and has_template(bundle)})
     return parser.get_parsed_content("network_def")
 

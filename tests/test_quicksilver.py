@@ -339,6 +339,7 @@ def test_a_network_is_loaded_from_a_file_whatever_its_features(tmp_path, skips):
 def test_no_path_is_no_network():
     assert load_network(make(), None) is None
     assert load_network(make(), "none") is None
+    assert load_network(nn.Identity(), "model.pt") is None
 
 
 def test_a_file_of_something_else_is_refused(tmp_path):

@@ -124,9 +124,12 @@ class QuicksilverNetwork(nn.Module):
                 module.p = self.dropout
 
 
-def load_network(network: QuicksilverNetwork, path: str | os.PathLike | None) -> QuicksilverNetwork | None:
-    """Another network like this one (of any number of features) with a file's weights; None for no path or "none"."""
-    if path is None or str(path) == "none":
+def load_network(network: nn.Module, path: str | os.PathLike | None) -> QuicksilverNetwork | None:
+    """Another network like this one, of any number of features, with a file's weights.
+
+    None for no path or "none", and where the network is not Quicksilver's (a registration without one).
+    """
+    if path is None or str(path) == "none" or not isinstance(network, QuicksilverNetwork):
         return None
     device = next(network.parameters()).device
     weights = torch.load(path, map_location=device, weights_only=True)
