@@ -12,7 +12,7 @@ from monai.inferers import Inferer
 from torch import Tensor
 
 from .deformations import StationaryVelocity
-from .fields import warp
+from .fields import compose, warp
 from .patches import predict_in_patches
 from .tuning import Criterion, tune_hyper
 
@@ -219,6 +219,79 @@ class PatchInferer(RegistrationInferer):
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> dict[str, Any]:
         return {"prediction": self._run(_plain(inputs), network)}
+
+
+class MultiStepInferer(RegistrationInferer):
+    """A `RegistrationInferer` that applies one network several times in a row (AVSM).
+
+    Each step sees the moving image as the map so far warps it. That is always the original image, warped once: the
+    fields are composed, `phi <- phi o phi_step`. A refinement is one more step, optimised from zero.
+
+    Beside the fields of the whole, without the parameters of a single step, there are "steps": for each, a dictionary
+    with the step's own fields (its momentum and energy) and "ddf", "inverse_ddf" and "warped" of the map so far. With
+    `symmetric`, "back" holds the same for the swapped pair.
+
+    Args:
+        deformation: see `RegistrationInferer`.
+        num_steps: at least 1.
+        symmetric: also register the other way round, in one batch with the pairs.
+        **options: of `RegistrationInferer`; no samples.
+    Raises:
+        ValueError: for less than one step, or samples.
+    References: Shen et al., Networks for joint affine and non-parametric image registration, CVPR 2019.
+    """
+
+    def __init__(
+        self, deformation: Deformation, *, num_steps: int = 1, symmetric: bool = False, **options: Any
+    ) -> None:
+        super().__init__(deformation, **options)
+        if num_steps < 1 or self.samples:
+            raise ValueError(f"expected at least one step and no samples, got {num_steps} and {self.samples}")
+        self.num_steps, self.symmetric = num_steps, symmetric
+
+    def __call__(
+        self,
+        inputs: Tensor,
+        network: Callable[..., Tensor],
+        *args: Any,
+        masks: dict[str, Tensor] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        image, start = _plain(inputs), time.perf_counter()
+        moving, fixed = image.chunk(2, 1)
+        if self.symmetric:
+            moving, fixed = torch.cat([moving, fixed]), torch.cat([fixed, moving])
+        steps: list[dict[str, Tensor]] = []
+        for _ in range(self.num_steps):
+            warped = steps[-1]["warped"] if steps else moving
+            parameters = self._run(torch.cat([warped, fixed], 1), network, *args, **kwargs)
+            steps.append(self._compose(moving, parameters, steps))
+        if self.refinement is not None:
+            # Masks would have to move along with the image; the fixed one stays where it is.
+            kept = {key: value for key, value in (masks or {}).items() if key == "mask_fixed"}
+            parameters = self.refinement(steps[-1]["warped"], fixed, None, kept, constants=kwargs)
+            steps.append(self._compose(moving, parameters, steps))
+        pred = self._summary([{key: value[: len(image)] for key, value in step.items()} for step in steps])
+        if self.symmetric:
+            pred["back"] = self._summary([{key: value[len(image) :] for key, value in step.items()} for step in steps])
+        if image.is_cuda and not torch.is_grad_enabled():
+            torch.cuda.synchronize()
+        pred["seconds"] = torch.full((image.shape[0],), (time.perf_counter() - start) / image.shape[0])
+        return pred
+
+    @staticmethod
+    def _summary(steps: list[dict[str, Tensor]]) -> dict[str, Any]:
+        whole: dict[str, Any] = {key: steps[-1][key] for key in ("ddf", "inverse_ddf", "warped") if key in steps[-1]}
+        return {**whole, "steps": steps}
+
+    def _compose(self, moving: Tensor, parameters: Tensor, before: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        step = self.deformation(parameters, moving.shape[2:], inverse=self.inverse)
+        if before:
+            step["ddf"] = compose(before[-1]["ddf"], step["ddf"])
+            if self.inverse:
+                step["inverse_ddf"] = compose(step["inverse_ddf"], before[-1]["inverse_ddf"])
+        step["warped"] = warp(moving, step["ddf"])
+        return step
 
 
 class PatchMomentumInferer(RegistrationInferer):

@@ -24,6 +24,7 @@ from .files import (
     write_image,
 )
 from .grids import Grid, canonical_grid, center_of_mass, fixed_size_grid, model_grid, voxel_map, voxel_spacing
+from .learned import NetworkAligner
 from .resampling import (
     DisplacementField,
     Step,
@@ -36,6 +37,7 @@ from .volumes import Volume, load_image, load_labels
 __all__ = [
     "DisplacementField",
     "Grid",
+    "NetworkAligner",
     "Step",
     "Volume",
     "canonical_grid",
