@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -133,8 +134,9 @@ class MomentumPatchDataset(Dataset, Randomizable):
                     content = {"image": shown, "momentum": momentum, "description": description}
                     self._write(files[i], {k: v.clone() if isinstance(v, Tensor) else v for k, v in content.items()})
                 bar.update(len(chunk))
-        if distributed:
-            torch.distributed.barrier()
+        # The other processes' share: no barrier, whose time runs out.
+        while not all(path.exists() for path in files):
+            time.sleep(1)
         return files
 
     def _images(self, item: Any, seed: int) -> Tensor:
