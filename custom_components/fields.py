@@ -83,7 +83,7 @@ def compose(outer: Tensor, inner: Tensor) -> Tensor:
         Shape (B, D, *S), voxels.
     """
     _check_field(outer)
-    return _at_least_float32(inner) + warp(outer, inner, padding="border")
+    return at_least_float32(inner) + warp(outer, inner, padding="border")
 
 
 def integrate_velocity(velocity: Tensor, num_steps: int = 7) -> Tensor:
@@ -105,7 +105,7 @@ def integrate_velocity(velocity: Tensor, num_steps: int = 7) -> Tensor:
     _check_field(velocity)
     if num_steps < 0:
         raise ValueError(f"expected num_steps >= 0, got {num_steps}")
-    velocity = _at_least_float32(velocity)
+    velocity = at_least_float32(velocity)
     # The loop works in grid_sample's own units and axis order, so that a step is one add, one lookup and one add.
     size = velocity.shape[2:]
     scale = velocity.new_tensor([_scale(n) for n in reversed(size)]).view(1, -1, *[1] * len(size))
@@ -132,7 +132,7 @@ def invert(ddf: Tensor, *, max_iterations: int = 50, tolerance: float = 0.01) ->
     References: Chen et al., Medical Physics 35(1), 2008.
     """
     _check_field(ddf)
-    inverse = -_at_least_float32(ddf)
+    inverse = -at_least_float32(ddf)
     for iteration in range(max_iterations + 1):
         error = compose(ddf, inverse)
         residual = error.detach().square().sum(1).flatten(1).amax(1).sqrt()
@@ -155,7 +155,7 @@ def resize_field(field: Tensor, size: Sequence[int]) -> Tensor:
         Shape (B, D, *size), voxels of the new grid.
     """
     _check_field(field)
-    field = _at_least_float32(field)
+    field = at_least_float32(field)
     old = field.shape[2:]
     if len(size) != len(old):
         raise ValueError(f"expected a size of {len(old)} axes, got {tuple(size)}")
@@ -176,7 +176,7 @@ def spatial_gradient(field: Tensor) -> Tensor:
         Shape (B, C, D, *S): element [:, c, j] is the derivative of channel c along axis j, per voxel. An axis of one
         voxel has derivative 0.
     """
-    field = _at_least_float32(field)
+    field = at_least_float32(field)
     axes = range(2, field.ndim)
     return torch.stack(
         [torch.gradient(field, dim=a)[0] if field.shape[a] > 1 else torch.zeros_like(field) for a in axes], dim=2
@@ -226,7 +226,7 @@ def affine_to_ddf(matrix: Tensor, size: Sequence[int]) -> Tensor:
     d = len(size)
     if matrix.ndim != 3 or matrix.shape[1] not in (d, d + 1) or matrix.shape[2] != d + 1:
         raise ValueError(f"expected a matrix of shape (B, {d + 1}, {d + 1}), got {tuple(matrix.shape)}")
-    matrix = _at_least_float32(matrix)
+    matrix = at_least_float32(matrix)
     grid = identity_grid(size, dtype=matrix.dtype, device=matrix.device)
     linear = matrix[:, :d, :d] - torch.eye(d, dtype=matrix.dtype, device=matrix.device)
     shift = matrix[:, :d, d].view(-1, d, *[1] * d)
@@ -245,7 +245,7 @@ def compose_affine(outer: Tensor, inner: Tensor) -> Tensor:
     """
     d = _check_affine(outer)
     _check_affine(inner, d)
-    outer, inner = _at_least_float32(outer), _at_least_float32(inner)
+    outer, inner = at_least_float32(outer), at_least_float32(inner)
     # Sums and not a matrix product, which autocast would round to bfloat16.
     return (outer[:, :, :d, None] * inner[:, None]).sum(2) + F.pad(outer[:, :, d:], (d, 0))
 
@@ -262,7 +262,7 @@ def invert_affine(matrix: Tensor) -> Tensor:
         torch.linalg.LinAlgError: if it is singular.
     """
     d = _check_affine(matrix)
-    matrix = _at_least_float32(matrix)
+    matrix = at_least_float32(matrix)
     linear = torch.linalg.inv(matrix[:, :, :d])
     return torch.cat([linear, -(linear * matrix[:, None, :, d]).sum(2, keepdim=True)], 2)
 
@@ -284,7 +284,7 @@ def centred_to_voxel(matrix: Tensor, size: Sequence[int]) -> Tensor:
         ValueError: if the matrix does not fit the number of axes.
     """
     d = _check_affine(matrix, len(size))
-    matrix = _at_least_float32(matrix)
+    matrix = at_least_float32(matrix)
     centre, unit = _centred_frame(matrix, size)
     linear, shift = matrix[:, :, :d], matrix[:, :, d]
     return torch.cat([linear, (unit * shift + centre - (linear * centre).sum(2)).unsqueeze(2)], 2)
@@ -302,7 +302,7 @@ def voxel_to_centred(matrix: Tensor, size: Sequence[int]) -> Tensor:
         ValueError: if the matrix does not fit the number of axes.
     """
     d = _check_affine(matrix, len(size))
-    matrix = _at_least_float32(matrix)
+    matrix = at_least_float32(matrix)
     centre, unit = _centred_frame(matrix, size)
     linear, shift = matrix[:, :, :d], matrix[:, :, d]
     return torch.cat([linear, ((shift - centre + (linear * centre).sum(2)) / unit).unsqueeze(2)], 2)
@@ -348,7 +348,8 @@ def _centred_frame(like: Tensor, size: Sequence[int]) -> tuple[Tensor, float]:
     return like.new_tensor([(n - 1) / 2 for n in size]), max(max(size) - 1, 1) / 2
 
 
-def _at_least_float32(tensor: Tensor) -> Tensor:
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """The tensor itself if it is float32 or float64, else as float32."""
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
 
 
@@ -386,7 +387,7 @@ def _lookup(image: Tensor, vectors: Tensor, mode: str, padding: str, *, relative
         image = image.to(
             torch.float32 if dtype in (torch.bool, torch.uint8, torch.int8, torch.int16) else torch.float64
         )
-    image, vectors = _at_least_float32(image), _at_least_float32(vectors)
+    image, vectors = at_least_float32(image), at_least_float32(vectors)
     if vectors.dtype != image.dtype:
         common = torch.promote_types(image.dtype, vectors.dtype)
         image, vectors = image.to(common), vectors.to(common)

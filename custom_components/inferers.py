@@ -95,9 +95,7 @@ class RegistrationInferer(Inferer):
             parameters = self.refinement(moving, fixed, parameters, masks, constants=constants)
         pred = self.deformation(parameters, image.shape[2:], inverse=self.inverse)
         pred["warped"] = warp(moving, pred["ddf"])
-        if image.is_cuda and not torch.is_grad_enabled():
-            torch.cuda.synchronize()
-        pred["seconds"] = torch.full((image.shape[0],), (time.perf_counter() - start) / image.shape[0])
+        pred["seconds"] = _seconds(image, start)
         return pred
 
     def predict(self, image: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
@@ -274,9 +272,7 @@ class MultiStepInferer(RegistrationInferer):
         pred = self._summary([{key: value[: len(image)] for key, value in step.items()} for step in steps])
         if self.symmetric:
             pred["back"] = self._summary([{key: value[len(image) :] for key, value in step.items()} for step in steps])
-        if image.is_cuda and not torch.is_grad_enabled():
-            torch.cuda.synchronize()
-        pred["seconds"] = torch.full((image.shape[0],), (time.perf_counter() - start) / image.shape[0])
+        pred["seconds"] = _seconds(image, start)
         return pred
 
     @staticmethod
@@ -477,6 +473,13 @@ class TemplateInferer(RegistrationInferer):
         if self.mean_stream is not None:
             pred["mean_displacement"] = self.mean_stream(pred["ddf"])
         return pred
+
+
+def _seconds(image: Tensor, start: float) -> Tensor:
+    """Time a pair of the batch took, (B,)."""
+    if image.is_cuda and not torch.is_grad_enabled():
+        torch.cuda.synchronize()
+    return torch.full((image.shape[0],), (time.perf_counter() - start) / image.shape[0])
 
 
 def _plain(tensor: Tensor) -> Tensor:

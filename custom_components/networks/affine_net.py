@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..fields import affine_to_ddf, centred_to_voxel, compose_affine, warp
+from ..fields import affine_to_ddf, at_least_float32, centred_to_voxel, compose_affine, warp
 
 
 class AffineNetwork(nn.Module):
@@ -106,7 +106,7 @@ class AffineNetwork(nn.Module):
         x = self.average(self.trunk(torch.cat([self.shared(moving), self.shared(fixed)], 1)))
         # The identity is added to the difference in full precision, also under autocast.
         d = self.spatial_dims
-        difference = _at_least_float32(self.matrix(self.hidden(x.flatten(1)))).view(-1, d, d + 1)
+        difference = at_least_float32(self.matrix(self.hidden(x.flatten(1)))).view(-1, d, d + 1)
         return difference + torch.eye(d, d + 1, dtype=difference.dtype, device=difference.device)
 
 
@@ -190,7 +190,7 @@ class AffineKeypointNetwork(nn.Module):
         for n in size[::-1]:
             padding.extend([0, (self.multiple - n % self.multiple) % self.multiple])
         maps = self.detector(F.pad(torch.cat([image[:, :1], image[:, 1:]]), padding))
-        maps = _at_least_float32(maps).relu().square()
+        maps = at_least_float32(maps).relu().square()
         mass = maps.flatten(2).sum(2)
         unit = max(max(size) - 1, 1) / 2
         centres: list[Tensor] = []
@@ -288,7 +288,7 @@ class _UnitPower(nn.Module):
     """Divide each channel by its root mean square over the image; zeros stay zeros."""
 
     def forward(self, x: Tensor) -> Tensor:
-        y = _at_least_float32(x)
+        y = at_least_float32(x)
         scale = (y.flatten(2).square().mean(2) + 1e-12).rsqrt()
         return (y * scale.view(list(scale.shape) + [1] * (x.dim() - 2))).to(x.dtype)
 
@@ -296,7 +296,3 @@ class _UnitPower(nn.Module):
 def _check_pair(image: Tensor, spatial_dims: int) -> None:
     if image.dim() != spatial_dims + 2 or image.shape[1] != 2:
         raise ValueError(f"expected a pair of {spatial_dims}-D images of one channel, got shape {list(image.shape)}")
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()

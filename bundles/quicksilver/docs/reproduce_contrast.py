@@ -90,10 +90,9 @@ def copies(source: Path, target: Path) -> dict[str, list[dict[str, str]]]:
 
 def measure(folder: Path, scans: Sequence[Mapping[str, str]]) -> str:
     """A table: correlation with the fixed person's T1, and distance from the optimisation that saw both T1."""
-    config: dict[str, Any] = {}
-    for name in ("train", "train_2d"):
-        config |= json.loads((CONFIGS / f"{name}.json").read_text())
-    parser = ConfigParser({**config, **SETTINGS})
+    parser = ConfigParser()
+    parser.read_config([str(CONFIGS / f"{name}.json") for name in ("train", "train_2d")])
+    parser.update(SETTINGS)
     optimizer, deformation = parser.get_parsed_content("train#lddmm"), parser.get_parsed_content("deformation")
     network = parser.get_parsed_content("network_def")
     load = LoadScand(spacing=1.0, size=SETTINGS["size"], center="image")
