@@ -11,7 +11,7 @@ import torch
 from monai.inferers import Inferer
 from torch import Tensor
 
-from .deformations import StationaryVelocity
+from .deformations import AffineMap, StationaryVelocity
 from .fields import compose, warp
 from .patches import predict_in_patches
 from .tuning import Criterion, tune_hyper
@@ -219,6 +219,44 @@ class PatchInferer(RegistrationInferer):
         return {"prediction": self._run(_plain(inputs), network)}
 
 
+class AffineInferer(RegistrationInferer):
+    """A `RegistrationInferer` for affine networks (`networks.affine_net.MultiStepAffine`), for their training.
+
+    Beside the fields of `deformations.AffineMap` there are "keypoints", of the fixed and of the moving image, if they
+    are asked for, and with `symmetric` "back", the same for the swapped pair.
+
+    Args:
+        deformation: `deformations.AffineMap`.
+        keypoints: of a network that has them; those of the first step.
+        symmetric: also register the other way round, in one batch with the pairs.
+        **options: of `RegistrationInferer`; no samples, no refinement.
+    Raises:
+        ValueError: if samples or a refinement are asked for.
+    """
+
+    def __init__(
+        self, deformation: Deformation, *, keypoints: bool = False, symmetric: bool = False, **options: Any
+    ) -> None:
+        super().__init__(deformation, **options)
+        if self.samples or self.refinement is not None:
+            raise ValueError("affine maps have no samples and no refinement")
+        self.keypoints, self.symmetric = keypoints, symmetric
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
+        image, start = _plain(inputs), time.perf_counter()
+        moving, fixed = _both_ways(image) if self.symmetric else image.chunk(2, 1)
+        pair = torch.cat([moving, fixed], 1)
+        dtype = getattr(torch, self.precision)
+        with torch.autocast(image.device.type, dtype, enabled=dtype != torch.float32):
+            found = network(pair, located=True) if self.keypoints else (network(pair),)
+        fields = self.deformation(found[0].float(), image.shape[2:], inverse=self.inverse)
+        ways = _ways({**fields, "warped": warp(moving, fields["ddf"])}, len(image))
+        pred: dict[str, Any] = {**ways[0], "seconds": _seconds(image, start), **({"back": ways[1]} if self.symmetric else {})}
+        if self.keypoints:
+            pred["keypoints"] = [points[: len(image)] for points in found[1:]]
+        return pred
+
+
 class MultiStepInferer(RegistrationInferer):
     """A `RegistrationInferer` that applies one network several times in a row (AVSM).
 
@@ -227,12 +265,14 @@ class MultiStepInferer(RegistrationInferer):
 
     Beside the fields of the whole, without the parameters of a single step, there are "steps": for each, a dictionary
     with the step's own fields (its momentum and energy) and "ddf", "inverse_ddf" and "warped" of the map so far. With
-    `symmetric`, "back" holds the same for the swapped pair.
+    `affine`, "affine" holds "matrix" and "warped" of the affine map that comes first. With `symmetric`, "back" holds
+    the same for the swapped pair.
 
     Args:
         deformation: see `RegistrationInferer`.
         num_steps: at least 1.
         symmetric: also register the other way round, in one batch with the pairs.
+        affine: start from the answer of the network's part "affine" (`networks.affine_net.AffineMomentumNetwork`).
         **options: of `RegistrationInferer`; no samples.
     Raises:
         ValueError: for less than one step, or samples.
@@ -240,12 +280,18 @@ class MultiStepInferer(RegistrationInferer):
     """
 
     def __init__(
-        self, deformation: Deformation, *, num_steps: int = 1, symmetric: bool = False, **options: Any
+        self,
+        deformation: Deformation,
+        *,
+        num_steps: int = 1,
+        symmetric: bool = False,
+        affine: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__(deformation, **options)
         if num_steps < 1 or self.samples:
             raise ValueError(f"expected at least one step and no samples, got {num_steps} and {self.samples}")
-        self.num_steps, self.symmetric = num_steps, symmetric
+        self.num_steps, self.symmetric, self.affine = num_steps, symmetric, affine
 
     def __call__(
         self,
@@ -256,36 +302,40 @@ class MultiStepInferer(RegistrationInferer):
         **kwargs: Any,
     ) -> dict[str, Any]:
         image, start = _plain(inputs), time.perf_counter()
-        moving, fixed = image.chunk(2, 1)
-        if self.symmetric:
-            moving, fixed = torch.cat([moving, fixed]), torch.cat([fixed, moving])
+        moving, fixed = _both_ways(image) if self.symmetric else image.chunk(2, 1)
+        so_far: dict[str, Tensor] = {"warped": moving}
+        first: dict[str, Tensor] = {}
+        if self.affine:
+            matrix = self._run(torch.cat([moving, fixed], 1), network, part="affine")
+            so_far = AffineMap()(matrix, image.shape[2:], inverse=self.inverse)
+            so_far["warped"] = warp(moving, so_far["ddf"])
+            first = {key: so_far[key] for key in ("matrix", "warped")}
         steps: list[dict[str, Tensor]] = []
         for _ in range(self.num_steps):
-            warped = steps[-1]["warped"] if steps else moving
-            parameters = self._run(torch.cat([warped, fixed], 1), network, *args, **kwargs)
-            steps.append(self._compose(moving, parameters, steps))
+            parameters = self._run(torch.cat([so_far["warped"], fixed], 1), network, *args, **kwargs)
+            so_far = self._compose(moving, parameters, so_far)
+            steps.append(so_far)
         if self.refinement is not None:
             # Masks would have to move along with the image; the fixed one stays where it is.
             kept = {key: value for key, value in (masks or {}).items() if key == "mask_fixed"}
-            parameters = self.refinement(steps[-1]["warped"], fixed, None, kept, constants=kwargs)
-            steps.append(self._compose(moving, parameters, steps))
-        pred = self._summary([{key: value[: len(image)] for key, value in step.items()} for step in steps])
-        if self.symmetric:
-            pred["back"] = self._summary([{key: value[len(image) :] for key, value in step.items()} for step in steps])
-        pred["seconds"] = _seconds(image, start)
-        return pred
+            parameters = self.refinement(so_far["warped"], fixed, None, kept, constants=kwargs)
+            steps.append(self._compose(moving, parameters, so_far))
+        ways: list[dict[str, Any]] = []
+        for each in zip(*(_ways(step, len(image)) for step in steps), strict=True):
+            whole = {key: each[-1][key] for key in ("ddf", "inverse_ddf", "warped") if key in each[-1]}
+            ways.append({**whole, "steps": list(each)})
+        for way, part in zip(ways, _ways(first, len(image)), strict=False):
+            if part:
+                way["affine"] = part
+        pred = {**ways[0], "seconds": _seconds(image, start)}
+        return {**pred, "back": ways[1]} if self.symmetric else pred
 
-    @staticmethod
-    def _summary(steps: list[dict[str, Tensor]]) -> dict[str, Any]:
-        whole: dict[str, Any] = {key: steps[-1][key] for key in ("ddf", "inverse_ddf", "warped") if key in steps[-1]}
-        return {**whole, "steps": steps}
-
-    def _compose(self, moving: Tensor, parameters: Tensor, before: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    def _compose(self, moving: Tensor, parameters: Tensor, before: dict[str, Tensor]) -> dict[str, Tensor]:
         step = self.deformation(parameters, moving.shape[2:], inverse=self.inverse)
-        if before:
-            step["ddf"] = compose(before[-1]["ddf"], step["ddf"])
+        if "ddf" in before:
+            step["ddf"] = compose(before["ddf"], step["ddf"])
             if self.inverse:
-                step["inverse_ddf"] = compose(step["inverse_ddf"], before[-1]["inverse_ddf"])
+                step["inverse_ddf"] = compose(step["inverse_ddf"], before["inverse_ddf"])
         step["warped"] = warp(moving, step["ddf"])
         return step
 
@@ -480,6 +530,18 @@ def _seconds(image: Tensor, start: float) -> Tensor:
     if image.is_cuda and not torch.is_grad_enabled():
         torch.cuda.synchronize()
     return torch.full((image.shape[0],), (time.perf_counter() - start) / image.shape[0])
+
+
+def _both_ways(image: Tensor) -> tuple[Tensor, Tensor]:
+    """Moving and fixed images of the pairs, then of the swapped pairs."""
+    moving, fixed = image.chunk(2, 1)
+    return torch.cat([moving, fixed]), torch.cat([fixed, moving])
+
+
+def _ways(fields: dict[str, Tensor], batch: int) -> list[dict[str, Tensor]]:
+    """The fields of the pairs and, where they are there, of the swapped pairs."""
+    total = max((len(value) for value in fields.values()), default=batch)
+    return [{key: value[i : i + batch] for key, value in fields.items()} for i in range(0, total, batch)]
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -1,21 +1,25 @@
 """Affine and momentum registration in several steps: inferer, losses, pre-alignment by a network."""
 
+from pathlib import Path
+
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from custom_components.data.synthetic import phantom_pair
+from custom_components.data.synthetic import phantom_pair, write_phantom_scans
 from custom_components.deformations import AffineMap, VectorMomentum
-from custom_components.fields import affine_to_ddf, centred_to_voxel, compose_affine, invert_affine, warp
-from custom_components.inferers import MultiStepInferer, RegistrationInferer
-from custom_components.losses.affine import AffineLoss, mean_square_distance
+from custom_components.fields import affine_to_ddf, centred_to_voxel, compose, compose_affine, invert_affine, warp
+from custom_components.inferers import AffineInferer, MultiStepInferer, RegistrationInferer
+from custom_components.losses.affine import AffineLoss, lattice_points, mean_square_distance
 from custom_components.losses.multistep import MultiStepLoss, inconsistency
 from custom_components.losses.registration import RegistrationLoss
 from custom_components.losses.regularization import MeanEnergy
 from custom_components.losses.similarity import MSE
+from custom_components.networks.affine_net import AffineKeypointNetwork, AffineMomentumNetwork, MultiStepAffine
 from custom_components.smoothing import MultiGaussianKernel
+from custom_components.transforms.pairs import LoadPaird
 from custom_components.transforms.physical import NetworkAligner, load_image
 
 SIZES = [(33, 28), (20, 17, 18)]
@@ -75,6 +79,53 @@ def test_affine_loss_says_what_it_misses():
         AffineLoss(MSE(), symmetry=1.0)(pred, {"fixed": pred["warped"]})
     with pytest.raises(ValueError, match="batch\\['matrix'\\]"):
         AffineLoss(points=1.0)(pred, {"fixed": pred["warped"]})
+
+
+@both
+def test_anchors_are_met_where_the_keypoints_lie_on_the_moved_lattice(size):
+    d = len(size)
+    matrices = {f"matrix_{role}": near_identity(d, seed=i) for i, role in enumerate(("fixed", "moving"))}
+    lattice = lattice_points(3**d, d, 0.4)
+    keypoints = [
+        torch.linalg.solve(m[:, :, :d], lattice.T - m[:, :, d:]).transpose(1, 2)
+        for m in (matrices["matrix_fixed"], matrices["matrix_moving"])
+    ]
+    pred = {"matrix": near_identity(d), "keypoints": keypoints}
+    image = torch.zeros(2, 1, *size)
+    batch = {"moving": image, "fixed": image, "matrix": near_identity(d), **matrices}
+    loss = AffineLoss(points=1.0, anchors=10.0)
+    assert float(loss(pred, batch)) == pytest.approx(0, abs=1e-9)
+    pred["keypoints"] = [points + 0.1 for points in keypoints]
+    assert float(loss(pred, batch)) == pytest.approx(10 * d * 0.01, rel=1e-4)
+
+
+def test_a_lattice_has_as_many_points_along_each_axis():
+    points = lattice_points(27, 3, (0.4, 0.5, 0.6))
+    assert points.shape == (27, 3)
+    torch.testing.assert_close(points.amax(0), torch.tensor([0.4, 0.5, 0.6]))
+    torch.testing.assert_close(points.sum(0), torch.zeros(3), atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match=r"expected n\^3 keypoints .* got 32"):
+        lattice_points(32, 3, 0.4)
+
+
+@both
+def test_the_affine_inferer_gives_both_ways_and_keypoints(size):
+    torch.manual_seed(0)
+    d = len(size)
+    network = MultiStepAffine(AffineKeypointNetwork(d, (4, 8), 1, 3**d), num_steps=2)
+    image = images(size)
+    moving, fixed = image.chunk(2, 1)
+    pred = AffineInferer(AffineMap(), keypoints=True, symmetric=True)(image, network)
+    torch.testing.assert_close(pred["matrix"], network(image), atol=1e-5, rtol=0)
+    torch.testing.assert_close(pred["back"]["matrix"], network(torch.cat([fixed, moving], 1)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(pred["warped"], warp(moving, pred["ddf"]))
+    torch.testing.assert_close(pred["back"]["warped"], warp(fixed, pred["back"]["ddf"]))
+    for found, expected in zip(pred["keypoints"], network.network.keypoints(image)[:2], strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    plain = AffineInferer(AffineMap())(image, network)
+    assert "back" not in plain and "keypoints" not in plain
+    with pytest.raises(ValueError, match="no samples and no refinement"):
+        AffineInferer(AffineMap(), refinement=lambda *_: None)
 
 
 # Several steps
@@ -163,6 +214,52 @@ def test_the_loss_is_summed_over_the_steps_and_averaged_over_the_ways(size):
 
 
 @both
+@pytest.mark.parametrize("shrink", [1, 3])
+def test_the_affine_map_comes_first_and_is_trained_with_the_steps(size, shrink):
+    torch.manual_seed(0)
+    d, image = len(size), images(size)
+    affine = MultiStepAffine(AffineKeypointNetwork(d, (4, 8), 1, 3**d))
+    network = AffineMomentumNetwork(affine, Force(), shrink)
+    inferer = MultiStepInferer(shots(), num_steps=1, symmetric=True, inverse=True, affine=True)
+    pred = inferer(image, network)
+    moving, fixed = image.chunk(2, 1)
+    first = AffineMap()(network(image, part="affine"), size)["ddf"]
+    torch.testing.assert_close(pred["affine"]["warped"], warp(moving, first), atol=1e-5, rtol=0)
+    seen = torch.cat([pred["affine"]["warped"], fixed], 1)
+    torch.testing.assert_close(network.momentum.seen[-1][: len(image)], seen)
+    step = shots()(network.momentum(seen), size)["ddf"]
+    torch.testing.assert_close(pred["ddf"], compose(first, step), atol=1e-4, rtol=0)
+    assert pred["back"]["affine"].keys() == {"matrix", "warped"}
+    loss = MultiStepLoss(
+        RegistrationLoss(MSE(1.0), MeanEnergy(), 0.1, regularized="energy"), 1.0, AffineLoss(points=1.0, symmetry=1.0)
+    )
+    batch = {"moving": moving, "fixed": fixed, "matrix": near_identity(d)}
+    loss(pred, batch).backward()
+    assert pred["terms"].keys() == {"similarity", "regularization", "symmetry", "affine"}
+    assert all(parameter.grad.abs().sum() > 0 for parameter in network.parameters())
+
+
+def test_a_shrunken_grid_gives_the_matrix_of_the_full_one():
+    """A network that answers in coordinates of the grid it sees: the map must be the same in voxels of the full one."""
+
+    class Known(nn.Module):
+        def forward(self, image):
+            small = near_identity(2, batch=len(image))
+            return small
+
+    size, shrink = (31, 26), 4
+    network = AffineMomentumNetwork(Known(), Force(), shrink)
+    found = centred_to_voxel(network(torch.rand(1, 2, *size), part="affine"), size)[0]
+    small = centred_to_voxel(near_identity(2, batch=1), (8, 7))[0]
+    point = torch.tensor([2.0, 5.0])
+    expected = shrink * (small @ torch.cat([point, torch.ones(1)])) + (shrink - 1) / 2
+    full = shrink * point + (shrink - 1) / 2
+    torch.testing.assert_close(found @ torch.cat([full, torch.ones(1)]), expected, atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match="part 'affine' or 'momentum', got 'x'"):
+        network(torch.rand(1, 2, *size), part="x")
+
+
+@both
 def test_maps_that_undo_each_other_are_consistent(size):
     matrix = near_identity(len(size), amount=0.02)
     one, two = (AffineMap()(m, size)["ddf"] for m in (matrix, invert_affine(matrix)))
@@ -197,17 +294,59 @@ def test_an_aligner_turns_the_networks_answer_into_a_world_matrix(axcodes, tmp_p
 
     seen = []
 
-    def network(image):
-        seen.append(image)
-        matrix = torch.eye(3, 4)[None].clone()
-        matrix[0, 0, 3] = 0.2
-        return matrix
+    class Shift(nn.Module):
+        def forward(self, image):
+            seen.append(image)
+            matrix = torch.eye(3, 4)[None].clone()
+            matrix[0, 0, 3] = 0.2
+            return matrix
 
-    aligner = NetworkAligner(network, spacing=4.0, size=(21, 21, 21), scale=lambda image: image / image.max())
+    aligner = NetworkAligner(Shift(), spacing=4.0, size=(21, 21, 21))
     matrix = aligner(volumes[1], volumes[0])
     torch.testing.assert_close(seen[0][:, 0], seen[0][:, 1])
     expected = np.eye(4)
     expected[:3, 3] = [40 + 0.2 * 10 * 4, 40, 40]
     np.testing.assert_allclose(matrix, expected, atol=1e-4)
     with pytest.raises(ValueError, match="the affine network is 2-D"):
-        NetworkAligner(network, 4.0, (21, 21), lambda image: image)(volumes[1], volumes[0])
+        NetworkAligner(Shift(), 4.0, (21, 21))(volumes[1], volumes[0])
+
+
+def test_an_aligner_reads_its_weights_at_the_first_call(tmp_path):
+    images = write_phantom_scans(tmp_path, 4, (24, 24, 24), num_validation=0)
+    volumes = [load_image(path) for path in sorted(Path(images).parent.glob("images/*"))[:2]]
+    torch.manual_seed(0)
+    network, other = AffineKeypointNetwork(3, (4, 8), 1, 8), AffineKeypointNetwork(3, (4, 8), 1, 8)
+    torch.save(other.state_dict(), tmp_path / "affine.pt")
+    aligner = NetworkAligner(network, 1.5, (16, 16, 16), tmp_path / "affine.pt")
+    np.testing.assert_allclose(aligner(*volumes), NetworkAligner(other, 1.5, (16, 16, 16))(*volumes), atol=1e-6)
+    with pytest.raises(FileNotFoundError, match="no weights of an affine network"):
+        NetworkAligner(network, 1.5, (16, 16, 16), tmp_path / "none.pt")(*volumes)
+    torch.save(Force().state_dict(), tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="not weights of this affine network"):
+        NetworkAligner(network, 1.5, (16, 16, 16), tmp_path / "other.pt")(*volumes)
+
+
+@pytest.mark.parametrize("size", [(33, 28), (21, 18, 16)], ids=["2d", "3d"])
+def test_loading_a_pair_takes_the_aligners_matrix(size, tmp_path):
+    """Moving and fixed are one image with origins apart; an aligner that knows it makes them equal."""
+    data = phantom_pair(size, seed=1)["moving"][0, 0].numpy()
+    shift = np.array([7.0, -3.0, 2.0])
+    for name, origin in (("fixed", 0 * shift), ("moving", shift)):
+        affine = np.eye(4)
+        affine[:3, 3] = origin
+        nib.save(nib.Nifti1Image(data.reshape(*size, *[1] * (3 - len(size))), affine), tmp_path / f"{name}.nii.gz")
+    seen = []
+
+    def aligner(fixed, moving):
+        seen.extend([fixed, moving])
+        matrix = np.eye(len(size) + 1)
+        matrix[:-1, -1] = shift[: len(size)]
+        return matrix
+
+    pair = {role: str(tmp_path / f"{role}.nii.gz") for role in ("moving", "fixed")}
+    loaded = LoadPaird(affine="learned", aligner=aligner)(pair)
+    torch.testing.assert_close(loaded["moving"], loaded["fixed"], atol=1e-5, rtol=0)
+    assert [volume.path for volume in seen] == [pair["fixed"], pair["moving"]]
+    assert all(0 <= float(volume.data.min()) and float(volume.data.max()) <= 1 for volume in seen)
+    with pytest.raises(ValueError, match="'learned' needs an aligner"):
+        LoadPaird(affine="learned")(pair)

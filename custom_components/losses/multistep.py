@@ -14,18 +14,20 @@ class MultiStepLoss(nn.Module):
     """Sum of a registration loss over the steps of `inferers.MultiStepInferer`, and the symmetry of the two ways.
 
     loss(phi_1) + ... + loss(phi_T) + symmetry * mean |phi_st o phi_ts - id|^2, in coordinates from 0 to 1 along each
-    axis. Where both ways are there ("back"), the first part is the mean of both.
+    axis. Where both ways are there ("back"), the first part is the mean of both. The loss of the affine map that came
+    first is added, if there is one.
 
     Args:
         loss: called as `loss(step, batch)`, a module with `terms` (`RegistrationLoss`).
         symmetry: weight; needs `pred["back"]`.
+        affine: `losses.affine.AffineLoss`; needs `pred["affine"]`.
     References: Shen et al., Networks for joint affine and non-parametric image registration, CVPR 2019 (the sum of
         both ways, not the mean).
     """
 
-    def __init__(self, loss: Any, symmetry: float = 0.0) -> None:
+    def __init__(self, loss: Any, symmetry: float = 0.0, affine: nn.Module | None = None) -> None:
         super().__init__()
-        self.loss, self.symmetry = loss, symmetry
+        self.loss, self.symmetry, self.affine = loss, symmetry, affine
 
     def forward(self, pred: MutableMapping[str, Any], batch: Mapping[str, Any]) -> Tensor:
         """Total loss, a scalar; the weighted, detached terms, summed over the steps, are left in `pred["terms"]`.
@@ -44,6 +46,11 @@ class MultiStepLoss(nn.Module):
                     terms[name] = terms.get(name, 0.0) + value / len(ways)
         if self.symmetry and back is not None:
             terms["symmetry"] = self.symmetry * inconsistency(pred["ddf"], back["ddf"])
+        if self.affine is not None:
+            found = dict(pred["affine"])
+            if back is not None:
+                found["back"] = back["affine"]
+            terms["affine"] = self.affine(found, batch)
         pred["terms"] = {name: value.detach() for name, value in terms.items()}
         return sum(terms.values())  # type: ignore[return-value]
 

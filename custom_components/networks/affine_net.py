@@ -1,4 +1,4 @@
-"""Networks for affine registration: AVSM's, one of keypoints, and either applied several times in a row.
+"""Networks for affine registration: AVSM's, one of keypoints, either applied several times, or with a momentum network.
 
 Convention: the answer is a matrix (B, D, D + 1) that maps fixed coordinates to moving coordinates, both centred and in
 units of half of the grid's longest side: `fields.centred_to_voxel` makes the one that `fields.affine_to_ddf` takes.
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..fields import affine_to_ddf, at_least_float32, centred_to_voxel, compose_affine, warp
+from ..fields import affine_to_ddf, at_least_float32, centred_to_voxel, compose_affine, voxel_to_centred, warp
 
 
 class AffineNetwork(nn.Module):
@@ -21,8 +21,9 @@ class AffineNetwork(nn.Module):
 
     A convolution that both images share, then on the concatenated features two max poolings and three convolutions of
     stride 2 among others, to a 32nd of the resolution; a hidden layer; the matrix. Convolutions of width 3 with bias,
-    ReLU, no normalisation. The answer starts as the identity: the last layer's weights and biases are zero and give the
-    difference from it. (The published network starts wherever its random weights are.)
+    LeakyReLU(0.01), no normalisation (published: ReLU, with which the few last features can all be dead from the
+    start). The answer starts as the identity: the last layer's weights and biases are zero and give the difference from
+    it. (The published network starts wherever its random weights are.)
 
     The published form flattens its last features, so that it fits images of one size only: `size`. Here the features
     are averaged over a fixed number of cells along each axis, and any size works; the answer still depends on the shape
@@ -69,7 +70,7 @@ class AffineNetwork(nn.Module):
         self.size = None if size is None else list(size)
 
         def block(n_in: int, n_out: int, stride: int = 1) -> nn.Sequential:
-            return nn.Sequential(conv(n_in, n_out, 3, stride=stride, padding=1), nn.ReLU())
+            return nn.Sequential(conv(n_in, n_out, 3, stride=stride, padding=1), nn.LeakyReLU())
 
         n = features
         self.shared = block(1, n)
@@ -89,7 +90,7 @@ class AffineNetwork(nn.Module):
         flat = n // 4
         for side in [cells] * spatial_dims if size is None else size:
             flat *= side if size is None else -(-side // 32)
-        self.hidden = nn.Sequential(nn.Linear(flat, hidden), nn.ReLU())
+        self.hidden = nn.Sequential(nn.Linear(flat, hidden), nn.LeakyReLU())
         self.matrix = nn.Linear(hidden, spatial_dims * (spatial_dims + 1))
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Conv3d | nn.Linear):
@@ -179,8 +180,12 @@ class AffineKeypointNetwork(nn.Module):
                 nn.init.kaiming_normal_(module.weight, a=0.2)
 
     def forward(self, image: Tensor) -> Tensor:
+        return self.located(image)[0]
+
+    def located(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The matrix, and the keypoints of the fixed and of the moving image as in `keypoints`."""
         fixed, moving, weights = self.keypoints(image)
-        return fit_affine(fixed, moving, weights, self.ridge)
+        return fit_affine(fixed, moving, weights, self.ridge), fixed, moving
 
     def keypoints(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Keypoints of the fixed and of the moving image (B, K, D), centred coordinates; their weights (B, K)."""
@@ -226,15 +231,24 @@ class MultiStepAffine(nn.Module):
         super().__init__()
         self.network, self.num_steps = network, num_steps
 
-    def forward(self, image: Tensor, num_steps: int | None = None) -> Tensor:
-        return self.steps(image, num_steps)[-1]
+    def forward(
+        self, image: Tensor, num_steps: int | None = None, located: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        """The map after the last step; with `located` also the keypoints (B, K, D) that the first step found in the
+        fixed and the moving image, see `AffineKeypointNetwork`."""
+        if not located:
+            return self.steps(image, num_steps)[-1]
+        matrix, fixed, moving = self.network.located(image)  # type: ignore[operator]
+        return self._go_on(image, [matrix], num_steps)[-1], fixed, moving
 
     def steps(self, image: Tensor, num_steps: int | None = None) -> list[Tensor]:
         """The map after each step, (B, D, D + 1)."""
+        return self._go_on(image, [self.network(image)], num_steps)
+
+    def _go_on(self, image: Tensor, matrices: list[Tensor], num_steps: int | None) -> list[Tensor]:
         num_steps = self.num_steps if num_steps is None else num_steps
         if num_steps < 1:
             raise ValueError(f"expected at least one step, got {num_steps}")
-        matrices = [self.network(image)]
         for _ in range(1, num_steps):
             if self.training and torch.is_grad_enabled():
                 matrices.append(checkpoint(self._step, image, matrices[-1], use_reentrant=False))
@@ -248,6 +262,40 @@ class MultiStepAffine(nn.Module):
         with torch.autocast(image.device.type, enabled=False):
             warped = warp(moving, affine_to_ddf(centred_to_voxel(matrix, size), size))
         return compose_affine(matrix, self.network(torch.cat([warped, fixed], 1)))
+
+
+class AffineMomentumNetwork(nn.Module):
+    """Both networks of AVSM in one, to be trained together: `part` says whose answer is wanted.
+
+    Args:
+        affine, momentum: `MultiStepAffine` and `momentum_net.MomentumNetwork`.
+        shrink: the affine network sees means of blocks of so many voxels along each axis.
+    Shapes: input (B, 2, *S); part "affine" gives (B, D, D + 1) in centred coordinates of the full grid, "momentum" what
+        the momentum network gives.
+    Raises:
+        ValueError: for another part, or a shrink below 1.
+    References: Shen et al., Networks for joint affine and non-parametric image registration, CVPR 2019.
+    """
+
+    def __init__(self, affine: nn.Module, momentum: nn.Module, shrink: int = 1) -> None:
+        super().__init__()
+        if shrink < 1:
+            raise ValueError(f"expected a shrink of at least 1, got {shrink}")
+        self.affine, self.momentum, self.shrink = affine, momentum, shrink
+
+    def forward(self, image: Tensor, part: str = "momentum") -> Tensor:
+        if part == "momentum":
+            return self.momentum(image)
+        if part != "affine":
+            raise ValueError(f"expected the part 'affine' or 'momentum', got {part!r}")
+        size, s = image.shape[2:], self.shrink
+        padded = F.pad(image, [n for side in size[::-1] for n in (0, -side % s)])
+        small = F.avg_pool3d(padded, s) if len(size) == 3 else F.avg_pool2d(padded, s)
+        matrix = centred_to_voxel(self.affine(small), small.shape[2:])
+        # A block's mean lies at its middle: voxel i of the small grid is s * i + (s - 1) / 2 of the full one.
+        linear, middle = matrix[:, :, :-1], (s - 1) / 2
+        shift = s * matrix[:, :, -1:] + middle - middle * linear.sum(2, keepdim=True)
+        return voxel_to_centred(torch.cat([linear, shift], 2), size)
 
 
 def fit_affine(fixed: Tensor, moving: Tensor, weights: Tensor, ridge: float = 1e-5) -> Tensor:

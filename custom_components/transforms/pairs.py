@@ -8,7 +8,7 @@ Beside them travels what is needed to go back to the files: `*_path`, `grid_affi
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,11 +71,14 @@ class LoadPaird(Transform):
 
     Args:
         spacing: of the model grid in mm, one number or one per axis (R, A, S); None keeps the fixed image's own.
-        affine: "none" trusts the headers; "rigid" or "affine" ("itk" is the same) aligns with ITK first; anything else
-            is the path of a transform file with matrices, fixed to moving. An item's own entry `affine` goes first.
+        affine: "none" trusts the headers; "rigid" or "affine" ("itk" is the same) aligns with ITK first; "learned" asks
+            the aligner; anything else is the path of a transform file with matrices, fixed to moving. An item's own
+            entry `affine` goes first.
         moving_key, fixed_key: entries that hold the paths of the two images.
         multiple: the sizes of the model grid become multiples of this.
         percentiles, nonzero: see `scale_intensity`.
+        aligner: for "learned": from both volumes, fixed then moving, intensities in [0, 1], to the matrix from fixed
+            world points to moving ones (`physical.NetworkAligner`).
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class LoadPaird(Transform):
         multiple: int = 1,
         percentiles: tuple[float, float] = (0.0, 99.9),
         nonzero: bool = False,
+        aligner: Callable[[Volume, Volume], np.ndarray] | None = None,
     ) -> None:
         self.spacing = spacing
         self.affine = affine
@@ -95,6 +99,7 @@ class LoadPaird(Transform):
         self.multiple = multiple
         self.percentiles = percentiles
         self.nonzero = nonzero
+        self.aligner = aligner
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Raises ValueError, FileNotFoundError: if a file is no image, or the two do not go together."""
@@ -106,12 +111,21 @@ class LoadPaird(Transform):
                 f"expected two images of one dimension, got {fixed.path} of shape {fixed.file_shape} and "
                 f"{moving.path} of shape {moving.file_shape}"
             )
-        world_matrix = self._world_matrix(fixed, moving, str(data.get("affine") or self.affine))
+        scaled = {
+            role: replace(volume, data=scale_intensity(volume.data, self.percentiles, nonzero=self.nonzero))
+            for role, volume in volumes.items()
+        }
+        affine = str(data.get("affine") or self.affine)
+        if affine == "learned":
+            if self.aligner is None:
+                raise ValueError("affine 'learned' needs an aligner: the overlay learned_affine.json has one")
+            world_matrix = self.aligner(scaled["fixed"], scaled["moving"])
+        else:
+            world_matrix = self._world_matrix(fixed, moving, affine)
         grid = model_grid(fixed.affine, fixed.grid.size, self.spacing, multiple=self.multiple)
         for role, volume in volumes.items():
             matrix = world_matrix if role == "moving" else None
-            scaled = scale_intensity(volume.data, self.percentiles, nonzero=self.nonzero)
-            result[role] = resample(scaled, volume.affine, grid, world_matrix=matrix, antialias=True)
+            result[role] = resample(scaled[role].data, volume.affine, grid, world_matrix=matrix, antialias=True)
             result[f"{role}_path"] = volume.path
             result[f"label_{role}_path"] = ""
             for key in (f"label_{role}", f"mask_{role}"):

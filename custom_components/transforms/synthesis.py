@@ -20,7 +20,15 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from torch import Generator, Tensor
 
-from ..fields import affine_to_ddf, integrate_velocity, resize_field, voxel_to_centred, warp
+from ..fields import (
+    affine_to_ddf,
+    compose_affine,
+    integrate_velocity,
+    invert_affine,
+    resize_field,
+    voxel_to_centred,
+    warp,
+)
 
 Draw = dict[str, Tensor]
 Range = tuple[float, float]
@@ -220,10 +228,10 @@ class SynthesizePair:
         }
 
     def __call__(self, label_moving: Tensor, label_fixed: Tensor, draw: Mapping[str, Any]) -> dict[str, Tensor]:
-        """`moving`, `fixed` (B, 1, *S), the label maps they show, in the input's type, and `matrix` (B, D, D + 1).
+        """`moving`, `fixed` (B, 1, *S), the label maps they show, in the input's type, and matrices (B, D, D + 1).
 
-        The matrix is the affine map between the two warps, fixed to moving, centred coordinates: what aligns the pair
-        if the maps themselves are aligned.
+        `matrix_moving` and `matrix_fixed` are the affine parts of the warps, from each image to its map as it came in,
+        centred coordinates; `matrix` is the map from fixed to moving that aligns the pair if the maps are aligned.
 
         Raises:
             ValueError: if the two batches differ in shape, or are not the integer maps of the draw's size.
@@ -244,9 +252,9 @@ class SynthesizePair:
             result[f"label_{role}"] = labels
             result[role] = self.contrasts[i](labels, draw["contrast"][i])
         d = label_moving.ndim - 2
-        matrices = [warp_draw["matrix"] for warp_draw in draw["warp"]]
-        relative = torch.linalg.solve(matrices[0], matrices[1])[:, :d]
-        result["matrix"] = voxel_to_centred(relative, label_moving.shape[2:])
+        for role, warp_draw in zip(("moving", "fixed"), draw["warp"], strict=True):
+            result[f"matrix_{role}"] = voxel_to_centred(warp_draw["matrix"][:, :d], label_moving.shape[2:])
+        result["matrix"] = compose_affine(invert_affine(result["matrix_moving"]), result["matrix_fixed"])
         return result
 
 

@@ -5,11 +5,12 @@ Convention: as in `affine`, world points of the fixed image to world points of t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import nn
 
 from ...fields import centred_to_voxel
 from .affine import image_weights
@@ -28,24 +29,22 @@ class NetworkAligner:
         network: takes a pair (1, 2, *S), moving then fixed, in [0, 1]; returns the matrix (1, D, D + 1) from fixed to
             moving, centred coordinates (see `fields.centred_to_voxel`).
         spacing: of the grid, mm. size: its voxels along each axis.
-        scale: makes the intensities of an image (1, *S) lie in [0, 1].
+        weights: file with the network's state, read at the first call; None leaves the network as it is.
     """
 
     def __init__(
-        self,
-        network: Callable[[Tensor], Tensor],
-        spacing: float,
-        size: Sequence[int],
-        scale: Callable[[Tensor], Tensor],
+        self, network: nn.Module, spacing: float, size: Sequence[int], weights: str | os.PathLike | None = None
     ) -> None:
-        self.network, self.spacing, self.size, self.scale = network, float(spacing), tuple(size), scale
+        self.network, self.spacing, self.size = network, float(spacing), tuple(size)
+        self.weights = weights
 
     @torch.no_grad()
     def __call__(self, fixed: Volume, moving: Volume) -> np.ndarray:
-        """World matrix (D + 1, D + 1), fixed to moving.
+        """World matrix (D + 1, D + 1), fixed to moving, of two images with intensities in [0, 1].
 
         Raises:
-            ValueError: if an image has another number of axes than the network.
+            FileNotFoundError: if there is no file of weights.
+            ValueError: if an image has another number of axes than the network, or the weights are another network's.
         """
         d = len(self.size)
         images, grids = [], []
@@ -54,8 +53,23 @@ class NetworkAligner:
                 raise ValueError(f"{volume.path}: expected a {d}-D image, for the affine network is {d}-D")
             center = center_of_mass(image_weights(volume.data), volume.affine)
             grids.append(fixed_size_grid(self.spacing, self.size, center))
-            images.append(resample(self.scale(volume.data), volume.affine, grids[-1], antialias=True))
+            images.append(resample(volume.data, volume.affine, grids[-1], antialias=True))
+        self._load()
+        device = next((parameter.device for parameter in self.network.parameters()), torch.device("cpu"))
         matrix = np.eye(d + 1)
-        found = self.network(torch.cat(images)[None].float())
+        found = self.network(torch.cat(images)[None].float().to(device))
         matrix[:d] = centred_to_voxel(found.float().cpu(), self.size)[0].double().numpy()
         return grids[0].affine @ matrix @ np.linalg.inv(grids[1].affine)
+
+    def _load(self) -> None:
+        if self.weights is None:
+            return
+        if not os.path.isfile(self.weights):
+            raise FileNotFoundError(f"{self.weights}: there are no weights of an affine network; train them")
+        state = torch.load(self.weights, map_location="cpu", weights_only=True)
+        try:
+            self.network.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(f"{self.weights}: these are not weights of this affine network") from error
+        self.network.eval()
+        self.weights = None
