@@ -170,8 +170,8 @@ class VectorMomentum:
         stride: as in `StationaryVelocity`.
         checkpoint: see `shooting.shoot`; None: in 3-D.
         floor: see `to_unknown`, a share of the kernel's gain.
-        quantity: "velocity": the parameters are the velocity at time 0, and the momentum is K^-1 of it (for a kernel
-            with an inverse, see `Kernel.powered`).
+        quantity: of the parameters: "momentum"; "velocity" at time 0, of which K^-1 is the momentum (for a kernel with an
+            inverse, see `Kernel.powered`); or "root", that of `to_unknown`, which a network learns sooner.
     """
 
     def __init__(
@@ -186,8 +186,8 @@ class VectorMomentum:
         floor: float = 0.01,
         quantity: str = "momentum",
     ) -> None:
-        if quantity not in ("momentum", "velocity"):
-            raise ValueError(f"expected quantity momentum or velocity, got {quantity!r}")
+        if quantity not in ("momentum", "velocity", "root"):
+            raise ValueError(f"expected quantity momentum, velocity or root, got {quantity!r}")
         self.floor, self.quantity = floor, quantity
         self.kernel, self.spacing = kernel, 1.0 if spacing is None else spacing
         self.num_steps, self.stride = num_steps, stride
@@ -208,6 +208,9 @@ class VectorMomentum:
         unit = parameters.new_tensor(spacing).view(1, -1, *[1] * len(size))
         if self.quantity == "velocity":
             parameters = self.kernel.powered(parameters * unit, -1.0, spacing) / unit
+        elif self.quantity == "root":
+            kernel = replace(self.kernel, padding="none")
+            parameters = kernel.powered(parameters * unit, -0.5, spacing, floor=self.floor) / unit
         shot = shoot(
             parameters * unit,
             self.kernel,
@@ -233,10 +236,14 @@ class VectorMomentum:
     def to_unknown(self, parameters: Tensor, size: Sequence[int]) -> Tensor:
         """(K + floor)^(1/2) m: what an optimiser had better search. The energy is its square (but for the floor), so
         that no scale is stiffer than another; steps in the momentum itself would move the coarsest scales alone."""
+        if self.quantity == "root":
+            return parameters
         kernel = replace(self.kernel, padding="none")
         return kernel.powered(parameters, 0.5, self.parameter_spacing(parameters, size), floor=self.floor)
 
     def from_unknown(self, unknown: Tensor, size: Sequence[int]) -> Tensor:
-        """The momentum of `to_unknown`."""
+        """The parameters of `to_unknown`."""
+        if self.quantity == "root":
+            return unknown
         kernel = replace(self.kernel, padding="none")
         return kernel.powered(unknown, -0.5, self.parameter_spacing(unknown, size), floor=self.floor)

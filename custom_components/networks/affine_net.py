@@ -6,7 +6,8 @@ units of half of the grid's longest side: `fields.centred_to_voxel` makes the on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -296,6 +297,22 @@ class AffineMomentumNetwork(nn.Module):
         linear, middle = matrix[:, :, :-1], (s - 1) / 2
         shift = s * matrix[:, :, -1:] + middle - middle * linear.sum(2, keepdim=True)
         return voxel_to_centred(torch.cat([linear, shift], 2), size)
+
+
+def load_parts(network: nn.Module, files: Mapping[str, str | os.PathLike]) -> None:
+    """Load the state of parts of a network, by name, each from a file of its own; no file for "none".
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it does not hold the part's weights.
+    """
+    for name, path in files.items():
+        if str(path) == "none":
+            continue
+        try:
+            network.get_submodule(name).load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        except RuntimeError as error:
+            raise ValueError(f"{path}: these are not weights of this {name} network") from error
 
 
 def fit_affine(fixed: Tensor, moving: Tensor, weights: Tensor, ridge: float = 1e-5) -> Tensor:

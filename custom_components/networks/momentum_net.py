@@ -31,6 +31,9 @@ class MomentumNetwork(nn.Module):
         spatial_dims: 2 or 3.
         widths: features at full resolution and at each encoder level; three at least.
         head_std: standard deviation of the last convolution's initial weights.
+        scale: of the answer: what the last convolution gives is multiplied by it.
+        limit: of the answer: x becomes limit * tanh(x / limit), so that no step of training makes a momentum that
+            cannot be integrated; None for none. (Published: clipping at 1, in the coordinates of the paper, or nothing.)
     Shapes: input (B, 2, *S), output (B, D, *ceil(S / 2)).
     Raises:
         ValueError: for other numbers of axes, fewer widths, or an input that is no pair of such images.
@@ -38,7 +41,12 @@ class MomentumNetwork(nn.Module):
     """
 
     def __init__(
-        self, spatial_dims: int = 3, widths: Sequence[int] = (16, 32, 64, 128, 256), head_std: float = 1e-5
+        self,
+        spatial_dims: int = 3,
+        widths: Sequence[int] = (16, 32, 64, 128, 256),
+        head_std: float = 1e-5,
+        scale: float = 1.0,
+        limit: float | None = None,
     ) -> None:
         super().__init__()
         if spatial_dims not in (2, 3) or len(widths) < 3 or min(widths) < 1:
@@ -46,9 +54,12 @@ class MomentumNetwork(nn.Module):
                 f"expected spatial_dims 2 or 3 and three widths or more of at least 1, got {spatial_dims} and "
                 f"{tuple(widths)}"
             )
+        if scale <= 0 or (limit is not None and limit <= 0):
+            raise ValueError(f"expected scale and limit above 0, got {scale} and {limit}")
         conv = nn.Conv3d if spatial_dims == 3 else nn.Conv2d
         levels = len(widths) - 1
         self.spatial_dims, self.multiple = spatial_dims, 2**levels
+        self.scale, self.limit = float(scale), 0.0 if limit is None else float(limit)
         self.first = nn.Sequential(conv(2, widths[0], 3, padding=1), nn.ReLU())
         self.encoder = nn.ModuleList(
             _Down(spatial_dims, widths[i - 1], widths[i], refinements=2 if i < levels else 1)
@@ -90,7 +101,9 @@ class MomentumNetwork(nn.Module):
         for up in self.decoder:
             x = up(x, features[skip])
             skip -= 1
-        momentum = self.head(self.last(x, features[0]))
+        momentum = self.scale * self.head(self.last(x, features[0]))
+        if self.limit > 0:
+            momentum = self.limit * torch.tanh(momentum / self.limit)
         for axis, n in enumerate(image.shape[2:]):
             momentum = momentum.narrow(axis + 2, 0, (n + 1) // 2)
         return momentum
