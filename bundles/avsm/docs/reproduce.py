@@ -1,0 +1,262 @@
+r"""Images that are not aligned: what do the affine network, its steps and the momentum network's steps bring?
+
+    python bundles/avsm/docs/reproduce.py LABELMAPS OUT [--contrasts t1,t2]
+    python bundles/avsm/docs/reproduce.py SLICES OUT --pairs 60
+    python bundles/avsm/docs/reproduce.py LABELMAPS OUT --fixed_offset --degrees 40 --shift_mm 0 --scale 0 --only ""
+
+LABELMAPS: a folder with a data list whose section `validation` holds label maps, and labels.csv; they are rendered as
+images, those of a pair in the contrasts of --contrasts. SLICES: a folder with 2-D slices and the section
+`validation_pairs`. The moving image of each pair gets a header that is off: turned by up to --degrees, moved by up to
+--shift_mm, scaled by up to --scale along each axis, its voxels as they were. OUT gets the pairs, the matrices that ITK
+and the networks find, a folder of measures for each method, and table.md. What is there is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.bundle import ConfigParser
+from tqdm import tqdm
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(REPOSITORY))
+
+from custom_components.data.lists import load_list  # noqa: E402
+from custom_components.metrics import label_overlap, present_labels  # noqa: E402
+from custom_components.transforms.pairs import load_labels_for, scale_intensity  # noqa: E402
+from custom_components.transforms.physical import (  # noqa: E402
+    Volume,
+    load_image,
+    load_labels,
+    read_affine_transform,
+    register_affine,
+    resample,
+    write_affine_transform,
+)
+from custom_components.transforms.synthesis import RandomContrast  # noqa: E402
+
+BUNDLE = REPOSITORY / "bundles" / "avsm"
+LABELS = [2, 3, 4, 7, 8, 10, 11, 12, 13, 14, 15, 16, 17, 18, 24, 26, 28, 41, 42, 43, 46, 47, 49, 50, 51, 52, 53, 54, 58]
+AFFINE_STEPS = (1, 3, 5, 7)
+FREE = ("--overlay", str(REPOSITORY / "bundles" / "overlays" / "training_free.json"))
+# Method: alignment before it, bundle, arguments.
+METHODS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "voxelmorph, no affine": ("none", "voxelmorph", ()),
+    "voxelmorph, ITK affine": ("itk", "voxelmorph", ()),
+    "voxelmorph, learned affine": ("learned-1", "voxelmorph", ()),
+    "avsm, 1 step": ("learned-1", "avsm", ("--num_steps", "1")),
+    "avsm, 2 steps": ("learned-1", "avsm", ("--num_steps", "2")),
+    "avsm, 3 steps": ("learned-1", "avsm", ("--num_steps", "3")),
+    "avsm, ITK affine, 2 steps": ("itk", "avsm", ("--num_steps", "2")),
+    "optimiser, no affine": ("none", "voxelmorph", FREE),
+    "optimiser, ITK affine": ("itk", "voxelmorph", FREE),
+    "optimiser, learned affine": ("learned-1", "voxelmorph", FREE),
+}
+
+
+def run(command: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--only", default=";".join(METHODS), help="methods, separated by semicolons; '' for affine maps alone")
+    parser.add_argument("--pairs", type=int, default=60, help="of slices, spread over the list")
+    parser.add_argument("--people", type=int, default=4, help="label maps to render")
+    parser.add_argument("--contrasts", default="t1,t1", help="of moving and fixed: t1, t2, inverted or random")
+    parser.add_argument("--degrees", type=float, default=20.0)
+    parser.add_argument("--shift_mm", type=float, default=20.0)
+    parser.add_argument("--scale", type=float, default=0.15)
+    parser.add_argument("--fixed_offset", action="store_true", help="as large as that, instead of up to that")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--affine_weights", help="default: the bundle's")
+    parser.add_argument("--momentum_weights", help="default: the bundle's")
+    parser.add_argument("--voxelmorph_weights", help="default: that bundle's")
+    parser.add_argument("--no_itk", action="store_true")
+    args = parser.parse_args(command)
+    names = [name.strip() for name in args.only.split(";") if name]
+    if set(names) - set(METHODS):
+        parser.error(f"there is no method {', '.join(set(names) - set(METHODS))}; there are {'; '.join(METHODS)}")
+    args.output.mkdir(parents=True, exist_ok=True)
+    pairs = make_pairs(args)
+    rows = align_pairs(pairs, args)
+    rows += [deformed(name, args) for name in names]
+    text = table(rows)
+    (args.output / "table.md").write_text(text)
+    print(text)
+
+
+def make_pairs(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The pairs' files, with headers that are off."""
+    listed = args.output / "pairs.json"
+    if listed.exists():
+        return load_list(listed, "none", args.output)
+    rng = np.random.default_rng(args.seed)
+    if "validation_pairs" in json.loads((args.data / "datalist.json").read_text()):
+        given = load_list(args.data / "datalist.json", "validation_pairs", args.data)
+        chosen = [given[int(i)] for i in np.linspace(0, len(given) - 1, min(args.pairs, len(given)))]
+    else:
+        chosen = rendered(args)
+    pairs = []
+    for i, pair in enumerate(tqdm(chosen, desc="pairs")):
+        item = {"id": f"pair_{i:03d}", "fixed": str(pair["fixed"]), "label_fixed": str(pair["label_fixed"])}
+        image = nib.load(pair["moving"])
+        matrix = random_offset(load_image(pair["moving"]), args, rng, flat=1 in image.shape)
+        for key in ("moving", "label_moving"):
+            image = nib.load(pair[key])
+            moved = nib.Nifti1Image(np.asarray(image.dataobj), matrix @ image.affine)
+            item[key] = str(args.output / f"pair_{i:03d}_{key}.nii.gz")
+            nib.save(moved, item[key])
+        pairs.append(item)
+    listed.write_text(json.dumps({"none": [{k: str(v) for k, v in pair.items()} for pair in pairs]}))
+    return load_list(listed, "none", args.output)
+
+
+def random_offset(moving: Volume, args: argparse.Namespace, rng: np.random.Generator, flat: bool) -> np.ndarray:
+    """A world matrix (4, 4) about the image's middle; in 2-D within the plane of the first two axes."""
+    d = 2 if flat else 3
+    share = 1.0 if args.fixed_offset else rng.uniform()
+    angle = np.radians(args.degrees) * share * rng.choice([-1, 1])
+    axis = np.array([0, 0, 1.0]) if flat else _direction(rng, 3)
+    cross = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
+    turn = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+    share = np.full(d, 1.0) if args.fixed_offset else rng.uniform(size=d)
+    zoom = np.ones(3)
+    zoom[:d] += args.scale * share * rng.choice([-1, 1], size=d)
+    shift = np.zeros(3)
+    shift[:d] = _direction(rng, d) * args.shift_mm * (1.0 if args.fixed_offset else rng.uniform())
+    centre = np.zeros(3)
+    centre[: len(moving.grid.center)] = moving.grid.center
+    matrix = np.eye(4)
+    matrix[:3, :3] = turn @ np.diag(zoom)
+    matrix[:3, 3] = centre + shift - matrix[:3, :3] @ centre
+    return matrix
+
+
+def _direction(rng: np.random.Generator, d: int) -> np.ndarray:
+    direction = rng.normal(size=d)
+    return direction / np.linalg.norm(direction)
+
+
+def rendered(args: argparse.Namespace) -> list[dict[str, str]]:
+    """All ordered pairs of people, every other one without skull, in new contrasts each."""
+    scans = load_list(args.data / "datalist.json", "validation", args.data)[: args.people]
+    wanted = args.contrasts.split(",")
+    pairs, generator = [], torch.Generator().manual_seed(args.seed)
+    for i, moving in enumerate(scans):
+        for j, fixed in enumerate(scans):
+            if i == j:
+                continue
+            pair = {}
+            for role, scan, contrast in (("moving", moving, wanted[0]), ("fixed", fixed, wanted[1])):
+                labels = load_labels(scan["label"])
+                data = labels.data.masked_fill(labels.data >= 500, 0) if len(pairs) % 2 else labels.data
+                options: dict[str, Any] = {"std": [2.5, 10], "bias": 0.2, "gamma": 0.2, "zero_background": 1.0}
+                if contrast != "random":
+                    options |= {"statistics": args.data / "labels.csv", "contrast": contrast}
+                render = RandomContrast(**options)
+                image = render(data[None], render.draw(1, data.shape[1:], generator))
+                path = args.output / f"rendered_{len(pairs):02d}_{role}.nii.gz"
+                nib.save(nib.Nifti1Image((255 * image[0, 0]).round().byte().numpy(), labels.file_affine), path)
+                pair |= {role: str(path), f"label_{role}": str(scan["label"])}
+            pairs.append(pair)
+    return pairs
+
+
+def align_pairs(pairs: Sequence[Mapping[str, Any]], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rows of the affine methods; their matrices become sections of the data list."""
+    sections = json.loads((args.output / "pairs.json").read_text())
+    names = ["none", *([] if args.no_itk else ["itk"]), *(f"learned-{steps}" for steps in AFFINE_STEPS)]
+    flat = load_image(pairs[0]["fixed"]).data.ndim == 3
+    aligners = {steps: aligner(steps, flat, args) for steps in AFFINE_STEPS}
+    rows = []
+    for name in names:
+        dice, seconds = [], []
+        sections[name] = []
+        for pair in tqdm(pairs, desc=name):
+            fixed, moving = load_image(pair["fixed"]), load_image(pair["moving"])
+            path = args.output / f"{pair['id']}_{name}.tfm"
+            d = len(fixed.grid.size)
+            start = time.perf_counter()
+            if name == "none":
+                matrix = np.eye(d + 1)
+            elif path.exists():
+                matrix = read_affine_transform(str(path))
+            elif name == "itk":
+                matrix = register_affine(fixed, moving)
+            else:
+                scaled = [replace(volume, data=scale_intensity(volume.data)) for volume in (fixed, moving)]
+                matrix = aligners[int(name[-1])](*scaled)
+            if not path.exists():
+                seconds.append(time.perf_counter() - start)
+                write_affine_transform(str(path), matrix)
+            sections[name].append({**{k: str(v) for k, v in pair.items()}, "affine": str(path)})
+            dice.append(overlap(pair, fixed, moving, matrix))
+        rows.append({"method": f"affine: {name}", "dice": dice, "seconds": seconds})
+    (args.output / "pairs.json").write_text(json.dumps(sections))
+    return rows
+
+
+def aligner(steps: int, flat: bool, args: argparse.Namespace) -> Any:
+    """The bundle's, with so many steps."""
+    configs = [str(BUNDLE / "configs" / "inference.json")]
+    configs += [str(BUNDLE / "configs" / "inference_2d.json")] * flat
+    parser = ConfigParser()
+    parser.read_config(configs)
+    parser.update({"bundle_root": str(BUNDLE), "affine_steps": steps})
+    if args.affine_weights:
+        parser["affine_weights"] = args.affine_weights
+    return parser.get_parsed_content("aligner")
+
+
+def overlap(pair: Mapping[str, Any], fixed: Volume, moving: Volume, matrix: np.ndarray) -> float:
+    """Mean Dice on the fixed image's grid."""
+    target = load_labels_for(pair["label_fixed"], fixed)
+    source = load_labels_for(pair["label_moving"], moving)
+    warped = resample(source.data, source.affine, fixed.grid, world_matrix=matrix, mode="nearest")
+    labels = [label for label in present_labels(target.data, source.data) if label in LABELS or target.data.ndim == 3]
+    return float(label_overlap(warped[None], target.data[None], labels).nanmean())
+
+
+def deformed(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Run `morphzoo evaluate`."""
+    section, bundle, options = METHODS[name]
+    folder = args.output / name.replace(", ", "_").replace(" ", "_")
+    if not (folder / "metrics.csv").exists():
+        weights = {"avsm": args.momentum_weights, "voxelmorph": args.voxelmorph_weights}[bundle]
+        command = [sys.executable, "-m", "custom_components", "evaluate", str(args.output / "pairs.json"), str(folder)]
+        command += ["--section", section, "--bundle", bundle, *options, "--affine", "none", "--pictures", "False"]
+        command += ["--postprocessing#transforms#1#surfaces", "False"]
+        if load_image(json.loads((args.output / "pairs.json").read_text())["none"][0]["fixed"]).data.ndim == 4:
+            command += ["--labels", str(LABELS)]
+        if weights and not options[:1] == ("--overlay",):
+            command += ["--weights", weights]
+        subprocess.run(command, check=True, cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
+    rows = json.loads((folder / "metrics.json").read_text())["pairs"]
+    keys = {"dice": "dice_after", "seconds": "seconds", "folding": "folding_percent"}
+    return {"method": name, **{key: [row[column] for row in rows] for key, column in keys.items()}}
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown."""
+    lines = ["| method | Dice | worst pair | det J <= 0, % | seconds |", "|---|---|---|---|---|"]
+    for row in rows:
+        folding = f"{np.mean(row['folding']):.4f}" if "folding" in row else ""
+        seconds = f"{np.median(row['seconds']):.2f}" if row["seconds"] else ""
+        dice = f"{np.mean(row['dice']):.3f} | {np.min(row['dice']):.3f}"
+        lines.append(f"| {row['method']} | {dice} | {folding} | {seconds} |")
+    return "\n".join(lines) + f"\n\n{len(rows[0]['dice'])} pairs\n"
+
+
+if __name__ == "__main__":
+    run()
