@@ -47,8 +47,9 @@ def register(
         output: folder for the results.
         bundle: name of a bundle, or its folder.
         optimize: iterations of pairwise refinement after the network; default: the bundle's.
-        affine: "itk" (also "affine", or --affine alone) or "rigid" aligns with ITK first, "none" trusts the headers; or
-            the path of an affine transform file. Default: the bundle's, for synthmorph "itk".
+        affine: "itk" (also "affine", or --affine alone) or "rigid" aligns with ITK first, "learned" with the network of
+            the bundle avsm, "none" trusts the headers; or the path of an affine transform file. Default: the bundle's,
+            for synthmorph "itk".
         label_moving, label_fixed: label maps, warped along and compared.
         mask_moving, mask_fixed: where the images count during refinement.
         spacing: of the model grid, mm; default: the bundle's, for which its weights were trained.
@@ -381,10 +382,12 @@ def _workflow(bundle: str, pairs: list[dict[str, Any]], overlays: str | Sequence
     from .transforms.physical import load_image
 
     root = find_bundle(bundle)
-    configs = [str(root / "configs" / "inference.json"), *_as_list(overlays)]
-    flat = root / "configs" / "inference_2d.json"
-    if flat.is_file() and "moving" in pairs[0] and load_image(pairs[0]["fixed"]).data.ndim == 3:
-        configs.insert(1, str(flat))
+    flat = "moving" in pairs[0] and load_image(pairs[0]["fixed"]).data.ndim == 3
+    configs = [root / "configs" / name for name in ("inference.json", "inference_2d.json")[: 1 + flat]]
+    learned = [_bundles_folder() / "overlays" / f"learned_affine{end}.json" for end in ("", "_2d")[: 1 + flat]]
+    if settings.get("affine") == "learned" and "aligner" not in json.loads(configs[0].read_text()):
+        configs += learned
+    configs = [str(path) for path in configs if path.is_file()] + _as_list(overlays)
     settings = {key: value for key, value in settings.items() if value is not None}
     if isinstance(settings.get("device"), str):
         settings["device"] = f"$torch.device({settings['device']!r})"

@@ -15,7 +15,7 @@ from custom_components import __main__ as cli
 from custom_components import demo
 from custom_components.data.synthetic import phantom_pair, write_phantom_scans
 from custom_components.metrics import mean_dice
-from custom_components.transforms.physical import load_labels
+from custom_components.transforms.physical import load_labels, read_affine_transform
 
 
 def run(*words):
@@ -123,6 +123,26 @@ def test_the_shipped_weights_register_a_pair(scans, tmp_path):
     after = mean_dice(load_labels(folder / "warped_label.nii.gz").data[None], load_labels(label_fixed).data[None])
     before = mean_dice(load_labels(label_moving).data[None], load_labels(label_fixed).data[None])
     assert after > before
+
+
+@pytest.mark.parametrize("bundle", ["avsm", "voxelmorph"])
+def test_the_learned_affine_aligns_a_pair_for_any_bundle(bundle, scans, tmp_path):
+    """Equal images whose headers are 60 mm apart: the map is that shift, found by the shipped network."""
+    if not (cli.find_bundle("avsm") / "models" / "affine.pt").is_file():
+        pytest.skip("this copy has no weights")
+    fixed = nib.load(scans[0][0])
+    shifted = fixed.affine.copy()
+    shifted[:3, 3] += [60, -20, 35]
+    nib.save(nib.Nifti1Image(np.asarray(fixed.dataobj), shifted), tmp_path / "moving.nii.gz")
+    words = ["--bundle", bundle, "--affine", "learned", "--optimize", 0]
+    if bundle == "avsm":
+        words += ["--overlay", cli.find_bundle("avsm").parent / "overlays" / "training_free.json"]
+        words += ["--iterations", "[1,1,1]"]
+    assert run("register", tmp_path / "moving.nii.gz", scans[0][0], "-o", tmp_path / "out", *words) is None
+    folder = next(path for path in (tmp_path / "out").iterdir() if path.is_dir())
+    matrix = read_affine_transform(str(folder / "affine.tfm"))
+    np.testing.assert_allclose(matrix[:3, 3], [60, -20, 35], atol=0.5)
+    np.testing.assert_allclose(matrix[:3, :3], np.eye(3), atol=0.02)
 
 
 @pytest.fixture(scope="module")
@@ -520,7 +540,7 @@ def test_a_checkpoint_of_another_architecture_is_named(scans, tmp_path):
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        (["--bundle", "nosuch"], "there is no bundle 'nosuch'; there are conditional_atlas, hypermorph, quicksilver"),
+        (["--bundle", "nosuch"], "there is no bundle 'nosuch'; there are avsm, conditional_atlas, hypermorph"),
         (["--max_epcohs", "3"], "no setting 'max_epcohs'"),
         (
             ["--bundle", "voxelmorph", "--samples", "2"],
