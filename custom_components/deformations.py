@@ -170,8 +170,8 @@ class VectorMomentum:
         stride: as in `StationaryVelocity`.
         checkpoint: see `shooting.shoot`; None: in 3-D.
         floor: see `to_unknown`, a share of the kernel's gain.
-        quantity: of the parameters: "momentum"; "velocity" at time 0, of which K^-1 is the momentum (for a kernel with an
-            inverse, see `Kernel.powered`); or "root", that of `to_unknown`, which a network learns sooner.
+        quantity: of the parameters: "momentum"; "velocity" at time 0, of which K^-1 is the momentum (for a kernel with
+            an inverse, see `Kernel.powered`); or "root", that of `to_unknown`, which a network learns sooner.
     """
 
     def __init__(

@@ -6,7 +6,7 @@ import csv
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +247,37 @@ class WeightAverage:
     def _values(self) -> Iterator[tuple[str, Tensor]]:
         yield from self.network.named_parameters()
         yield from ((name, value) for name, value in self.network.named_buffers() if value.is_floating_point())
+
+
+class Schedule:
+    """Set a number of an object, a weight of a loss for instance, at the start of each epoch; also of resumed ones.
+
+    Args:
+        owner: the object.
+        name: of its attribute.
+        value: of the epoch, counted from 0: a function, or the values by the epoch from which on they hold.
+    Raises:
+        ValueError: if the object has no such attribute, or no value holds from epoch 0 on.
+    """
+
+    def __init__(self, owner: Any, name: str, value: Callable[[int], Any] | Mapping[Any, Any]) -> None:
+        if not hasattr(owner, name):
+            raise ValueError(f"{type(owner).__name__} has no {name!r} to set")
+        if isinstance(value, Mapping):
+            steps = {int(epoch): one for epoch, one in value.items()}
+            if 0 not in steps:
+                raise ValueError(f"expected a value from epoch 0 on, got epochs {sorted(steps)}")
+            self.value: Callable[[int], Any] = lambda epoch: steps[max(e for e in steps if e <= epoch)]
+        else:
+            self.value = value
+        self.owner, self.name = owner, name
+
+    def attach(self, engine: Engine) -> None:
+        """To the trainer."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self.set)
+
+    def set(self, engine: Engine) -> None:
+        setattr(self.owner, self.name, self.value(engine.state.epoch - 1))
 
 
 class TrainingCurve:

@@ -251,7 +251,11 @@ class AffineInferer(RegistrationInferer):
             found = network(pair, located=True) if self.keypoints else (network(pair),)
         fields = self.deformation(found[0].float(), image.shape[2:], inverse=self.inverse)
         ways = _ways({**fields, "warped": warp(moving, fields["ddf"])}, len(image))
-        pred: dict[str, Any] = {**ways[0], "seconds": _seconds(image, start), **({"back": ways[1]} if self.symmetric else {})}
+        pred: dict[str, Any] = {
+            **ways[0],
+            "seconds": _seconds(image, start),
+            **({"back": ways[1]} if self.symmetric else {}),
+        }
         if self.keypoints:
             pred["keypoints"] = [points[: len(image)] for points in found[1:]]
         return pred

@@ -6,18 +6,27 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from ignite.engine import Engine
 from torch import nn
 
 from custom_components.data.synthetic import phantom_pair, write_phantom_scans
 from custom_components.deformations import AffineMap, VectorMomentum
 from custom_components.fields import affine_to_ddf, centred_to_voxel, compose, compose_affine, invert_affine, warp
+from custom_components.handlers import Schedule
 from custom_components.inferers import AffineInferer, MultiStepInferer, RegistrationInferer
-from custom_components.losses.affine import AffineLoss, lattice_points, mean_square_distance
+from custom_components.losses.affine import AffineLoss, falling_weight, lattice_points, mean_square_distance
 from custom_components.losses.multistep import MultiStepLoss, inconsistency
 from custom_components.losses.registration import RegistrationLoss
 from custom_components.losses.regularization import MeanEnergy
-from custom_components.losses.similarity import MSE
-from custom_components.networks.affine_net import AffineKeypointNetwork, AffineMomentumNetwork, MultiStepAffine
+from custom_components.losses.similarity import MSE, multi_kernel_lncc
+from custom_components.networks.affine_net import (
+    AffineKeypointNetwork,
+    AffineMomentumNetwork,
+    AffineNetwork,
+    MultiStepAffine,
+    load_parts,
+)
+from custom_components.networks.momentum_net import MomentumNetwork
 from custom_components.smoothing import MultiGaussianKernel
 from custom_components.transforms.pairs import LoadPaird
 from custom_components.transforms.physical import NetworkAligner, load_image
@@ -69,6 +78,82 @@ def test_affine_loss_has_the_terms_that_are_asked_for(size):
     for name, value in expected.items():
         assert float(pred["terms"][name]) == pytest.approx(float(value), rel=1e-4, abs=1e-6), name
     assert float(total) == pytest.approx(float(sum(pred["terms"].values())), rel=1e-5)
+
+
+def test_the_penalty_falls_as_in_the_authors_code():
+    expected = {0: 10, 9: 10, 10: 7.5, 13: 5.2, 16: 2.9, 20: 0.97, 30: 0.04, 200: 0.001}
+    for epoch, value in expected.items():
+        assert falling_weight(epoch) == pytest.approx(value, rel=0.05), epoch
+
+
+@pytest.mark.parametrize("value", [lambda epoch: 1 if epoch < 2 else 3, {0: 1, 2: 3}, {"0": 1, "2": 3}])
+def test_a_schedule_sets_a_number_at_each_epoch(value):
+    loss, seen = AffineLoss(points=1.0), []
+    engine = Engine(lambda *_: seen.append(loss.penalty))
+    Schedule(loss, "penalty", value).attach(engine)
+    engine.run([0], max_epochs=4)
+    assert seen == [1, 1, 3, 3]
+
+
+def test_a_schedule_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="AffineLoss has no 'penalti' to set"):
+        Schedule(AffineLoss(points=1.0), "penalti", {0: 1})
+    with pytest.raises(ValueError, match=r"from epoch 0 on, got epochs \[3\]"):
+        Schedule(AffineLoss(points=1.0), "penalty", {3: 1})
+
+
+@pytest.mark.parametrize(
+    ("size", "windows", "weights"),
+    [
+        ((160, 192, 192), [9, 19, 39], [0.1, 0.3, 0.6]),
+        ((80, 192, 192), [19, 39], [0.3, 0.7]),
+        ((40, 50), [19], [1.0]),
+        ((3, 5), [3], [1.0]),
+    ],
+)
+def test_windows_of_several_sizes_follow_the_shortest_side(size, windows, weights):
+    similarity = multi_kernel_lncc(size)
+    assert [part.window for part in similarity.similarities] == windows
+    assert similarity.weights == weights
+    image = torch.rand(1, 1, *[min(n, 20) for n in size])
+    assert float(multi_kernel_lncc(image.shape[2:])(image, image)) == pytest.approx(0, abs=2e-2)
+
+
+def test_parts_of_a_network_are_loaded_from_their_files(tmp_path):
+    def make(seed):
+        torch.manual_seed(seed)
+        return AffineMomentumNetwork(MultiStepAffine(AffineNetwork(2)), MomentumNetwork(2, (4, 4, 4)))
+
+    network, other = make(0), make(1)
+    torch.save(other.affine.state_dict(), tmp_path / "affine.pt")
+    before = {name: value.clone() for name, value in network.momentum.state_dict().items()}
+    load_parts(network, {"affine": tmp_path / "affine.pt", "momentum": "none"})
+    torch.testing.assert_close(dict(network.affine.state_dict()), dict(other.affine.state_dict()))
+    torch.testing.assert_close(dict(network.momentum.state_dict()), before)
+    with pytest.raises(ValueError, match="not weights of this momentum network"):
+        load_parts(network, {"momentum": tmp_path / "affine.pt"})
+
+
+@both
+def test_the_root_of_a_momentum_shoots_as_the_momentum(size):
+    momentum = 3 * torch.randn(2, len(size), *[-(-n // 2) for n in size])
+    plain = shots()
+    rooted = VectorMomentum(plain.kernel, num_steps=5, stationary=True, quantity="root")
+    root = plain.to_unknown(momentum, size)
+    torch.testing.assert_close(rooted(root, size)["ddf"], plain(momentum, size)["ddf"], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(rooted(root, size)["momentum"], momentum, atol=1e-3, rtol=1e-3)
+    assert rooted.to_unknown(root, size) is root
+    assert rooted.from_unknown(root, size) is root
+
+
+def test_a_limited_momentum_is_bounded():
+    network, image = MomentumNetwork(2, (4, 4, 4), head_std=10.0, limit=2.0), torch.rand(1, 2, 16, 16)
+    free = MomentumNetwork(2, (4, 4, 4), head_std=10.0, scale=3.0)
+    free.load_state_dict(network.state_dict())
+    assert free(image).abs().max() > 6
+    torch.testing.assert_close(network(image), 2 * torch.tanh(free(image) / 6))
+    with pytest.raises(ValueError, match="scale and limit above 0"):
+        MomentumNetwork(limit=0)
 
 
 def test_affine_loss_says_what_it_misses():
@@ -123,7 +208,7 @@ def test_the_affine_inferer_gives_both_ways_and_keypoints(size):
     for found, expected in zip(pred["keypoints"], network.network.keypoints(image)[:2], strict=True):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     plain = AffineInferer(AffineMap())(image, network)
-    assert "back" not in plain and "keypoints" not in plain
+    assert not {"back", "keypoints"} & plain.keys()
     with pytest.raises(ValueError, match="no samples and no refinement"):
         AffineInferer(AffineMap(), refinement=lambda *_: None)
 
@@ -347,6 +432,6 @@ def test_loading_a_pair_takes_the_aligners_matrix(size, tmp_path):
     loaded = LoadPaird(affine="learned", aligner=aligner)(pair)
     torch.testing.assert_close(loaded["moving"], loaded["fixed"], atol=1e-5, rtol=0)
     assert [volume.path for volume in seen] == [pair["fixed"], pair["moving"]]
-    assert all(0 <= float(volume.data.min()) and float(volume.data.max()) <= 1 for volume in seen)
+    assert all(float(volume.data.min()) >= 0 and float(volume.data.max()) <= 1 for volume in seen)
     with pytest.raises(ValueError, match="'learned' needs an aligner"):
         LoadPaird(affine="learned")(pair)

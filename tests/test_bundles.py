@@ -520,19 +520,60 @@ def test_two_dimensional_variant_trains(bundle, scans, tmp_path):
     assert np.mean(losses[4:]) < np.mean(losses[:4])
 
 
-def test_label_maps_alone_train(bundle, scans, tmp_path):
-    if not (bundle / "configs" / "train_labelmaps.json").exists():
-        pytest.skip("the bundle has no variant for label maps")
+def label_maps(scans: Path, folder: Path) -> Path:
+    """The phantoms' label maps without their images, as a data set of its own."""
     sections = read_json(scans / "datalist.json")
     maps = {
         name: [{**scan, "label": str(scans / scan["label"])} for scan in sections[name] if scan.pop("image")]
         for name in ("training", "validation")
     }
-    (tmp_path / "datalist.json").write_text(json.dumps(maps))
-    (tmp_path / "labels.csv").write_text(STATISTICS)
-    losses = train(bundle, tmp_path, tmp_path, "train_labelmaps.json", max_epochs=1)
+    (folder / "datalist.json").write_text(json.dumps(maps))
+    (folder / "labels.csv").write_text(STATISTICS)
+    return folder
+
+
+def test_label_maps_alone_train(bundle, scans, tmp_path):
+    if not (bundle / "configs" / "train_labelmaps.json").exists():
+        pytest.skip("the bundle has no variant for label maps")
+    losses = train(bundle, label_maps(scans, tmp_path), tmp_path, "train_labelmaps.json", max_epochs=1)
     assert np.isfinite(losses).all()
     assert float(read_curve(tmp_path)[0]["score"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("names", "settings", "terms"),
+    [
+        (["train_affine"], {}, {"points", "anchors"}),
+        (["train_affine", "train_affine_2d"], {"slices#levels": {1: [10, 20], 2: [10, 20]}, "num_slices": 4}, set()),
+        (
+            ["train_labelmaps", "train_joint"],
+            {"affine_weights": "none", "momentum_weights": "none", "num_steps": 1},
+            {"similarity", "regularization", "affine", "symmetry"},
+        ),
+    ],
+    ids=["affine", "affine 2-D", "joint"],
+)
+def test_stages_of_a_training_train(bundle, scans, tmp_path, names, settings, terms):
+    if not (bundle / "configs" / f"{names[-1]}.json").exists():
+        pytest.skip(f"the bundle has no {names[-1]}.json")
+    overlays = [f"{name}.json" for name in names]
+    losses = train(bundle, label_maps(scans, tmp_path), tmp_path, *overlays, max_epochs=1, **settings)
+    assert np.isfinite(losses).all()
+    row = read_curve(tmp_path)[0]
+    assert float(row["score"]) > 0
+    assert all(float(row[term]) > 0 for term in terms), row
+    assert (tmp_path / "affine.pt").exists() == (names[-1] == "train_joint")
+
+
+def test_the_published_affine_stage_follows_its_schedules(bundle, scans, tmp_path):
+    if not (bundle / "configs" / "train_affine_published.json").exists():
+        pytest.skip("the bundle has no train_affine_published.json")
+    settings = {"max_epochs": 3, "num_pairs": 2, "symmetric_from": 1, "steps_from": 2, "late_steps": 2}
+    losses = train(bundle, scans, tmp_path, "train_affine_published.json", **settings)
+    assert np.isfinite(losses).all()
+    symmetry = [float(row.get("symmetry") or 0) for row in read_curve(tmp_path)]
+    assert symmetry[0] == 0
+    assert min(symmetry[1:]) > 0
 
 
 def test_random_shapes_train_without_data(bundle, tmp_path):

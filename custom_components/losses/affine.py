@@ -98,6 +98,16 @@ class AffineLoss(nn.Module):
         return torch.stack(values).mean()
 
 
+def falling_weight(epoch: int, start: float = 10.0, end: float = 1e-3, static: int = 10, rate: float = 3.0) -> float:
+    """A weight that stays for `static` epochs, then falls as k / (k + exp((epoch - static) / k)), k the rate.
+
+    The epochs are counted from 0. At epoch `static` the weight jumps from `start` to k / (k + 1) of it.
+    References: Shen et al., CVPR 2019, for the penalty of the affine maps; the form is that of the authors' code.
+    """
+    share = 1.0 if epoch < static else rate / (rate + math.exp(min((epoch - static) / rate, 700.0)))
+    return max(start * share, end)
+
+
 def lattice_points(count: int, spatial_dims: int, extent: float | Sequence[float]) -> Tensor:
     """Points (K, D) of a lattice about the centre, as many along each axis.
 

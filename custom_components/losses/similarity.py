@@ -179,6 +179,24 @@ class SimilaritySum(nn.Module):
         return torch.stack(parts).sum()
 
 
+def multi_kernel_lncc(size: Sequence[int]) -> SimilaritySum:
+    """LNCC in windows of several sizes, which follow the images' shortest side S: at least 128 voxels, S/16, S/8, S/4
+    with weights 0.1, 0.3, 0.6; at least 64, S/4, S/2 with 0.3, 0.7; else S/2. Rounded down to odd numbers, at least 3.
+
+    References: Shen et al., Networks for joint affine and non-parametric image registration, CVPR 2019; windows and
+        weights are those of the authors' code, which dilates the windows to twice their size, moves them in steps and
+        leaves the border out.
+    """
+    shortest = min(size)
+    if shortest >= 128:
+        parts, weights = (16, 8, 4), [0.1, 0.3, 0.6]
+    elif shortest >= 64:
+        parts, weights = (4, 2), [0.3, 0.7]
+    else:
+        parts, weights = (2,), [1.0]
+    return SimilaritySum([LNCC(max(3, (shortest // part - 1) // 2 * 2 + 1)) for part in parts], weights)
+
+
 class MutualInformation(nn.Module):
     """Negative mutual information (MONAI's Parzen-window estimate) on a random subset of the voxels.
 

@@ -33,7 +33,7 @@ class MomentumNetwork(nn.Module):
         head_std: standard deviation of the last convolution's initial weights.
         scale: of the answer: what the last convolution gives is multiplied by it.
         limit: of the answer: x becomes limit * tanh(x / limit), so that no step of training makes a momentum that
-            cannot be integrated; None for none. (Published: clipping at 1, in the coordinates of the paper, or nothing.)
+            cannot be integrated; None for none. (Published: clipping at 1, in other units, or nothing.)
     Shapes: input (B, 2, *S), output (B, D, *ceil(S / 2)).
     Raises:
         ValueError: for other numbers of axes, fewer widths, or an input that is no pair of such images.

@@ -70,7 +70,9 @@ def run(command: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--only", default=";".join(METHODS), help="methods, separated by semicolons; '' for affine maps alone")
+    parser.add_argument(
+        "--only", default=";".join(METHODS), help="methods, separated by semicolons; '' for affine maps alone"
+    )
     parser.add_argument("--pairs", type=int, default=60, help="of slices, spread over the list")
     parser.add_argument("--people", type=int, default=4, help="label maps to render")
     parser.add_argument("--contrasts", default="t1,t1", help="of moving and fixed: t1, t2, inverted or random")
@@ -239,7 +241,7 @@ def deformed(name: str, args: argparse.Namespace) -> dict[str, Any]:
         command += ["--postprocessing#transforms#1#surfaces", "False"]
         if load_image(json.loads((args.output / "pairs.json").read_text())["none"][0]["fixed"]).data.ndim == 4:
             command += ["--labels", str(LABELS)]
-        if weights and not options[:1] == ("--overlay",):
+        if weights and options[:1] != ("--overlay",):
             command += ["--weights", weights]
         subprocess.run(command, check=True, cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
     rows = json.loads((folder / "metrics.json").read_text())["pairs"]
