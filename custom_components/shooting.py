@@ -101,35 +101,24 @@ def shoot(
         if image is not None:
             image = image.to(momentum)
             initial = _scalar_to_vector(momentum, image, h)
-            flow: _VectorFlow = _ScalarFlow(kernel, h, inverse)
+            flow: VectorFlow = _ScalarFlow(kernel, h, inverse)
             state: State = (momentum, image)
         else:
             initial = momentum
-            flow = _StationaryFlow(kernel, h, inverse) if stationary else _VectorFlow(kernel, h, inverse)
+            flow = _StationaryFlow(kernel, h, inverse) if stationary else VectorFlow(kernel, h, inverse)
             state = (momentum,)
         velocity = kernel(initial, h)
         zero = torch.zeros_like(velocity)
         state = (*state, *([velocity] if stationary else []), zero, *([zero] if inverse else []))
-        while True:
-            try:
-                state_1 = _integrate(flow, state, num_steps, checkpoint)
-                break
-            except TooFast as error:
-                needed = int(error.args[0])
-                if needed > max_steps:
-                    raise ShootingError(
-                        f"the momentum is too large for this grid: {needed} integration steps needed, "
-                        f"{max_steps} allowed"
-                    ) from error
-                num_steps = needed
+        state_1, num_steps = integrate(flow, state, num_steps, checkpoint=checkpoint, max_steps=max_steps)
         fields = state_1[len(state_1) - 1 - inverse :]
         final = state_1[0] if image is None else _scalar_to_vector(state_1[0], state_1[1], h)
         energy = (initial * velocity).sum(1).flatten(1).mean(1)
     return Shot(fields[0], fields[1] if inverse else None, final, velocity, energy, num_steps)
 
 
-class _VectorFlow:
-    """Right-hand side for the state (m, ddf[, inverse ddf])."""
+class VectorFlow:
+    """Right-hand side for the state (m, ddf[, inverse ddf]); in others the maps come last, too."""
 
     def __init__(self, kernel: Kernel, spacing: tuple[float, ...], inverse: bool) -> None:
         self.kernel, self.spacing, self.inverse = kernel, spacing, inverse
@@ -141,17 +130,19 @@ class _VectorFlow:
         """Time derivatives of the state, and the velocity in voxels."""
         velocity = self.velocity(state)
         voxels = velocity / _column(self.spacing, velocity)
+        return (*self.carried(state, velocity, voxels), *self.mapped(state, voxels)), voxels
+
+    def mapped(self, state: State, voxels: Tensor) -> State:
+        """The rates of the maps, the last parts of the state."""
         maps = state[len(state) - 1 - self.inverse :]
-        rates = [_Advect.apply(maps[0], voxels) - voxels]
-        if self.inverse:
-            rates.append(warp(voxels, maps[1], padding="border"))
-        return (*self.carried(state, velocity, voxels), *rates), voxels
+        rate = _Advect.apply(maps[0], voxels) - voxels
+        return (rate, warp(voxels, maps[1], padding="border")) if self.inverse else (rate,)
 
     def carried(self, state: State, velocity: Tensor, voxels: Tensor) -> State:
-        return (_Transport.apply(state[0], voxels) + _Stretch.apply(state[0], velocity, self.spacing),)
+        return (coadjoint(state[0], velocity, voxels, self.spacing),)
 
 
-class _StationaryFlow(_VectorFlow):
+class _StationaryFlow(VectorFlow):
     """The state is (m, v, ddf[, inverse ddf]); m and v stay."""
 
     def velocity(self, state: State) -> Tensor:
@@ -162,7 +153,7 @@ class _StationaryFlow(_VectorFlow):
         return zero, zero
 
 
-class _ScalarFlow(_VectorFlow):
+class _ScalarFlow(VectorFlow):
     """The state is (scalar momentum, image, ddf[, inverse ddf])."""
 
     def velocity(self, state: State) -> Tensor:
@@ -172,7 +163,30 @@ class _ScalarFlow(_VectorFlow):
         return _Transport.apply(state[0], voxels), _Advect.apply(state[1], voxels)
 
 
-def _integrate(flow: _VectorFlow, state: State, num_steps: int, checkpoint: bool) -> State:
+def coadjoint(momentum: Tensor, velocity: Tensor, voxels: Tensor, spacing: tuple[float, ...]) -> Tensor:
+    """-div(m (x) v) - (Dv)^T m; the velocity in the length unit of the spacing and in voxels."""
+    return _Transport.apply(momentum, voxels) + _Stretch.apply(momentum, velocity, spacing)
+
+
+def integrate(flow: VectorFlow, state: State, num_steps: int, *, checkpoint: bool, max_steps: int) -> tuple[State, int]:
+    """The state at time 1, and the number of steps it took: `num_steps`, or more where they are too long (see `shoot`).
+
+    Raises:
+        ShootingError: see `shoot`.
+    """
+    while True:
+        try:
+            return _integrate(flow, state, num_steps, checkpoint), num_steps
+        except TooFast as error:
+            needed = int(error.args[0])
+            if needed > max_steps:
+                raise ShootingError(
+                    f"the momentum is too large for this grid: {needed} integration steps needed, {max_steps} allowed"
+                ) from error
+            num_steps = needed
+
+
+def _integrate(flow: VectorFlow, state: State, num_steps: int, checkpoint: bool) -> State:
     dt = 1 / num_steps
     step: Callable[..., Any] = _runge_kutta
     for _ in range(num_steps):
@@ -191,7 +205,7 @@ def _integrate(flow: _VectorFlow, state: State, num_steps: int, checkpoint: bool
     return state
 
 
-def _runge_kutta(flow: _VectorFlow, dt: float, *state: Tensor) -> tuple[Tensor, ...]:
+def _runge_kutta(flow: VectorFlow, dt: float, *state: Tensor) -> tuple[Tensor, ...]:
     """One step, and the largest speed at its start, in voxels per unit time summed over the axes."""
     first, voxels = flow(state)
     second, _ = flow(_ahead(state, first, dt / 2))

@@ -3,20 +3,20 @@ r"""Images that are not aligned: what do the affine network, its steps and the m
     python bundles/avsm/docs/reproduce.py LABELMAPS OUT [--contrasts t1,t2]
     python bundles/avsm/docs/reproduce.py SLICES OUT --pairs 60
     python bundles/avsm/docs/reproduce.py LABELMAPS OUT --fixed_offset --degrees 40 --shift_mm 0 --scale 0 --only ""
+    python bundles/avsm/docs/reproduce.py LABELMAPS OUT --consistency BEFORE.pt AFTER.pt
 
 LABELMAPS: a folder with a data list whose section `validation` holds label maps, and labels.csv; they are rendered as
 images, those of a pair in the contrasts of --contrasts. SLICES: a folder with 2-D slices and the section
 `validation_pairs`. The moving image of each pair gets a header that is off: turned by up to --degrees, moved by up to
 --shift_mm, scaled by up to --scale along each axis, its voxels as they were. OUT gets the pairs, the matrices that ITK
-and the networks find, a folder of measures for each method, and table.md. What is there is not done again.
+and the networks find, a folder of measures for each method, and table.md. What is there is not done again. --consistency
+compares momentum networks by how well their maps there and back undo each other, on rendered pairs that are aligned.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -28,12 +28,16 @@ import nibabel as nib
 import numpy as np
 import torch
 from monai.bundle import ConfigParser
+from monai.data import list_data_collate
 from tqdm import tqdm
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(REPOSITORY))
 
+from custom_components.__main__ import evaluate  # noqa: E402
 from custom_components.data.lists import load_list  # noqa: E402
+from custom_components.fields import compose  # noqa: E402
+from custom_components.inferers import MultiStepInferer  # noqa: E402
 from custom_components.metrics import label_overlap, present_labels  # noqa: E402
 from custom_components.transforms.pairs import load_labels_for, scale_intensity  # noqa: E402
 from custom_components.transforms.physical import (  # noqa: E402
@@ -50,19 +54,20 @@ from custom_components.transforms.synthesis import RandomContrast  # noqa: E402
 BUNDLE = REPOSITORY / "bundles" / "avsm"
 LABELS = [2, 3, 4, 7, 8, 10, 11, 12, 13, 14, 15, 16, 17, 18, 24, 26, 28, 41, 42, 43, 46, 47, 49, 50, 51, 52, 53, 54, 58]
 AFFINE_STEPS = (1, 3, 5, 7)
-FREE = ("--overlay", str(REPOSITORY / "bundles" / "overlays" / "training_free.json"))
-# Method: alignment before it, bundle, arguments.
-METHODS: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "voxelmorph, no affine": ("none", "voxelmorph", ()),
-    "voxelmorph, ITK affine": ("itk", "voxelmorph", ()),
-    "voxelmorph, learned affine": ("learned-1", "voxelmorph", ()),
-    "avsm, 1 step": ("learned-1", "avsm", ("--num_steps", "1")),
-    "avsm, 2 steps": ("learned-1", "avsm", ("--num_steps", "2")),
-    "avsm, 3 steps": ("learned-1", "avsm", ("--num_steps", "3")),
-    "avsm, ITK affine, 2 steps": ("itk", "avsm", ("--num_steps", "2")),
+FREE = {"overlay": str(REPOSITORY / "bundles" / "overlays" / "training_free.json")}
+# Method: alignment before it, bundle, settings.
+METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "voxelmorph, no affine": ("none", "voxelmorph", {}),
+    "voxelmorph, ITK affine": ("itk", "voxelmorph", {}),
+    "voxelmorph, learned affine": ("learned-3", "voxelmorph", {}),
+    "avsm, 1 step": ("learned-3", "avsm", {"num_steps": 1}),
+    "avsm, 2 steps": ("learned-3", "avsm", {"num_steps": 2}),
+    "avsm, 3 steps": ("learned-3", "avsm", {"num_steps": 3}),
+    "avsm, ITK affine, 3 steps": ("itk", "avsm", {"num_steps": 3}),
+    "avsm, 3 steps, refined": ("learned-3", "avsm", {"num_steps": 3, "optimize": 10}),
     "optimiser, no affine": ("none", "voxelmorph", FREE),
     "optimiser, ITK affine": ("itk", "voxelmorph", FREE),
-    "optimiser, learned affine": ("learned-1", "voxelmorph", FREE),
+    "optimiser, learned affine": ("learned-3", "voxelmorph", FREE),
 }
 
 
@@ -85,11 +90,17 @@ def run(command: Sequence[str] | None = None) -> None:
     parser.add_argument("--momentum_weights", help="default: the bundle's")
     parser.add_argument("--voxelmorph_weights", help="default: that bundle's")
     parser.add_argument("--no_itk", action="store_true")
+    parser.add_argument("--consistency", nargs="+", help="weights of momentum networks")
     args = parser.parse_args(command)
     names = [name.strip() for name in args.only.split(";") if name]
     if set(names) - set(METHODS):
         parser.error(f"there is no method {', '.join(set(names) - set(METHODS))}; there are {'; '.join(METHODS)}")
     args.output.mkdir(parents=True, exist_ok=True)
+    if args.consistency:
+        for weights in args.consistency:
+            found = [f"{there_and_back(args.data, weights, steps):.2f}" for steps in (1, 2, 3)]
+            print(f"{weights}: mean distance there and back, mm, 1, 2, 3 steps: {', '.join(found)}")
+        return
     pairs = make_pairs(args)
     rows = align_pairs(pairs, args)
     rows += [deformed(name, args) for name in names]
@@ -232,21 +243,40 @@ def overlap(pair: Mapping[str, Any], fixed: Volume, moving: Volume, matrix: np.n
 
 def deformed(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Run `morphzoo evaluate`."""
-    section, bundle, options = METHODS[name]
+    section, bundle, settings = METHODS[name]
     folder = args.output / name.replace(", ", "_").replace(" ", "_")
     if not (folder / "metrics.csv").exists():
-        weights = {"avsm": args.momentum_weights, "voxelmorph": args.voxelmorph_weights}[bundle]
-        command = [sys.executable, "-m", "custom_components", "evaluate", str(args.output / "pairs.json"), str(folder)]
-        command += ["--section", section, "--bundle", bundle, *options, "--affine", "none", "--pictures", "False"]
-        command += ["--postprocessing#transforms#1#surfaces", "False"]
+        options = {"section": section, "bundle": bundle, "affine": "none", "pictures": False, **settings}
+        options["postprocessing#transforms#1#surfaces"] = False
         if load_image(json.loads((args.output / "pairs.json").read_text())["none"][0]["fixed"]).data.ndim == 4:
-            command += ["--labels", str(LABELS)]
-        if weights and options[:1] != ("--overlay",):
-            command += ["--weights", weights]
-        subprocess.run(command, check=True, cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
+            options["labels"] = LABELS
+        weights = {"avsm": args.momentum_weights, "voxelmorph": args.voxelmorph_weights}[bundle]
+        if settings is not FREE:
+            options["weights"] = weights
+        evaluate(str(args.output / "pairs.json"), str(folder), **options)
     rows = json.loads((folder / "metrics.json").read_text())["pairs"]
     keys = {"dice": "dice_after", "seconds": "seconds", "folding": "folding_percent"}
     return {"method": name, **{key: [row[column] for row in rows] for key, column in keys.items()}}
+
+
+@torch.no_grad()
+def there_and_back(data: Path, weights: str, num_steps: int) -> float:
+    """Mean distance in mm, over the fixed people's labels of rendered pairs, from x to phi_st(phi_ts(x))."""
+    config = ConfigParser()
+    config.read_config([str(BUNDLE / "configs" / f"{name}.json") for name in ("train", "train_labelmaps")])
+    config.update({"dataset_dir": str(data), "num_val_pairs": 8})
+    network = config.get_parsed_content("network_def")
+    network.load_state_dict(torch.load(weights, weights_only=True))
+    inferer = MultiStepInferer(config.get_parsed_content("deformation"), num_steps=num_steps, symmetric=True)
+    dataset = config.get_parsed_content("validate#dataset")
+    prepare = config.get_parsed_content("validate#evaluator#prepare_batch")
+    distances = []
+    for i in range(len(dataset)):
+        image, targets, *_ = prepare(list_data_collate([dataset[i]]))
+        pred = inferer(image, network.eval())
+        away = compose(pred["back"]["ddf"], pred["ddf"]).norm(dim=1, keepdim=True)
+        distances.append(float(config["spacing"]) * float(away[targets["label_fixed"] > 0].mean()))
+    return float(np.mean(distances))
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
