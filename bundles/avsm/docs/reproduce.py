@@ -9,8 +9,9 @@ LABELMAPS: a folder with a data list whose section `validation` holds label maps
 images, those of a pair in the contrasts of --contrasts. SLICES: a folder with 2-D slices and the section
 `validation_pairs`. The moving image of each pair gets a header that is off: turned by up to --degrees, moved by up to
 --shift_mm, scaled by up to --scale along each axis, its voxels as they were. OUT gets the pairs, the matrices that ITK
-and the networks find, a folder of measures for each method, and table.md. What is there is not done again. --consistency
-compares momentum networks by how well their maps there and back undo each other, on rendered pairs that are aligned.
+and the networks find, a folder of measures for each method, and table.md. What is there is not done again.
+--consistency compares momentum networks by how well their maps there and back undo each other, on rendered pairs that
+are aligned.
 """
 
 from __future__ import annotations
