@@ -548,7 +548,7 @@ def test_label_maps_alone_train(bundle, scans, tmp_path):
         (
             ["train_labelmaps", "train_joint"],
             {"affine_weights": "none", "momentum_weights": "none", "num_steps": 1},
-            {"similarity", "regularization", "affine", "symmetry"},
+            {"similarity", "affine", "symmetry"},
         ),
     ],
     ids=["affine", "affine 2-D", "joint"],

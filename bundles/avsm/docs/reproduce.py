@@ -54,21 +54,20 @@ from custom_components.transforms.synthesis import RandomContrast  # noqa: E402
 
 BUNDLE = REPOSITORY / "bundles" / "avsm"
 LABELS = [2, 3, 4, 7, 8, 10, 11, 12, 13, 14, 15, 16, 17, 18, 24, 26, 28, 41, 42, 43, 46, 47, 49, 50, 51, 52, 53, 54, 58]
-AFFINE_STEPS = (1, 3, 5, 7)
 FREE = {"overlay": str(REPOSITORY / "bundles" / "overlays" / "training_free.json")}
 # Method: alignment before it, bundle, settings.
 METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "voxelmorph, no affine": ("none", "voxelmorph", {}),
     "voxelmorph, ITK affine": ("itk", "voxelmorph", {}),
-    "voxelmorph, learned affine": ("learned-3", "voxelmorph", {}),
-    "avsm, 1 step": ("learned-3", "avsm", {"num_steps": 1}),
-    "avsm, 2 steps": ("learned-3", "avsm", {"num_steps": 2}),
-    "avsm, 3 steps": ("learned-3", "avsm", {"num_steps": 3}),
+    "voxelmorph, learned affine": ("learned-5", "voxelmorph", {}),
+    "avsm, 1 step": ("learned-5", "avsm", {"num_steps": 1}),
+    "avsm, 2 steps": ("learned-5", "avsm", {"num_steps": 2}),
+    "avsm, 3 steps": ("learned-5", "avsm", {"num_steps": 3}),
     "avsm, ITK affine, 3 steps": ("itk", "avsm", {"num_steps": 3}),
-    "avsm, 3 steps, refined": ("learned-3", "avsm", {"num_steps": 3, "optimize": 10}),
+    "avsm, 3 steps, refined": ("learned-5", "avsm", {"num_steps": 3, "optimize": 10}),
     "optimiser, no affine": ("none", "voxelmorph", FREE),
     "optimiser, ITK affine": ("itk", "voxelmorph", FREE),
-    "optimiser, learned affine": ("learned-3", "voxelmorph", FREE),
+    "optimiser, learned affine": ("learned-5", "voxelmorph", FREE),
 }
 
 
@@ -91,6 +90,7 @@ def run(command: Sequence[str] | None = None) -> None:
     parser.add_argument("--momentum_weights", help="default: the bundle's")
     parser.add_argument("--voxelmorph_weights", help="default: that bundle's")
     parser.add_argument("--no_itk", action="store_true")
+    parser.add_argument("--affine_steps", default="1,3,5,7", help="of the affine network")
     parser.add_argument("--consistency", nargs="+", help="weights of momentum networks")
     args = parser.parse_args(command)
     names = [name.strip() for name in args.only.split(";") if name]
@@ -190,9 +190,10 @@ def rendered(args: argparse.Namespace) -> list[dict[str, str]]:
 def align_pairs(pairs: Sequence[Mapping[str, Any]], args: argparse.Namespace) -> list[dict[str, Any]]:
     """Rows of the affine methods; their matrices become sections of the data list."""
     sections = json.loads((args.output / "pairs.json").read_text())
-    names = ["none", *([] if args.no_itk else ["itk"]), *(f"learned-{steps}" for steps in AFFINE_STEPS)]
+    wanted = [int(steps) for steps in args.affine_steps.split(",")]
+    names = ["none", *([] if args.no_itk else ["itk"]), *(f"learned-{steps}" for steps in wanted)]
     flat = load_image(pairs[0]["fixed"]).data.ndim == 3
-    aligners = {steps: aligner(steps, flat, args) for steps in AFFINE_STEPS}
+    aligners = {steps: aligner(steps, flat, args) for steps in wanted}
     rows = []
     for name in names:
         dice, seconds = [], []
