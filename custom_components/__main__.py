@@ -383,12 +383,13 @@ def _workflow(bundle: str, pairs: list[dict[str, Any]], overlays: str | Sequence
 
     root = find_bundle(bundle)
     flat = "moving" in pairs[0] and load_image(pairs[0]["fixed"]).data.ndim == 3
-    configs = [root / "configs" / name for name in ("inference.json", "inference_2d.json")[: 1 + flat]]
-    learned = [_bundles_folder() / "overlays" / f"learned_affine{end}.json" for end in ("", "_2d")[: 1 + flat]]
-    if settings.get("affine") == "learned" and "aligner" not in json.loads(configs[0].read_text()):
-        configs += learned
-    configs = [str(path) for path in configs if path.is_file()] + _as_list(overlays)
+    forms = ("", "_2d") if flat else ("",)
+    files = [root / "configs" / f"inference{form}.json" for form in forms]
     settings = {key: value for key, value in settings.items() if value is not None}
+    if settings.get("affine") == "learned" and "aligner" not in json.loads(files[0].read_text()):
+        files += [_bundles_folder() / "overlays" / f"learned_affine{form}.json" for form in forms]
+        settings.setdefault("affine_weights", str(_bundles_folder() / "avsm" / "models" / f"affine{forms[-1]}.pt"))
+    configs = [str(path) for path in files if path.is_file()] + _as_list(overlays)
     if isinstance(settings.get("device"), str):
         settings["device"] = f"$torch.device({settings['device']!r})"
     with warnings.catch_warnings():

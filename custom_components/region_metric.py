@@ -1,53 +1,475 @@
+"""Region-specific diffeomorphic metric mapping (RDMM), and the stationary metrics of metric learning.
+
+The metric differs from place to place: v = sum_i w_i K_i (w_i m), with the Gaussians K_i of a multi-Gaussian kernel and
+maps of weights w_i. In RDMM it moves with the tissue: w_i(t) = G h_i(t), G a Gaussian, and the pre-weights h_i are
+carried along, dh_i/dt + grad h_i . v = 0, that is h_i(t) = h_i(0) o phi_t. The geodesic is
+
+    m_t = -div(m (x) v) - (Dv)^T m + sum_i G(m . K_i (w_i m)) grad h_i
+
+and keeps <m, v> constant. Without the last term, or with grad h_i at time 0, it does not. The squares of the
+pre-weights sum to one. Metric learning takes v = sum_i sqrt(w_i) K_i (sqrt(w_i) m), weights that sum to one, and a
+velocity that stays. G mirrors the grid at its ends, so that constants stay as they are.
+
+Convention: as in `shooting`; lengths (the deviations of K_i and G) are in the unit of the grid's spacing. The
+pre-weights are part of the integrated state, with the differences of the force they exert: so, but for the border, the
+energy drifts with the error of the time steps alone. With h(0) warped by the map it drifts a thousand times as much.
+
+References: Shen, Vialard, Niethammer, Region-specific diffeomorphic metric mapping, NeurIPS 2019 (the force derived
+here: the authors' code takes grad h at time 0); Niethammer, Kwitt, Vialard, Metric learning for image registration,
+CVPR 2019.
+"""
+
 from __future__ import annotations
-from collections.abc import Sequence
+
+from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import NamedTuple
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from .fields import at_least_float32, spatial_gradient, warp
-from .shooting import State, VectorFlow, coadjoint, integrate
-from .smoothing import Kernel, MultiGaussianKernel, Spacing, GaussianKernel, per_axis
+
+from .fields import at_least_float32, resize_field, spatial_gradient
+from .shooting import State, VectorFlow, coadjoint, integrate, shoot
+from .smoothing import GaussianKernel, MultiGaussianKernel, Spacing, per_axis, smooth_weighted
+
+_LINEAR = {2: "bilinear", 3: "trilinear"}
 
 
-class Flow(VectorFlow):
-    def __init__(self, kernel, smoother, spacing, inverse, h0, route):
+class RegionShot(NamedTuple):
+    """What `shoot_regions` returns: as `shooting.Shot`, and the weights w at time 0 and pre-weights h at time 1."""
+
+    ddf: Tensor
+    inverse_ddf: Tensor | None
+    momentum: Tensor
+    velocity: Tensor
+    energy: Tensor
+    num_steps: int
+    weights: Tensor
+    pre_weights: Tensor
+
+
+def shoot_regions(
+    momentum: Tensor,
+    pre_weights: Tensor,
+    kernel: MultiGaussianKernel,
+    *,
+    weight_sigma: float,
+    spacing: Spacing = 1.0,
+    num_steps: int = 10,
+    mask: Tensor | None = None,
+    inverse: bool = False,
+    checkpoint: bool = True,
+    max_steps: int = 200,
+) -> RegionShot:
+    """Shoot an initial momentum over unit time in a metric that moves along.
+
+    Args:
+        momentum: shape (B, D, *S), in the unit of the spacing.
+        pre_weights: h at time 0, shape (B or 1, N, *S), one channel for each Gaussian.
+        kernel: the Gaussians K_i; the kernel's own weights are not used.
+        weight_sigma: standard deviation of G, in the unit of the spacing; 0 for none.
+        mask: a factor M, shape (1, 1, *S), that stays where it is: v = M sum_i w_i K_i (w_i M m).
+        spacing, num_steps, inverse, checkpoint, max_steps: see `shooting.shoot`.
+    Raises:
+        ValueError: if shapes do not fit.
+        ShootingError: see `shooting.shoot`.
+    """
+    momentum, pre_weights = at_least_float32(momentum), at_least_float32(pre_weights)
+    d, n = momentum.ndim - 2, len(kernel.sigmas)
+    if d not in (2, 3) or momentum.shape[1] != d:
+        raise ValueError(f"expected a momentum of shape (B, 2, H, W) or (B, 3, D, H, W), got {tuple(momentum.shape)}")
+    batch, size = momentum.shape[0], momentum.shape[2:]
+    if pre_weights.shape[0] not in (1, batch) or pre_weights.shape[1:] != (n, *size):
+        raise ValueError(
+            f"expected pre-weights of shape ({batch} or 1, {n}, {', '.join(map(str, size))}), "
+            f"got {tuple(pre_weights.shape)}"
+        )
+    if num_steps < 1:
+        raise ValueError(f"expected num_steps of at least 1, got {num_steps}")
+    h = per_axis(spacing, d)
+    pre_weights = pre_weights.to(momentum.dtype).expand(batch, -1, *size)
+    with torch.autocast(momentum.device.type, enabled=False):
+        flow = _RegionFlow(kernel, weight_sigma, h, mask, inverse)
+        weights = smooth_weights(pre_weights, weight_sigma, h)
+        velocity, _ = flow.respond(momentum, weights)
+        zero = torch.zeros_like(momentum)
+        state: State = (momentum, pre_weights, zero, *([zero] if inverse else []))
+        state, num_steps = integrate(flow, state, num_steps, checkpoint=checkpoint, max_steps=max_steps)
+        energy = (momentum * velocity).sum(1).flatten(1).mean(1)
+    back = state[3] if inverse else None
+    return RegionShot(state[2], back, state[0], velocity, energy, num_steps, weights, state[1])
+
+
+class _RegionFlow(VectorFlow):
+    """The state is (m, h, ddf[, inverse ddf])."""
+
+    def __init__(
+        self,
+        kernel: MultiGaussianKernel,
+        weight_sigma: float,
+        spacing: tuple[float, ...],
+        mask: Tensor | None,
+        inverse: bool,
+    ) -> None:
         super().__init__(kernel, spacing, inverse)
-        self.smoother, self.h0, self.route = smoother, h0, route
+        self.gaussians, self.weight_sigma, self.mask = kernel, weight_sigma, mask
 
-    def __call__(self, state):
-        m = state[0]
-        if self.route in ("warp", "h0", "none", "inv"):
-            h = warp(self.h0, state[1], padding="border")
-        else:
-            h = state[1]
-        w = self.smoother(h, self.spacing)
-        v, p = 0, []
-        for i, c in enumerate(self.kernel.components()):
-            wi = w[:, i:i+1]
-            k = c(wi * m, self.spacing)
-            v = v + wi * k
-            p.append((m * k).sum(1))
-        lam = self.smoother(torch.stack(p, 1), self.spacing)
-        voxels = v / v.new_tensor(self.spacing).view(1, -1, *[1]*(v.ndim-2))
-        g = spatial_gradient(self.h0 if self.route == "h0" else h)
-        unit = v.new_tensor(self.spacing).view(1, -1, *[1]*(v.ndim-2))
-        force = (lam.unsqueeze(2) * g).sum(1) / unit
-        if self.route == "none": force = 0
-        if self.route == "inv": force = -force
-        rates = [coadjoint(m, v, voxels, self.spacing) + force]
-        if self.route == "advect":
-            rates.append(-(voxels.unsqueeze(1) * g).sum(2))
+    def respond(self, momentum: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """v, and the derivative of the energy (half of <m, v>) for the weights, m . K_i (w_i m)."""
+        load = (momentum if self.mask is None else momentum * self.mask).unsqueeze(1)
+        factors = weights.unsqueeze(2)
+        response = self.gaussians.each(factors * load, self.spacing)
+        velocity = (factors * response).sum(1)
+        return velocity if self.mask is None else velocity * self.mask, (load * response).sum(2)
+
+    def __call__(self, state: State) -> tuple[State, Tensor]:
+        momentum, pre_weights = state[:2]
+        weights = smooth_weights(pre_weights, self.weight_sigma, self.spacing)
+        velocity, derivative = self.respond(momentum, weights)
+        unit = velocity.new_tensor(self.spacing).view(1, -1, *[1] * (velocity.ndim - 2))
+        voxels = velocity / unit
+        slopes = spatial_gradient(pre_weights)
+        derivative = smooth_weights(derivative, self.weight_sigma, self.spacing)
+        force = (derivative.unsqueeze(2) * slopes).sum(1) / unit
+        rates = coadjoint(momentum, velocity, voxels, self.spacing) + force, -(slopes * voxels.unsqueeze(1)).sum(2)
         return (*rates, *self.mapped(state, voxels)), voxels
 
 
-def run(m, h0, kernel, smoother, spacing, steps, route, inverse=True):
-    spacing = per_axis(spacing, m.ndim - 2)
-    flow = Flow(kernel, smoother, spacing, inverse, h0, route)
-    zero = torch.zeros_like(m)
-    state = (m, *([h0] if route == "advect" else []), zero, *([zero] if inverse else []))
-    s1, n = integrate(flow, state, steps, checkpoint=False, max_steps=400)
-    def energy(m, h):
-        w = smoother(h, spacing)
-        return sum((m * w[:, i:i+1] * c(w[:, i:i+1] * m, spacing)).sum() for i, c in enumerate(kernel.components()))
-    ddf = s1[1 + (route == "advect")]
-    h1 = s1[1] if route == "advect" else warp(h0, ddf, padding="border")
-    return energy(m, h0), energy(s1[0], h1), s1, h1, n
+def smooth_weights(weights: Tensor, sigma: float, spacing: Spacing = 1.0) -> Tensor:
+    """G applied to each channel of (B, N, *S): a Gaussian of unit sum on the grid mirrored at its ends.
+
+    It is symmetric and leaves constants as they are. `sigma` is in the unit of the spacing, 0 returns the weights.
+    """
+    if sigma == 0:
+        return weights
+    return GaussianKernel(sigma, padding="reflect").each(weights.unsqueeze(1), spacing)[:, 0]
+
+
+def border_mask(
+    size: Sequence[int], margin: int, sigma: float, spacing: Spacing = 1.0, *, like: Tensor | None = None
+) -> Tensor:
+    """The square of a smoothed indicator of the interior, (1, 1, *size): a factor that stops velocities at the border.
+
+    Args:
+        margin: voxels at each end of each axis that are not interior.
+        sigma: standard deviation of the Gaussian, in the unit of the spacing; beyond the grid the indicator is 0.
+        like: a tensor of the wanted type and device.
+    Raises:
+        ValueError: if no interior is left.
+    """
+    if margin < 0 or 2 * margin >= min(size):
+        raise ValueError(f"expected a margin that leaves an interior of {tuple(size)} voxels, got {margin}")
+    inside = torch.zeros(1, 1, *size) if like is None else like.new_zeros(1, 1, *size)
+    inside[(slice(None), slice(None), *[slice(margin, n - margin) for n in size])] = 1
+    if sigma == 0:
+        return inside
+    return GaussianKernel(sigma, padding="zeros").each(inside.unsqueeze(1), spacing)[:, 0].square()
+
+
+def softmax_weights(x: Tensor, base: Sequence[float], *, squared: bool = False, limit: float = 1.5) -> Tensor:
+    """Weights proportional to base_i exp(l_i), l = limit * tanh(x / limit): x = 0 gives the base.
+
+    Args:
+        x: shape (B, N, *S).
+        base: N positive weights; they are divided by their sum.
+        squared: the squares of the result sum to one, sqrt(base_i) exp(l_i), and x = 0 gives the roots of the base.
+            This is softmax(l') / |softmax(l')| with l'_i = 1/2 log base_i + l_i.
+        limit: of the logits.
+    Raises:
+        ValueError: if the base is not positive or has another number of weights.
+    References: Shen et al., NeurIPS 2019; a smooth limit instead of a hard one, and on what x adds to the base.
+    """
+    shares = _base(base, x)
+    logits = limit * torch.tanh(at_least_float32(x) / limit)
+    weights = torch.softmax(shares.log() + (2 if squared else 1) * logits, 1)
+    return weights.sqrt() if squared else weights
+
+
+def weighted_linear_softmax(
+    x: Tensor, base: Sequence[float], *, squared: bool = False, minimum: float = 1e-3, limit: float = 1.5
+) -> Tensor:
+    """Weights base_i + x_i - mean(x), clamped to [0, 1] and divided by their sum: x = 0 gives the base.
+
+    Args:
+        x: shape (B, N, *S).
+        base: N positive weights; they are divided by their sum.
+        squared: the squares of the result sum to one: the roots of the base take the place of the base, the root of the
+            sum of squares that of the sum.
+        minimum: of the result.
+        limit: x is first clamped to [-limit, limit].
+    Raises:
+        ValueError: if the base is not positive, has another number of weights, or one that the minimum would raise.
+    References: Niethammer et al., CVPR 2019 (minimum, limit and squares are those of the authors' code).
+    """
+    shares = _base(base, x)
+    power, start = (2, shares.sqrt()) if squared else (1, shares)
+    # What is set to this before the weights are divided by their sum is not below the minimum after.
+    rest = 1 - shares.numel() * minimum**power
+    lowest = minimum / rest ** (1 / power) if rest > 0 else float("inf")
+    if minimum < 0 or float(start.min()) < lowest:
+        raise ValueError(
+            f"expected a minimum of at least 0 and below the base {[round(b, 6) for b in shares.flatten().tolist()]}"
+            f"{' (its roots)' if squared else ''}, got {minimum}"
+        )
+    x = at_least_float32(x).clamp(-limit, limit)
+    weights = (start + x - x.mean(1, keepdim=True)).clamp(0, 1)
+    weights = _normalized(weights, power)
+    return _normalized(weights.clamp(min=lowest), power)
+
+
+def label_weights(
+    labels: Tensor,
+    regions: Mapping[int, Sequence[float]],
+    elsewhere: Sequence[float],
+    *,
+    sigma: float = 0.0,
+    spacing: Spacing = 1.0,
+) -> Tensor:
+    """Pre-weights from the moving image's label map: each label's weights, smoothed; their squares sum to one.
+
+    Args:
+        labels: integer label map (B, 1, *S).
+        regions: N weights for each label that has its own, at least 0; they are divided by their sum, and the roots
+            taken.
+        elsewhere: those of all other labels.
+        sigma: standard deviation of a Gaussian that smooths the steps between them, in the unit of the spacing.
+    Returns:
+        Shape (B, N, *S).
+    Raises:
+        ValueError: if weights are negative, all 0, or of different number.
+    References: Shen et al., NeurIPS 2019 (pre-defined regulariser).
+    """
+    for name, weights in [("the rest", elsewhere), *((f"label {key}", regions[key]) for key in regions)]:
+        if len(weights) != len(elsewhere) or min(weights, default=-1) < 0 or sum(weights) == 0:
+            raise ValueError(f"expected {len(elsewhere)} weights of at least 0 for {name}, got {tuple(weights)}")
+
+    def roots(weights: Sequence[float]) -> Tensor:
+        values = torch.tensor(weights, dtype=torch.float32, device=labels.device)
+        return (values / values.sum()).sqrt().view(1, -1, *[1] * (labels.ndim - 2))
+
+    result = roots(elsewhere).expand(labels.shape[0], -1, *labels.shape[2:])
+    for label, weights in regions.items():
+        result = torch.where(labels == label, roots(weights), result)
+    return _normalized(smooth_weights(result, sigma, spacing), 2)
+
+
+class RegionSpecificMomentum:
+    """Shooting in a metric with weights that differ from place to place, and move along (RDMM) or stay (stationary).
+
+    The parameters are the initial momentum, D channels, in voxels of its own grid, and N channels x, one for each
+    Gaussian, that make the pre-weights: x = 0 makes them the kernel's own weights everywhere. Where pre-weights are
+    given the parameters are the momentum alone.
+
+    Returns the fields of `deformations.VectorMomentum`: "ddf", "momentum" (its D channels), "velocity" (voxels of its
+    own grid), "energy" (B,), if asked for "inverse_ddf"; and on the parameters' grid "weights" (w at time 0) and
+    "pre_weights", both (B or 1, N, *S'), "raw_weights" (x, where the parameters have it), and "sigma" (B or 1, 1, *S'),
+    the equivalent deviation sqrt(sum_i w_i^2 sigma_i^2) in the unit of the spacing.
+
+    Args:
+        kernel: the Gaussians K_i; its weights are the base.
+        spacing: of the image grid, one number or one for each axis; None is 1.
+        num_steps: see `shooting.shoot`.
+        stride: as in `deformations.StationaryVelocity`.
+        weight_sigma: standard deviation of the Gaussian G that makes weights of the pre-weights, unit of the spacing.
+        pre_weights: (B or 1, N, *S'), any resolution; they are made to sum to one (their squares, unless stationary).
+        mapping: from x to the pre-weights: "softmax" (`softmax_weights`) or "linear" (`weighted_linear_softmax`).
+        stationary: metric learning: the velocity is sum_i sqrt(w_i) K_i (sqrt(w_i) m) at all times, the pre-weights sum
+            to one.
+        minimum: weights are raised to it before their root is taken (stationary), and see `weighted_linear_softmax`.
+        margin: voxels of the parameters' grid at each border where the velocity is stopped, see `border_mask`; 0: none.
+        margin_sigma: standard deviation of the mask's Gaussian, unit of the spacing.
+        checkpoint: see `shooting.shoot`; None: in 3-D.
+        floor: see `to_unknown`, a share of the kernel's gain.
+        weight_scale: x per unit of the unknown, see `to_unknown`: at 1 an optimiser hardly moves the weights.
+        quantity: of the first D parameters: "momentum", or "root", that of `to_unknown`.
+    Raises:
+        ValueError: for unknown names; on a call, if channels are missing.
+    References: Shen et al., NeurIPS 2019 (optimised, given and learned weights); Niethammer et al., CVPR 2019
+        (stationary). The mask is on both sides of the metric: so it remains one.
+    """
+
+    def __init__(
+        self,
+        kernel: MultiGaussianKernel,
+        spacing: Spacing | None = None,
+        num_steps: int = 10,
+        stride: int = 2,
+        *,
+        weight_sigma: float,
+        pre_weights: Tensor | None = None,
+        mapping: str = "softmax",
+        stationary: bool = False,
+        minimum: float = 1e-3,
+        margin: int = 0,
+        margin_sigma: float = 0.0,
+        checkpoint: bool | None = None,
+        floor: float = 0.01,
+        weight_scale: float = 10.0,
+        quantity: str = "momentum",
+    ) -> None:
+        if mapping not in ("softmax", "linear"):
+            raise ValueError(f"expected mapping softmax or linear, got {mapping!r}")
+        if quantity not in ("momentum", "root"):
+            raise ValueError(f"expected quantity momentum or root, got {quantity!r}")
+        if weight_sigma < 0 or margin_sigma < 0 or weight_scale <= 0:
+            raise ValueError(
+                f"expected deviations of at least 0 and a weight scale above 0, "
+                f"got {weight_sigma}, {margin_sigma} and {weight_scale}"
+            )
+        self.kernel, self.spacing = kernel, 1.0 if spacing is None else spacing
+        self.num_steps, self.stride = num_steps, stride
+        self.weight_sigma, self.pre_weights, self.mapping = weight_sigma, pre_weights, mapping
+        self.stationary, self.minimum = stationary, minimum
+        self.margin, self.margin_sigma = margin, margin_sigma
+        self.checkpoint, self.floor, self.quantity = checkpoint, floor, quantity
+        self.weight_scale = weight_scale
+
+    def parameter_size(self, size: Sequence[int]) -> list[int]:
+        return [-(-n // self.stride) for n in size]
+
+    def parameter_channels(self, spatial_dims: int) -> int:
+        """D, and N where the weights are part of the parameters."""
+        return spatial_dims + (len(self.kernel.sigmas) if self.pre_weights is None else 0)
+
+    def parameter_spacing(self, parameters: Tensor, size: Sequence[int]) -> tuple[float, ...]:
+        """Spacing of the momentum's grid, which spans an image grid of the given size."""
+        image = per_axis(self.spacing, len(size))
+        grids = zip(image, size, parameters.shape[2:], strict=True)
+        return tuple(h * (n - 1) / (m - 1) if m > 1 else h for h, n, m in grids)
+
+    def __call__(self, parameters: Tensor, size: Sequence[int], *, inverse: bool = False) -> dict[str, Tensor]:
+        d = len(size)
+        if parameters.ndim != d + 2 or parameters.shape[1] != self.parameter_channels(d):
+            raise ValueError(
+                f"expected parameters of {d} channels of momentum"
+                f"{' and one for each Gaussian' if self.pre_weights is None else ''}, "
+                f"{self.parameter_channels(d)} in {d}-D, got shape {tuple(parameters.shape)}"
+            )
+        parameters = at_least_float32(parameters)
+        spacing = self.parameter_spacing(parameters, size)
+        unit = parameters.new_tensor(spacing).view(1, -1, *[1] * d)
+        with torch.autocast(parameters.device.type, enabled=False):
+            momentum, pre_weights = self._momentum(parameters, size), self._pre_weights(parameters)
+            checkpoint = d == 3 if self.checkpoint is None else self.checkpoint
+            mask = None
+            if self.margin:
+                mask = border_mask(momentum.shape[2:], self.margin, self.margin_sigma, spacing, like=momentum)
+            if self.stationary:
+                weights = smooth_weights(pre_weights, self.weight_sigma, spacing).clamp(min=self.minimum)
+
+                def metric(values: Tensor, spacing: tuple[float, ...]) -> Tensor:
+                    if mask is None:
+                        return smooth_weighted(values, weights, self.kernel, spacing)
+                    return mask * smooth_weighted(mask * values, weights, self.kernel, spacing)
+
+                shot = shoot(
+                    momentum * unit,
+                    metric,
+                    spacing=spacing,
+                    num_steps=self.num_steps,
+                    stationary=True,
+                    inverse=inverse,
+                    checkpoint=checkpoint,
+                )
+                ddf, inverse_ddf, _, velocity, energy, _ = shot
+            else:
+                ddf, inverse_ddf, _, velocity, energy, _, weights, _ = shoot_regions(
+                    momentum * unit,
+                    pre_weights,
+                    self.kernel,
+                    weight_sigma=self.weight_sigma,
+                    spacing=spacing,
+                    num_steps=self.num_steps,
+                    mask=mask,
+                    inverse=inverse,
+                    checkpoint=checkpoint,
+                )
+            variances = weights.new_tensor(self.kernel.sigmas).square().view(1, -1, *[1] * d)
+            shares = weights if self.stationary else weights.square()
+            fields = {"ddf": resize_field(ddf, size), "momentum": momentum, "energy": energy}
+            fields |= {"velocity": velocity / unit, "weights": weights, "pre_weights": pre_weights}
+            fields["sigma"] = (shares * variances).sum(1, keepdim=True).sqrt()
+            if self.pre_weights is None:
+                fields["raw_weights"] = parameters[:, d:]
+            if inverse_ddf is not None:
+                fields["inverse_ddf"] = resize_field(inverse_ddf, size)
+        return fields
+
+    def given(self, pre_weights: Tensor | None) -> RegionSpecificMomentum:
+        """The same deformation with other pre-weights; None: with those of its parameters."""
+        other = copy(self)
+        other.pre_weights = pre_weights
+        return other
+
+    def on_grid(self, full: Sequence[int], size: Sequence[int]) -> RegionSpecificMomentum:
+        """The same deformation for images resampled from one size to another over the same extent."""
+        factors = [(n - 1) / (m - 1) if m > 1 else 1.0 for n, m in zip(full, size, strict=True)]
+        coarse = copy(self)
+        coarse.spacing = [h * f for h, f in zip(per_axis(self.spacing, len(size)), factors, strict=True)]
+        return coarse
+
+    def resize_parameters(self, parameters: Tensor, size: Sequence[int]) -> Tensor:
+        """Bring parameters onto another grid over the same extent: vectors are rescaled, x is not."""
+        d = parameters.ndim - 2
+        momentum = resize_field(parameters[:, :d], size)
+        if parameters.shape[1] == d:
+            return momentum
+        return torch.cat([momentum, _resized(parameters[:, d:], size).to(momentum)], 1)
+
+    def to_unknown(self, parameters: Tensor, size: Sequence[int]) -> Tensor:
+        """What an optimiser had better search: (K + floor)^(1/2) m with the base weights' kernel (as
+        `deformations.VectorMomentum`), and x / weight_scale."""
+        if self.quantity == "root":
+            return parameters
+        d = len(size)
+        return torch.cat([self._powered(parameters, size, 0.5), parameters[:, d:] / self.weight_scale], 1)
+
+    def from_unknown(self, unknown: Tensor, size: Sequence[int]) -> Tensor:
+        """The parameters of `to_unknown`."""
+        if self.quantity == "root":
+            return unknown
+        d = len(size)
+        return torch.cat([self._powered(unknown, size, -0.5), unknown[:, d:] * self.weight_scale], 1)
+
+    def _momentum(self, parameters: Tensor, size: Sequence[int]) -> Tensor:
+        if self.quantity == "root":
+            return self._powered(parameters, size, -0.5)
+        return parameters[:, : len(size)]
+
+    def _powered(self, parameters: Tensor, size: Sequence[int], exponent: float) -> Tensor:
+        """A power of the base weights' kernel, applied to the momentum's channels."""
+        kernel = MultiGaussianKernel(self.kernel.sigmas, self.kernel.weights, self.kernel.nearest)
+        spacing = self.parameter_spacing(parameters, size)
+        return kernel.powered(parameters[:, : len(size)], exponent, spacing, floor=self.floor)
+
+    def _pre_weights(self, parameters: Tensor) -> Tensor:
+        if self.pre_weights is not None:
+            given = _resized(self.pre_weights.to(parameters), parameters.shape[2:])
+            return _normalized(given, 1 if self.stationary else 2)
+        assert self.kernel.weights is not None
+        x, base = parameters[:, parameters.ndim - 2 :], self.kernel.weights
+        if self.mapping == "softmax":
+            return softmax_weights(x, base, squared=not self.stationary)
+        return weighted_linear_softmax(x, base, squared=not self.stationary, minimum=self.minimum)
+
+
+def _normalized(weights: Tensor, power: int) -> Tensor:
+    """Weights (B, N, *S) whose `power`-th powers, 1 or 2, sum to one."""
+    if power == 1:
+        return weights / weights.sum(1, keepdim=True)
+    return weights / weights.square().sum(1, keepdim=True).sqrt()
+
+
+def _resized(values: Tensor, size: Sequence[int]) -> Tensor:
+    if tuple(values.shape[2:]) == tuple(size):
+        return values
+    return F.interpolate(values, size=tuple(size), mode=_LINEAR[len(size)], align_corners=True)
+
+
+def _base(base: Sequence[float], x: Tensor) -> Tensor:
+    """The base as shares, (1, N, 1, ...), of the type of x but at least float32."""
+    if len(base) != x.shape[1] or min(base) <= 0:
+        raise ValueError(f"expected {x.shape[1]} positive base weights for x of shape {tuple(x.shape)}, got {base}")
+    shares = at_least_float32(x).new_tensor(base).view(1, -1, *[1] * (x.ndim - 2))
+    return shares / shares.sum()

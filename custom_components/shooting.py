@@ -24,9 +24,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
 
 from .fields import spatial_gradient, warp
-from .smoothing import Kernel, Spacing, per_axis
+from .smoothing import Spacing, per_axis
 
 State = tuple[Tensor, ...]
+# K as a function of a field and the spacing: a kernel, or what does its work.
+Operator = Callable[[Tensor, tuple[float, ...]], Tensor]
 # Runge-Kutta with central differences is stable up to 2 sqrt(2).
 _COURANT = 2.0
 
@@ -56,7 +58,7 @@ class TooFast(Exception):
 
 def shoot(
     momentum: Tensor,
-    kernel: Kernel,
+    kernel: Operator,
     *,
     spacing: Spacing = 1.0,
     num_steps: int = 10,
@@ -120,7 +122,7 @@ def shoot(
 class VectorFlow:
     """Right-hand side for the state (m, ddf[, inverse ddf]); in others the maps come last, too."""
 
-    def __init__(self, kernel: Kernel, spacing: tuple[float, ...], inverse: bool) -> None:
+    def __init__(self, kernel: Operator, spacing: tuple[float, ...], inverse: bool) -> None:
         self.kernel, self.spacing, self.inverse = kernel, spacing, inverse
 
     def velocity(self, state: State) -> Tensor:

@@ -188,13 +188,12 @@ def multi_kernel_lncc(size: Sequence[int]) -> SimilaritySum:
         leaves the border out.
     """
     shortest = min(size)
+    shares = {2: 1.0}
     if shortest >= 128:
-        parts, weights = (16, 8, 4), [0.1, 0.3, 0.6]
+        shares = {16: 0.1, 8: 0.3, 4: 0.6}
     elif shortest >= 64:
-        parts, weights = (4, 2), [0.3, 0.7]
-    else:
-        parts, weights = (2,), [1.0]
-    return SimilaritySum([LNCC(max(3, (shortest // part - 1) // 2 * 2 + 1)) for part in parts], weights)
+        shares = {4: 0.3, 2: 0.7}
+    return SimilaritySum([LNCC(max(3, (shortest // n - 1) // 2 * 2 + 1)) for n in shares], list(shares.values()))
 
 
 class MutualInformation(nn.Module):
