@@ -28,7 +28,7 @@ class PairwiseOptimizer:
 
     Args:
         deformation: parameters to fields; has `parameter_size`. Its parameters must be a field (they are resized from
-            level to level, vectors rescaled).
+            level to level, vectors rescaled), unless it has `parameter_channels` and `resize_parameters` of its own.
         loss: called as `loss(pred, batch)`, as in training.
         loss_across: the loss for pairs of different contrast (see `same_contrast`); None uses `loss` for all. Which one
             was taken is logged.
@@ -77,8 +77,8 @@ class PairwiseOptimizer:
 
         Args:
             moving, fixed: shape (B, C, *S), intensities in [0, 1].
-            parameters: start, shape (B, D, *S'), any resolution; None for zero. Channels beyond D (a log variance) are
-                returned as they came; their grid must be the deformation's.
+            parameters: start, shape (B, D, *S'), any resolution; None for zero. Channels beyond the deformation's D, or
+                those it says it has, (a log variance) are returned as they came; their grid must be the deformation's.
             masks: "mask_moving", "mask_fixed", shape (B, 1, *S).
             constants: what else the loss needs of the batch and has no resolution ("hyper").
         Returns:
@@ -90,9 +90,9 @@ class PairwiseOptimizer:
         if parameters is not None and not any(self.iterations):
             return parameters
         batch = {"moving": moving.detach(), "fixed": fixed.detach(), **(masks or {})}
-        dims = fixed.ndim - 2
-        field = None if parameters is None else parameters[:, :dims]
-        if parameters is not None and parameters.shape[1] > dims:
+        channels = self._channels(fixed)
+        field = None if parameters is None else parameters[:, :channels]
+        if parameters is not None and parameters.shape[1] > channels:
             wanted = self.deformation.parameter_size(fixed.shape[2:])
             if list(parameters.shape[2:]) != list(wanted):
                 raise ValueError(
@@ -111,9 +111,9 @@ class PairwiseOptimizer:
                 bar.set_postfix_str(f"level 1/{factor} done")
         assert field is not None
         field = self._start(field, fixed)
-        if parameters is None or parameters.shape[1] == dims:
+        if parameters is None or parameters.shape[1] == channels:
             return field
-        return torch.cat([field, parameters[:, dims:].detach()], 1)
+        return torch.cat([field, parameters[:, channels:].detach()], 1)
 
     @torch.no_grad()
     def _choose(self, batch: dict[str, Tensor], parameters: Tensor | None) -> Loss:
@@ -128,11 +128,16 @@ class PairwiseOptimizer:
         logger.info("refining with %s: the images are of %s contrast", name, "the same" if same else "different")
         return loss
 
+    def _channels(self, image: Tensor) -> int:
+        dims = image.ndim - 2
+        own = getattr(self.deformation, "parameter_channels", None)
+        return dims if own is None else own(dims)
+
     def _start(self, field: Tensor | None, image: Tensor) -> Tensor:
         size = self.deformation.parameter_size(image.shape[2:])
         if field is None:
-            return image.new_zeros(image.shape[0], len(size), *size, dtype=torch.float32)
-        return resize_field(field.detach(), size)
+            return image.new_zeros(image.shape[0], self._channels(image), *size, dtype=torch.float32)
+        return getattr(self.deformation, "resize_parameters", resize_field)(field.detach(), size)
 
     def _optimize_level(
         self, field: Tensor, deformation: Any, batch: dict[str, Tensor], objective: Loss, iterations: int, bar: tqdm

@@ -9,6 +9,7 @@ import torch
 from torch.autograd import gradcheck
 
 from custom_components import fields
+from custom_components.data.synthetic import phantom_pair
 from custom_components.deformations import VectorMomentum
 from custom_components.losses.region import (
     InputRangePenalty,
@@ -18,6 +19,10 @@ from custom_components.losses.region import (
     omt_weight,
     range_weight,
 )
+from custom_components.losses.registration import RegistrationLoss
+from custom_components.losses.regularization import MeanEnergy
+from custom_components.losses.similarity import MSE
+from custom_components.optimization import PairwiseOptimizer
 from custom_components.region_metric import (
     RegionSpecificMomentum,
     _RegionFlow,
@@ -746,6 +751,25 @@ def test_penalties_are_differentiable():
         assert gradcheck(penalty, (weights,))
     assert gradcheck(lambda w: WeightTotalVariation(sigma=0.8, spacing=(1.0, 0.7))(w, image), (weights,))
     assert gradcheck(InputRangePenalty(BASE), (logits((3, 4)).requires_grad_(),))
+
+
+def test_momentum_and_weights_are_optimised_together():
+    """Level by level, from nothing; given pre-weights leave the momentum alone."""
+    pair = phantom_pair((33, 28), seed=2)
+    kernel = MultiGaussianKernel((1.5, 3.0, 6.0), BASE)
+    deformation = RegionSpecificMomentum(kernel, num_steps=4, weight_sigma=2.0)
+    loss = RegistrationLoss(MSE(0.1), MeanEnergy(), 0.01, regularized="energy")
+    options = {"levels": [2, 1], "iterations": [8, 8], "method": "lbfgs"}
+    found = PairwiseOptimizer(deformation, loss, **options)(pair["moving"], pair["fixed"])
+    assert found.shape == (1, 5, 17, 14)
+    assert found[:, 2:].abs().max() > 1e-3
+    warped = fields.warp(pair["moving"], deformation(found, (33, 28))["ddf"])
+    assert (warped - pair["fixed"]).square().mean() < 0.5 * (pair["moving"] - pair["fixed"]).square().mean()
+    again = PairwiseOptimizer(deformation, loss, **options)(pair["moving"], pair["fixed"], found)
+    assert again.shape == found.shape
+    fixed = deformation.given(deformation(found, (33, 28))["pre_weights"])
+    alone = PairwiseOptimizer(fixed, loss, **options)(pair["moving"], pair["fixed"], found[:, :2])
+    assert alone.shape == (1, 2, 17, 14)
 
 
 @pytest.mark.parametrize(
