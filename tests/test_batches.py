@@ -69,7 +69,7 @@ def test_images_are_made_of_the_label_maps(size):
     image, targets, args, kwargs = make_batch()(labels_of(size), "cpu", True)
     assert image.shape == (2, 2, *size)
     assert image.dtype == torch.float32
-    assert targets.keys() == {*TARGETS, "matrix"}  # the affine map between the two warps
+    assert targets.keys() == {*TARGETS, "matrix", "matrix_moving", "matrix_fixed"}  # affine maps of the warps
     assert torch.equal(image, torch.cat([targets["moving"], targets["fixed"]], 1))
     assert all(targets[key].shape == (2, 1, *size) for key in TARGETS)
     assert all(targets[key].dtype == torch.int16 for key in ("label_moving", "label_fixed"))
