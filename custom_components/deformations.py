@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -154,7 +155,36 @@ class AffineMap:
         return fields
 
 
-class VectorMomentum:
+Grid = TypeVar("Grid", bound="MomentumGrid")
+
+
+class MomentumGrid:
+    """The grid of a deformation's parameters in units of length: `stride` times coarser than the image, which it spans.
+
+    Convention: `spacing` is that of the image grid, one number or one for each axis.
+    """
+
+    spacing: Spacing
+    stride: int
+
+    def parameter_size(self, size: Sequence[int]) -> list[int]:
+        return [-(-n // self.stride) for n in size]
+
+    def parameter_spacing(self, parameters: Tensor, size: Sequence[int]) -> tuple[float, ...]:
+        """Spacing of the momentum's grid, which spans an image grid of the given size."""
+        image = per_axis(self.spacing, len(size))
+        grids = zip(image, size, parameters.shape[2:], strict=True)
+        return tuple(h * (n - 1) / (m - 1) if m > 1 else h for h, n, m in grids)
+
+    def on_grid(self: Grid, full: Sequence[int], size: Sequence[int]) -> Grid:
+        """The same deformation for images resampled from one size to another over the same extent."""
+        factors = [(n - 1) / (m - 1) if m > 1 else 1.0 for n, m in zip(full, size, strict=True)]
+        coarse = copy(self)
+        coarse.spacing = [h * f for h, f in zip(per_axis(self.spacing, len(size)), factors, strict=True)]
+        return coarse
+
+
+class VectorMomentum(MomentumGrid):
     """Geodesic shooting (LDDMM): the parameters are the initial momentum, in voxels of its own grid; see `shooting`.
 
     Returns "ddf", "momentum" (the parameters), "velocity" (K m at time 0, voxels of its own grid), "energy" (B,), the
@@ -193,15 +223,6 @@ class VectorMomentum:
         self.num_steps, self.stride = num_steps, stride
         self.stationary, self.checkpoint = stationary, checkpoint
 
-    def parameter_size(self, size: Sequence[int]) -> list[int]:
-        return [-(-n // self.stride) for n in size]
-
-    def parameter_spacing(self, parameters: Tensor, size: Sequence[int]) -> tuple[float, ...]:
-        """Spacing of the momentum's grid, which spans an image grid of the given size."""
-        image = per_axis(self.spacing, len(size))
-        grids = zip(image, size, parameters.shape[2:], strict=True)
-        return tuple(h * (n - 1) / (m - 1) if m > 1 else h for h, n, m in grids)
-
     def __call__(self, parameters: Tensor, size: Sequence[int], *, inverse: bool = False) -> dict[str, Tensor]:
         parameters = parameters if parameters.dtype == torch.float64 else parameters.float()
         spacing = self.parameter_spacing(parameters, size)
@@ -225,13 +246,6 @@ class VectorMomentum:
         if shot.inverse_ddf is not None:
             fields["inverse_ddf"] = resize_field(shot.inverse_ddf, size)
         return fields
-
-    def on_grid(self, full: Sequence[int], size: Sequence[int]) -> VectorMomentum:
-        """The same deformation for images resampled from one size to another over the same extent."""
-        factors = [(n - 1) / (m - 1) if m > 1 else 1.0 for n, m in zip(full, size, strict=True)]
-        coarse = copy(self)
-        coarse.spacing = [h * f for h, f in zip(per_axis(self.spacing, len(size)), factors, strict=True)]
-        return coarse
 
     def to_unknown(self, parameters: Tensor, size: Sequence[int]) -> Tensor:
         """(K + floor)^(1/2) m: what an optimiser had better search. The energy is its square (but for the floor), so

@@ -107,11 +107,14 @@ class RegistrationInferer(Inferer):
 
     def _run(self, image: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """The network's output, computed in the wanted precision."""
+        return self._ask(image, network, *args, **kwargs).float().contiguous()
+
+    def _ask(self, image: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """What the network answers in the wanted precision, as it comes."""
         layout = torch.channels_last_3d if image.ndim == 5 else torch.channels_last
         dtype = getattr(torch, self.precision)
         with torch.autocast(image.device.type, dtype, enabled=dtype != torch.float32):
-            output = network(image.contiguous(memory_format=layout), *args, **kwargs)
-        return output.float().contiguous()
+            return network(image.contiguous(memory_format=layout), *args, **kwargs)
 
     def _sample(self, parameters: Tensor, size: torch.Size) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(self.seed)
@@ -246,16 +249,12 @@ class AffineInferer(RegistrationInferer):
         image, start = _plain(inputs), time.perf_counter()
         moving, fixed = _both_ways(image) if self.symmetric else image.chunk(2, 1)
         pair = torch.cat([moving, fixed], 1)
-        dtype = getattr(torch, self.precision)
-        with torch.autocast(image.device.type, dtype, enabled=dtype != torch.float32):
-            found = network(pair, located=True) if self.keypoints else (network(pair),)
+        found = self._ask(pair, network, located=True) if self.keypoints else (self._ask(pair, network),)
         fields = self.deformation(found[0].float(), image.shape[2:], inverse=self.inverse)
         ways = _ways({**fields, "warped": warp(moving, fields["ddf"])}, len(image))
-        pred: dict[str, Any] = {
-            **ways[0],
-            "seconds": _seconds(image, start),
-            **({"back": ways[1]} if self.symmetric else {}),
-        }
+        pred: dict[str, Any] = {**ways[0], "seconds": _seconds(image, start)}
+        if self.symmetric:
+            pred["back"] = ways[1]
         if self.keypoints:
             pred["keypoints"] = [points[: len(image)] for points in found[1:]]
         return pred

@@ -29,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .deformations import MomentumGrid
 from .fields import at_least_float32, resize_field, spatial_gradient
 from .shooting import State, VectorFlow, coadjoint, integrate, shoot
 from .smoothing import GaussianKernel, MultiGaussianKernel, Spacing, per_axis, smooth_weighted
@@ -254,7 +255,7 @@ def label_weights(
     return _normalized(smooth_weights(result, sigma, spacing), 2)
 
 
-class RegionSpecificMomentum:
+class RegionSpecificMomentum(MomentumGrid):
     """Shooting in a metric with weights that differ from place to place, and move along (RDMM) or stay (stationary).
 
     The parameters are the initial momentum, D channels, in voxels of its own grid, and N channels x, one for each
@@ -325,18 +326,9 @@ class RegionSpecificMomentum:
         self.checkpoint, self.floor, self.quantity = checkpoint, floor, quantity
         self.weight_scale = weight_scale
 
-    def parameter_size(self, size: Sequence[int]) -> list[int]:
-        return [-(-n // self.stride) for n in size]
-
     def parameter_channels(self, spatial_dims: int) -> int:
         """D, and N where the weights are part of the parameters."""
         return spatial_dims + (len(self.kernel.sigmas) if self.pre_weights is None else 0)
-
-    def parameter_spacing(self, parameters: Tensor, size: Sequence[int]) -> tuple[float, ...]:
-        """Spacing of the momentum's grid, which spans an image grid of the given size."""
-        image = per_axis(self.spacing, len(size))
-        grids = zip(image, size, parameters.shape[2:], strict=True)
-        return tuple(h * (n - 1) / (m - 1) if m > 1 else h for h, n, m in grids)
 
     def __call__(self, parameters: Tensor, size: Sequence[int], *, inverse: bool = False) -> dict[str, Tensor]:
         d = len(size)
@@ -401,13 +393,6 @@ class RegionSpecificMomentum:
         other = copy(self)
         other.pre_weights = pre_weights
         return other
-
-    def on_grid(self, full: Sequence[int], size: Sequence[int]) -> RegionSpecificMomentum:
-        """The same deformation for images resampled from one size to another over the same extent."""
-        factors = [(n - 1) / (m - 1) if m > 1 else 1.0 for n, m in zip(full, size, strict=True)]
-        coarse = copy(self)
-        coarse.spacing = [h * f for h, f in zip(per_axis(self.spacing, len(size)), factors, strict=True)]
-        return coarse
 
     def resize_parameters(self, parameters: Tensor, size: Sequence[int]) -> Tensor:
         """Bring parameters onto another grid over the same extent: vectors are rescaled, x is not."""

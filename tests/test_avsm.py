@@ -404,7 +404,7 @@ def test_an_aligner_reads_its_weights_at_the_first_call(tmp_path):
     torch.save(other.state_dict(), tmp_path / "affine.pt")
     aligner = NetworkAligner(network, 1.5, (16, 16, 16), tmp_path / "affine.pt")
     np.testing.assert_allclose(aligner(*volumes), NetworkAligner(other, 1.5, (16, 16, 16))(*volumes), atol=1e-6)
-    with pytest.raises(FileNotFoundError, match="no weights of an affine network"):
+    with pytest.raises(FileNotFoundError, match="no weights of the affine network"):
         NetworkAligner(network, 1.5, (16, 16, 16), tmp_path / "none.pt")(*volumes)
     torch.save(Force().state_dict(), tmp_path / "other.pt")
     with pytest.raises(ValueError, match="not weights of this affine network"):

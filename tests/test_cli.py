@@ -75,6 +75,15 @@ def test_other_models_register_without_a_network(model, scans, tmp_path):
     assert metrics["folding_percent"] < 0.1
 
 
+def test_a_bundle_of_several_steps_is_optimised_without_its_network(scans, tmp_path):
+    (moving, label_moving), (fixed, label_fixed) = scans[:2]
+    words = ["optimize", moving, fixed, "-o", tmp_path, "--label_moving", label_moving, "--label_fixed", label_fixed]
+    assert run(*words, "--bundle", "avsm", "--iterations", "[10,10,5]", "--affine", "none") is None
+    (path,) = tmp_path.glob("*/metrics.json")
+    metrics = json.loads(path.read_text())
+    assert metrics["dice_after"] > metrics["dice_before"] + 0.05
+
+
 def test_an_unknown_model_is_refused(scans, tmp_path):
     message = run("optimize", scans[0][0], scans[1][0], "-o", tmp_path, "--model", "demons")
     assert message == "morphzoo: error: there is no model 'demons'; there are svf, lddmm, vsvf, ddf"

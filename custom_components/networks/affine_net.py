@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..fields import affine_to_ddf, at_least_float32, centred_to_voxel, compose_affine, voxel_to_centred, warp
+from ..weights import load_weights
 
 
 class AffineNetwork(nn.Module):
@@ -307,12 +308,8 @@ def load_parts(network: nn.Module, files: Mapping[str, str | os.PathLike]) -> No
         ValueError: if it does not hold the part's weights.
     """
     for name, path in files.items():
-        if str(path) == "none":
-            continue
-        try:
-            network.get_submodule(name).load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        except RuntimeError as error:
-            raise ValueError(f"{path}: these are not weights of this {name} network") from error
+        if str(path) != "none":
+            load_weights(network.get_submodule(name), path, name)
 
 
 def fit_affine(fixed: Tensor, moving: Tensor, weights: Tensor, ridge: float = 1e-5) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ...fields import centred_to_voxel
+from ...weights import load_weights
 from .affine import image_weights
 from .grids import center_of_mass, fixed_size_grid
 from .resampling import resample
@@ -54,22 +55,11 @@ class NetworkAligner:
             center = center_of_mass(image_weights(volume.data), volume.affine)
             grids.append(fixed_size_grid(self.spacing, self.size, center))
             images.append(resample(volume.data, volume.affine, grids[-1], antialias=True))
-        self._load()
+        if self.weights is not None:
+            load_weights(self.network.eval(), self.weights, "affine")
+            self.weights = None
         device = next((parameter.device for parameter in self.network.parameters()), torch.device("cpu"))
         matrix = np.eye(d + 1)
         found = self.network(torch.cat(images)[None].float().to(device))
         matrix[:d] = centred_to_voxel(found.float().cpu(), self.size)[0].double().numpy()
         return grids[0].affine @ matrix @ np.linalg.inv(grids[1].affine)
-
-    def _load(self) -> None:
-        if self.weights is None:
-            return
-        if not os.path.isfile(self.weights):
-            raise FileNotFoundError(f"{self.weights}: there are no weights of an affine network; train them")
-        state = torch.load(self.weights, map_location="cpu", weights_only=True)
-        try:
-            self.network.load_state_dict(state)
-        except RuntimeError as error:
-            raise ValueError(f"{self.weights}: these are not weights of this affine network") from error
-        self.network.eval()
-        self.weights = None
