@@ -167,6 +167,14 @@ def resize_field(field: Tensor, size: Sequence[int]) -> Tensor:
     return resized * scale
 
 
+def resize_map(values: Tensor, size: Sequence[int]) -> Tensor:
+    """Bring scalar maps (B, C, *S) onto a grid of `size` voxels over the same extent, linearly; as they are if it is
+    their own."""
+    if tuple(values.shape[2:]) == tuple(size):
+        return values
+    return F.interpolate(values, size=tuple(size), mode=_INTERPOLATE[len(size)], align_corners=True)
+
+
 def spatial_gradient(field: Tensor) -> Tensor:
     """Partial derivatives by central differences, one-sided at the borders (as `numpy.gradient`).
 

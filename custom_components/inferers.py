@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -12,8 +13,10 @@ from monai.inferers import Inferer
 from torch import Tensor
 
 from .deformations import AffineMap, StationaryVelocity
-from .fields import compose, warp
+from .fields import compose, resize_field, resize_map, warp
+from .networks.zero import ZeroField
 from .patches import predict_in_patches
+from .region_metric import label_weights
 from .tuning import Criterion, tune_hyper
 
 Deformation = Callable[..., dict[str, Tensor]]
@@ -88,12 +91,15 @@ class RegistrationInferer(Inferer):
         start: float,
         masks: dict[str, Tensor] | None,
         constants: dict[str, Any],
+        deformation: Deformation | None = None,
     ) -> dict[str, Any]:
-        """Refinement, fields, warped image, and the seconds since the start."""
+        """Refinement, fields, warped image, and the seconds since the start; a pair can have a deformation of its
+        own."""
         moving, fixed = image.chunk(2, 1)
         if self.refinement is not None:
-            parameters = self.refinement(moving, fixed, parameters, masks, constants=constants)
-        pred = self.deformation(parameters, image.shape[2:], inverse=self.inverse)
+            own = {} if deformation is None else {"deformation": deformation}
+            parameters = self.refinement(moving, fixed, parameters, masks, constants=constants, **own)
+        pred = (deformation or self.deformation)(parameters, image.shape[2:], inverse=self.inverse)
         pred["warped"] = warp(moving, pred["ddf"])
         pred["seconds"] = _seconds(image, start)
         return pred
@@ -264,10 +270,12 @@ class MultiStepInferer(RegistrationInferer):
     """A `RegistrationInferer` that applies one network several times in a row (AVSM).
 
     Each step sees the moving image as the map so far warps it. That is always the original image, warped once: the
-    fields are composed, `phi <- phi o phi_step`. A refinement is one more step, optimised from zero.
+    fields are composed, `phi <- phi o phi_step`. A refinement starts from the network's answer if that is all there is,
+    a single step; else it is one more step, optimised from zero.
 
     Beside the fields of the whole, without the parameters of a single step, there are "steps": for each, a dictionary
-    with the step's own fields (its momentum and energy) and "ddf", "inverse_ddf" and "warped" of the map so far. With
+    with the step's own fields (its momentum and energy) and "ddf", "inverse_ddf" and "warped" of the map so far. A
+    metric's "sigma" is that of the first step, on the moving image. With
     `affine`, "affine" holds "matrix" and "warped" of the affine map that comes first. With `symmetric`, "back" holds
     the same for the swapped pair.
 
@@ -314,11 +322,14 @@ class MultiStepInferer(RegistrationInferer):
             so_far["warped"] = warp(moving, so_far["ddf"])
             first = {key: so_far[key] for key in ("matrix", "warped")}
         steps: list[dict[str, Tensor]] = []
+        single = self.refinement is not None and self.num_steps == 1 and not self.affine
         for _ in range(self.num_steps):
             parameters = self._run(torch.cat([so_far["warped"], fixed], 1), network, *args, **kwargs)
+            if single and self.refinement is not None:
+                parameters = self.refinement(moving, fixed, parameters, masks, constants=kwargs)
             so_far = self._compose(moving, parameters, so_far)
             steps.append(so_far)
-        if self.refinement is not None:
+        if self.refinement is not None and not single:
             # Masks would have to move along with the image; the fixed one stays where it is.
             kept = {key: value for key, value in (masks or {}).items() if key == "mask_fixed"}
             parameters = self.refinement(so_far["warped"], fixed, None, kept, constants=kwargs)
@@ -326,6 +337,8 @@ class MultiStepInferer(RegistrationInferer):
         ways: list[dict[str, Any]] = []
         for each in zip(*(_ways(step, len(image)) for step in steps), strict=True):
             whole = {key: each[-1][key] for key in ("ddf", "inverse_ddf", "warped") if key in each[-1]}
+            if "sigma" in each[0]:
+                whole["sigma"] = each[0]["sigma"]
             ways.append({**whole, "steps": list(each)})
         for way, part in zip(ways, _ways(first, len(image)), strict=False):
             if part:
@@ -341,6 +354,123 @@ class MultiStepInferer(RegistrationInferer):
                 step["inverse_ddf"] = compose(step["inverse_ddf"], before["inverse_ddf"])
         step["warped"] = warp(moving, step["ddf"])
         return step
+
+
+class RegionInferer(RegistrationInferer):
+    """A `RegistrationInferer` whose metric is that of the moving image's regions (RDMM, pre-defined regulariser).
+
+    Called with `labels`, the moving image's label map (B, 1, *S), as `data.batches.prepare_labelled_batch` gives it.
+
+    Args:
+        deformation: `region_metric.RegionSpecificMomentum`.
+        regions, elsewhere, sigma: see `region_metric.label_weights`; the labels may be strings.
+        **options: of `RegistrationInferer`.
+    """
+
+    def __init__(
+        self,
+        deformation: Any,
+        *,
+        regions: Mapping[Any, Sequence[float]],
+        elsewhere: Sequence[float],
+        sigma: float = 0.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(deformation, **options)
+        self.regions = {int(label): list(weights) for label, weights in regions.items()}
+        self.elsewhere, self.sigma = list(elsewhere), sigma
+
+    def __call__(
+        self,
+        inputs: Tensor,
+        network: Callable[..., Tensor],
+        *args: Any,
+        masks: dict[str, Tensor] | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        image, start = _plain(inputs), time.perf_counter()
+        if labels is None:
+            raise ValueError("the metric is that of the moving image's regions: give its label map (label_moving)")
+        own: Any = self.deformation
+        weights = label_weights(labels, self.regions, self.elsewhere, sigma=self.sigma, spacing=own.spacing)
+        parameters = self.predict(image, network, *args, **kwargs)
+        return self._register(image, parameters, start, masks, kwargs, own.given(weights))
+
+
+class MetricInferer(RegistrationInferer):
+    """Optimise each pair's momentum in the metric that a network finds for its moving image (metric learning).
+
+    The network (`networks.region_net.MetricNetwork`) sees the moving image on the momentum's finest grid and the
+    momentum, and gives the raw weights there; on coarser grids momentum and weights are resampled. The momentum starts
+    from zero; with a `store` (training) from what the last visit to the pair left there, and what is found is kept. The
+    network is frozen while the momentum is optimised; the fields that are returned have a gradient for it.
+
+    With `networks.zero.ZeroField` in place of the network the weights are the kernel's own everywhere.
+
+    Args:
+        deformation: `region_metric.RegionSpecificMomentum`, stationary.
+        refinement: `PairwiseOptimizer`, from zero.
+        store: `data.momenta.MomentumStore`; the call then needs `pairs`, the pairs' names.
+        revisit: `PairwiseOptimizer`, from a stored momentum.
+        **options: of `RegistrationInferer`; no samples.
+    References: Niethammer, Kwitt, Vialard, Metric learning for image registration, CVPR 2019 (L-BFGS instead of
+        stochastic gradient descent in the momenta).
+    """
+
+    def __init__(
+        self,
+        deformation: Any,
+        refinement: Refinement,
+        *,
+        store: Any | None = None,
+        revisit: Refinement | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(deformation, refinement=refinement, **options)
+        if self.samples or (store is not None and revisit is None):
+            raise ValueError("metric learning has no samples, and a store needs an optimiser for a second visit")
+        self.deformation: Any = deformation
+        self.first, self.store, self.revisit = refinement, store, revisit
+
+    def __call__(
+        self,
+        inputs: Tensor,
+        network: Any,
+        *args: Any,
+        masks: dict[str, Tensor] | None = None,
+        pairs: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        image, start = _plain(inputs), time.perf_counter()
+        moving, fixed = image.chunk(2, 1)
+        inner = getattr(network, "module", network)  # of a distributed training
+        with _frozen(inner):
+            momentum = None if self.store is None else self.store.load(pairs)
+            optimizer = self.first if momentum is None or self.revisit is None else self.revisit
+            frozen = self._in_metric_of(inner, moving)
+            momentum = optimizer(
+                moving, fixed, None if momentum is None else momentum.to(moving), masks, deformation=frozen
+            )
+        if self.store is not None:
+            self.store.save(pairs, momentum)
+        pred = self._in_metric_of(network, moving)(momentum, image.shape[2:], inverse=self.inverse)
+        pred["warped"] = warp(moving, pred["ddf"])
+        return {**pred, "seconds": _seconds(image, start)}
+
+    def _in_metric_of(self, network: Any, moving: Tensor) -> Any:
+        """The deformation with the weights that the network finds."""
+        size = self.deformation.parameter_size(moving.shape[2:])
+        if isinstance(network, ZeroField):
+            base = moving.new_tensor(self.deformation.kernel.weights).view(1, -1, *[1] * len(size))
+            return self.deformation.given(base.expand(1, -1, *size))
+        seen = resize_map(moving, size)
+
+        def weights(momentum: Tensor) -> Tensor:
+            x = self._run(torch.cat([seen, resize_field(momentum, size)], 1), network)
+            return resize_map(x, momentum.shape[2:])
+
+        return self.deformation.predicted_by(weights)
 
 
 class PatchMomentumInferer(RegistrationInferer):
@@ -533,6 +663,21 @@ def _seconds(image: Tensor, start: float) -> Tensor:
     if image.is_cuda and not torch.is_grad_enabled():
         torch.cuda.synchronize()
     return torch.full((image.shape[0],), (time.perf_counter() - start) / image.shape[0])
+
+
+@contextmanager
+def _frozen(network: torch.nn.Module) -> Iterator[None]:
+    """The network in evaluation mode and without gradients for its parameters; then as it was."""
+    training, parameters = network.training, [p for p in network.parameters() if p.requires_grad]
+    network.eval()
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        network.train(training)
+        for parameter in parameters:
+            parameter.requires_grad_(True)
 
 
 def _both_ways(image: Tensor) -> tuple[Tensor, Tensor]:

@@ -29,7 +29,8 @@ class PairwiseOptimizer:
     Args:
         deformation: parameters to fields; has `parameter_size`. Its parameters must be a field (they are resized from
             level to level, vectors rescaled), unless it has `parameter_channels` and `resize_parameters` of its own.
-        loss: called as `loss(pred, batch)`, as in training.
+        loss: called as `loss(pred, batch)`, as in training. If it has an `epoch`, by which its own weights change
+            (`losses.region.RegionLoss`), that is half of the iterations so far, over all levels.
         loss_across: the loss for pairs of different contrast (see `same_contrast`); None uses `loss` for all. Which one
             was taken is logged.
         levels: shrink factors of the images, coarse to fine.
@@ -72,6 +73,7 @@ class PairwiseOptimizer:
         parameters: Tensor | None = None,
         masks: dict[str, Tensor] | None = None,
         constants: Mapping[str, Tensor] | None = None,
+        deformation: Any = None,
     ) -> Tensor:
         """Optimise.
 
@@ -79,8 +81,10 @@ class PairwiseOptimizer:
             moving, fixed: shape (B, C, *S), intensities in [0, 1].
             parameters: start, shape (B, D, *S'), any resolution; None for zero. Channels beyond the deformation's D, or
                 those it says it has, (a log variance) are returned as they came; their grid must be the deformation's.
+                Channels that are missing start at zero.
             masks: "mask_moving", "mask_fixed", shape (B, 1, *S).
             constants: what else the loss needs of the batch and has no resolution ("hyper").
+            deformation: in place of the optimiser's own, for one that depends on the pair.
         Returns:
             Parameters at the deformation's resolution for images of size S.
         Raises:
@@ -90,57 +94,55 @@ class PairwiseOptimizer:
         if parameters is not None and not any(self.iterations):
             return parameters
         batch = {"moving": moving.detach(), "fixed": fixed.detach(), **(masks or {})}
-        channels = self._channels(fixed)
+        whole = self.deformation if deformation is None else deformation
+        channels = _channels(whole, fixed)
         field = None if parameters is None else parameters[:, :channels]
         if parameters is not None and parameters.shape[1] > channels:
-            wanted = self.deformation.parameter_size(fixed.shape[2:])
+            wanted = whole.parameter_size(fixed.shape[2:])
             if list(parameters.shape[2:]) != list(wanted):
                 raise ValueError(
                     f"expected parameters of size {tuple(wanted)} with further channels, "
                     f"got shape {tuple(parameters.shape)}"
                 )
-        loss = self._choose(batch, field)
+        loss = self._choose(batch, field, whole)
         with tqdm(total=sum(self.iterations), desc="optimizing", disable=not self.progress, leave=False) as bar:
-            for factor, iterations in zip(self.levels, self.iterations, strict=True):
+            for i, factor in enumerate(self.levels):
                 level = {key: shrink(image, factor) for key, image in batch.items()} | dict(constants or {})
-                field = self._start(field, level["fixed"])
-                deformation = self.deformation
-                if hasattr(deformation, "on_grid"):
-                    deformation = deformation.on_grid(fixed.shape[2:], level["fixed"].shape[2:])
-                field = self._optimize_level(field, deformation, level, loss, iterations, bar)
+                field = _start(field, level["fixed"], whole)
+                coarse = whole
+                if hasattr(whole, "on_grid"):
+                    coarse = whole.on_grid(fixed.shape[2:], level["fixed"].shape[2:])
+                done = sum(self.iterations[:i])
+                field = self._optimize_level(field, coarse, level, loss, self.iterations[i], done, bar)
                 bar.set_postfix_str(f"level 1/{factor} done")
         assert field is not None
-        field = self._start(field, fixed)
+        field = _start(field, fixed, whole)
         if parameters is None or parameters.shape[1] == channels:
             return field
         return torch.cat([field, parameters[:, channels:].detach()], 1)
 
     @torch.no_grad()
-    def _choose(self, batch: dict[str, Tensor], parameters: Tensor | None) -> Loss:
+    def _choose(self, batch: dict[str, Tensor], parameters: Tensor | None, deformation: Any) -> Loss:
         if self.loss_across is None:
             return self.loss
         warped = batch["moving"]
         if parameters is not None:
-            warped = warp(warped, self.deformation(parameters, warped.shape[2:])["ddf"])
+            warped = warp(warped, deformation(parameters, warped.shape[2:])["ddf"])
         same = same_contrast(warped, batch["fixed"], batch.get("mask_fixed"))
         loss = self.loss if same else self.loss_across
         name = type(getattr(loss, "similarity", loss)).__name__
         logger.info("refining with %s: the images are of %s contrast", name, "the same" if same else "different")
         return loss
 
-    def _channels(self, image: Tensor) -> int:
-        dims = image.ndim - 2
-        own = getattr(self.deformation, "parameter_channels", None)
-        return dims if own is None else own(dims)
-
-    def _start(self, field: Tensor | None, image: Tensor) -> Tensor:
-        size = self.deformation.parameter_size(image.shape[2:])
-        if field is None:
-            return image.new_zeros(image.shape[0], self._channels(image), *size, dtype=torch.float32)
-        return getattr(self.deformation, "resize_parameters", resize_field)(field.detach(), size)
-
     def _optimize_level(
-        self, field: Tensor, deformation: Any, batch: dict[str, Tensor], objective: Loss, iterations: int, bar: tqdm
+        self,
+        field: Tensor,
+        deformation: Any,
+        batch: dict[str, Tensor],
+        objective: Any,
+        iterations: int,
+        done: int,
+        bar: tqdm,
     ) -> Tensor:
         size = batch["fixed"].shape[2:]
         searched = hasattr(deformation, "from_unknown")
@@ -178,6 +180,9 @@ class PairwiseOptimizer:
             optimizer = torch.optim.LBFGS([field], lr=1.0, max_iter=1, max_eval=5, line_search_fn="strong_wolfe")
         history: list[float] = []
         for iteration in range(iterations):
+            if hasattr(objective, "epoch") and objective.epoch != (done + iteration) // 2:
+                objective.epoch = (done + iteration) // 2
+                known.clear()
             history.append(float(optimizer.step(closure)) / voxels)
             bar.update()
             if history[-1] != history[-1] or abs(history[-1]) == float("inf"):
@@ -186,6 +191,21 @@ class PairwiseOptimizer:
                 bar.update(iterations - iteration - 1)
                 break
         return (deformation.from_unknown(field, size) if searched else field).detach()
+
+
+def _channels(deformation: Any, image: Tensor) -> int:
+    dims = image.ndim - 2
+    own = getattr(deformation, "parameter_channels", None)
+    return dims if own is None else own(dims)
+
+
+def _start(field: Tensor | None, image: Tensor, deformation: Any) -> Tensor:
+    size = deformation.parameter_size(image.shape[2:])
+    if field is None:
+        return image.new_zeros(image.shape[0], _channels(deformation, image), *size, dtype=torch.float32)
+    field = getattr(deformation, "resize_parameters", resize_field)(field.detach(), size)
+    missing = _channels(deformation, image) - field.shape[1]
+    return torch.cat([field, field.new_zeros(len(field), missing, *size)], 1) if missing > 0 else field
 
 
 def same_contrast(warped: Tensor, fixed: Tensor, mask: Tensor | None = None, *, threshold: float = 0.3) -> bool:

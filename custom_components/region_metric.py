@@ -21,20 +21,17 @@ CVPR 2019.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .deformations import MomentumGrid
-from .fields import at_least_float32, resize_field, spatial_gradient
+from .fields import at_least_float32, resize_field, resize_map, spatial_gradient
 from .shooting import State, VectorFlow, coadjoint, integrate, shoot
 from .smoothing import GaussianKernel, MultiGaussianKernel, Spacing, per_axis, smooth_weighted
-
-_LINEAR = {2: "bilinear", 3: "trilinear"}
 
 
 class RegionShot(NamedTuple):
@@ -325,23 +322,29 @@ class RegionSpecificMomentum(MomentumGrid):
         self.margin, self.margin_sigma = margin, margin_sigma
         self.checkpoint, self.floor, self.quantity = checkpoint, floor, quantity
         self.weight_scale = weight_scale
+        self.predictor: Callable[[Tensor], Tensor] | None = None
 
     def parameter_channels(self, spatial_dims: int) -> int:
         """D, and N where the weights are part of the parameters."""
-        return spatial_dims + (len(self.kernel.sigmas) if self.pre_weights is None else 0)
+        return spatial_dims + (len(self.kernel.sigmas) if self._has_weights() else 0)
+
+    def _has_weights(self) -> bool:
+        return self.pre_weights is None and self.predictor is None
 
     def __call__(self, parameters: Tensor, size: Sequence[int], *, inverse: bool = False) -> dict[str, Tensor]:
         d = len(size)
         if parameters.ndim != d + 2 or parameters.shape[1] != self.parameter_channels(d):
             raise ValueError(
                 f"expected parameters of {d} channels of momentum"
-                f"{' and one for each Gaussian' if self.pre_weights is None else ''}, "
+                f"{' and one for each Gaussian' if self._has_weights() else ''}, "
                 f"{self.parameter_channels(d)} in {d}-D, got shape {tuple(parameters.shape)}"
             )
         parameters = at_least_float32(parameters)
         spacing = self.parameter_spacing(parameters, size)
         unit = parameters.new_tensor(spacing).view(1, -1, *[1] * d)
         with torch.autocast(parameters.device.type, enabled=False):
+            if self.predictor is not None:
+                parameters = torch.cat([parameters, self.predictor(parameters).to(parameters)], 1)
             momentum, pre_weights = self._momentum(parameters, size), self._pre_weights(parameters)
             checkpoint = d == 3 if self.checkpoint is None else self.checkpoint
             mask = None
@@ -391,7 +394,13 @@ class RegionSpecificMomentum(MomentumGrid):
     def given(self, pre_weights: Tensor | None) -> RegionSpecificMomentum:
         """The same deformation with other pre-weights; None: with those of its parameters."""
         other = copy(self)
-        other.pre_weights = pre_weights
+        other.pre_weights, other.predictor = pre_weights, None
+        return other
+
+    def predicted_by(self, predictor: Callable[[Tensor], Tensor]) -> RegionSpecificMomentum:
+        """The same deformation with x = predictor(parameters), (B, N, *S'), of the D channels of its parameters."""
+        other = self.given(None)
+        other.predictor = predictor
         return other
 
     def resize_parameters(self, parameters: Tensor, size: Sequence[int]) -> Tensor:
@@ -400,7 +409,7 @@ class RegionSpecificMomentum(MomentumGrid):
         momentum = resize_field(parameters[:, :d], size)
         if parameters.shape[1] == d:
             return momentum
-        return torch.cat([momentum, _resized(parameters[:, d:], size).to(momentum)], 1)
+        return torch.cat([momentum, resize_map(parameters[:, d:], size).to(momentum)], 1)
 
     def to_unknown(self, parameters: Tensor, size: Sequence[int]) -> Tensor:
         """What an optimiser had better search: (K + floor)^(1/2) m with the base weights' kernel (as
@@ -430,7 +439,7 @@ class RegionSpecificMomentum(MomentumGrid):
 
     def _pre_weights(self, parameters: Tensor) -> Tensor:
         if self.pre_weights is not None:
-            given = _resized(self.pre_weights.to(parameters), parameters.shape[2:])
+            given = resize_map(self.pre_weights.to(parameters), parameters.shape[2:])
             return _normalized(given, 1 if self.stationary else 2)
         assert self.kernel.weights is not None
         x, base = parameters[:, parameters.ndim - 2 :], self.kernel.weights
@@ -444,12 +453,6 @@ def _normalized(weights: Tensor, power: int) -> Tensor:
     if power == 1:
         return weights / weights.sum(1, keepdim=True)
     return weights / weights.square().sum(1, keepdim=True).sqrt()
-
-
-def _resized(values: Tensor, size: Sequence[int]) -> Tensor:
-    if tuple(values.shape[2:]) == tuple(size):
-        return values
-    return F.interpolate(values, size=tuple(size), mode=_LINEAR[len(size)], align_corners=True)
 
 
 def _base(base: Sequence[float], x: Tensor) -> Tensor:

@@ -122,14 +122,20 @@ def pair_picture(
         figure.savefig(temporary, format="png", facecolor=_DARK)
 
 
-def uncertainty_picture(
-    path: str | os.PathLike, fixed: Tensor, maps: Mapping[str, Tensor], *, spacing_mm: Sequence[float]
+def maps_picture(
+    path: str | os.PathLike,
+    image: Tensor,
+    maps: Mapping[str, Tensor],
+    *,
+    spacing_mm: Sequence[float],
+    name: str = "fixed",
 ) -> None:
-    """Write slices of the fixed image and of maps of standard deviations beside it as PNG, all maps on one scale.
+    """Write slices of an image and of maps of standard deviations beside it as PNG, all maps on one scale.
 
     Args:
         path: the picture; replaced only by a complete one.
-        fixed: shape (C, *S).
+        image: shape (C, *S).
+        name: its heading.
         maps: heading to map (*S), in mm.
         spacing_mm: voxel size along each axis.
     Raises:
@@ -138,10 +144,10 @@ def uncertainty_picture(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    image = _plain(fixed)[0].float()
-    for name, values in maps.items():
+    image = _plain(image)[0].float()
+    for title, values in maps.items():
         if values.shape != image.shape:
-            raise ValueError(f"expected {name} of size {tuple(image.shape)}, got {tuple(values.shape)}")
+            raise ValueError(f"expected {title} of size {tuple(image.shape)}, got {tuple(values.shape)}")
     views = _views(image.shape, spacing_mm, _centre(image))
     top = max(_percentile(values.flatten(), 0.999) for values in maps.values()) or 1.0
     figure = Figure(figsize=(_PANEL * (len(maps) + 1) + 1, _PANEL * 1.15 * len(views)), dpi=110, facecolor=_DARK)
@@ -152,10 +158,10 @@ def uncertainty_picture(
         _draw_image(
             row[0], image, view, "gray", (_percentile(image.flatten(), 0.005), _percentile(image.flatten(), 0.995))
         )
-        _finish_panel(row[0], view, heading="fixed" if heading else "", letters=True)
-        for axes, (name, values) in zip(row[1:], maps.items(), strict=True):
+        _finish_panel(row[0], view, heading=name if heading else "", letters=True)
+        for axes, (title, values) in zip(row[1:], maps.items(), strict=True):
             drawn = _draw_image(axes, values, view, "magma", (0, top))
-            _finish_panel(axes, view, heading=f"{name.replace('_', ' ')}, mm" if heading else "", letters=False)
+            _finish_panel(axes, view, heading=f"{title.replace('_', ' ')}, mm" if heading else "", letters=False)
     bar = figure.colorbar(drawn, ax=panels.ravel().tolist(), fraction=0.03, pad=0.02)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=7, colors=_FAINT, length=2)

@@ -8,7 +8,7 @@ from matplotlib.image import imread
 
 from custom_components import report
 from custom_components.fields import warp
-from custom_components.report import cohort_page, pair_picture, training_curve, uncertainty_picture
+from custom_components.report import cohort_page, maps_picture, pair_picture, training_curve
 
 
 def arguments(pair):
@@ -100,7 +100,7 @@ def test_picture_of_the_uncertainty_shows_the_image_and_every_map(tmp_path, phan
     spacing = [1.0] * fixed[0].ndim
     for number in (1, 2):
         shown = dict(list(maps.items())[:number])
-        uncertainty_picture(tmp_path / "new" / f"{number}.png", fixed, shown, spacing_mm=spacing)
+        maps_picture(tmp_path / "new" / f"{number}.png", fixed, shown, spacing_mm=spacing)
     one, two = (imread(tmp_path / "new" / f"{number}.png") for number in (1, 2))
     assert two.std() > 0.05
     assert two.shape[1] > 1.2 * one.shape[1]
@@ -112,16 +112,14 @@ def test_maps_of_the_uncertainty_share_one_scale(tmp_path):
     bright = []
     for second in (1.0, 0.01):
         maps = {"a": torch.ones(20, 18), "b": torch.full((20, 18), second)}
-        uncertainty_picture(tmp_path / "p.png", torch.zeros(1, 20, 18), maps, spacing_mm=(1, 1))
+        maps_picture(tmp_path / "p.png", torch.zeros(1, 20, 18), maps, spacing_mm=(1, 1))
         bright.append((imread(tmp_path / "p.png")[..., :3].min(-1) > 0.7).sum())
     assert 0.4 < bright[1] / bright[0] < 0.6
 
 
 @pytest.mark.parametrize("value", [0.0, math.nan])
 def test_maps_without_uncertainty_can_be_drawn(tmp_path, value):
-    uncertainty_picture(
-        tmp_path / "p.png", torch.zeros(1, 16, 18), {"sd": torch.full((16, 18), value)}, spacing_mm=(1, 1)
-    )
+    maps_picture(tmp_path / "p.png", torch.zeros(1, 16, 18), {"sd": torch.full((16, 18), value)}, spacing_mm=(1, 1))
     assert (tmp_path / "p.png").stat().st_size > 1000
 
 

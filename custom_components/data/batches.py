@@ -35,6 +35,22 @@ def prepare_pair_batch(
     return image, targets, (), {"masks": masks} if masks else {}
 
 
+def prepare_labelled_batch(
+    batch: Mapping[str, Any], device: torch.device | str | None = None, non_blocking: bool = False, **kwargs: Any
+) -> Prepared:
+    """As `prepare_pair_batch`, with the moving image's label map, if there is one, for the inferer, "labels"."""
+    image, targets, args, options = prepare_pair_batch(batch, device, non_blocking, **kwargs)
+    return image, targets, args, {**options, "labels": targets.get("label_moving")}
+
+
+def prepare_named_batch(
+    batch: Mapping[str, Any], device: torch.device | str | None = None, non_blocking: bool = False, **kwargs: Any
+) -> Prepared:
+    """As `prepare_pair_batch`, with the pairs' names for the inferer, "pairs" (`data.momenta.SteadyPairs`)."""
+    image, targets, args, options = prepare_pair_batch(batch, device, non_blocking, **kwargs)
+    return image, targets, args, {**options, "pairs": list(batch["pair"])}
+
+
 class SynthesizedBatch:
     """`prepare_batch` for label maps: images are made of them on the training device, anew at each call.
 

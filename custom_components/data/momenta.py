@@ -1,4 +1,4 @@
-"""Training data of networks that predict momenta: pairs, their optimised momenta on disk, and patches of both."""
+"""Training data of networks of momenta: pairs, their optimised momenta on disk, and patches of both."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +132,7 @@ class MomentumPatchDataset(Dataset, Randomizable):
                 for i, shown, momentum in zip(chunk, image.cpu().half(), momenta, strict=True):
                     description = json.dumps({**self.description, "pair": _paths(items[i])})
                     content = {"image": shown, "momentum": momentum, "description": description}
-                    self._write(files[i], {k: v.clone() if isinstance(v, Tensor) else v for k, v in content.items()})
+                    _write(files[i], {k: v.clone() if isinstance(v, Tensor) else v for k, v in content.items()})
                 bar.update(len(chunk))
         # The other processes' share: no barrier, whose time runs out.
         while not all(path.exists() for path in files):
@@ -140,15 +140,7 @@ class MomentumPatchDataset(Dataset, Randomizable):
         return files
 
     def _images(self, item: Any, seed: int) -> Tensor:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return self.prepare(list_data_collate([item]), self.device)[0].float()
-
-    @staticmethod
-    def _write(path: Path, content: Mapping[str, Any]) -> None:
-        partial = path.with_suffix(f".{os.getpid()}.partial")  # other trainings may be making the same
-        torch.save(content, partial)
-        partial.replace(path)
+        return _seeded(self.prepare, item, seed, self.device)[0].float()
 
     def _example(self, index: int, path: Path) -> tuple[Tensor, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -181,6 +173,85 @@ class MomentumPatchDataset(Dataset, Randomizable):
     def _rest(self, inferer: Any, image: Tensor, momentum: Tensor) -> tuple[Tensor, Tensor]:
         seen, predicted = inferer.before(image[None].float().to(self.device))
         return seen[0].cpu().half(), momentum - predicted[0].cpu()
+
+
+class SteadyPairs(Dataset):
+    """Pairs that are the same at each visit: random images are seeded with the pair's number.
+
+    Item i has `image` (2, *S), moving and fixed, what else the loss needs (labels), and `pair`, a name of its own.
+
+    Args:
+        pairs: the same pairs at each visit (`ScanPairDataset(shuffle=False)`).
+        prepare: makes the images of a batch of pairs (`SynthesizedBatch`).
+    """
+
+    def __init__(self, pairs: Dataset, prepare: Prepare = prepare_pair_batch) -> None:
+        self.pairs, self.prepare = pairs, prepare
+
+    def __len__(self) -> int:
+        return len(self.pairs)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"item {index} of {len(self)} pairs")
+        item = self.pairs[index]
+        image, targets, _, _ = _seeded(self.prepare, item, index)
+        return {"pair": f"{index:05d}_{_name(item)}", "image": image[0], **{k: v[0] for k, v in targets.items()}}
+
+
+class MomentumStore:
+    """The momenta of pairs between visits, on disk, one file for each pair.
+
+    Args:
+        folder: of the files; it is made at the first momentum.
+        settings: what the momenta depend on (kernel, spacing): written to the files and compared.
+    """
+
+    def __init__(self, folder: str | os.PathLike, settings: Mapping[str, Any] | None = None) -> None:
+        self.folder = Path(folder)
+        self.description = json.dumps({key: str(value) for key, value in (settings or {}).items()}, sort_keys=True)
+
+    def load(self, pairs: Sequence[str]) -> Tensor | None:
+        """The momenta (B, D, *S') of a batch of pairs, or None if one of them has none yet.
+
+        Raises:
+            ValueError: if a file was made with other settings.
+        """
+        files = [self._file(pair) for pair in pairs]
+        if not files or not all(file.exists() for file in files):
+            return None
+        momenta = []
+        for file in files:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+            if content["description"] != self.description:
+                raise ValueError(
+                    f"{file}: a momentum made with {content['description']}, not {self.description}: "
+                    "take another folder"
+                )
+            momenta.append(content["momentum"])
+        return torch.stack(momenta)
+
+    def save(self, pairs: Sequence[str], momenta: Tensor) -> None:
+        """Keep momenta (B, D, *S')."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for pair, momentum in zip(pairs, momenta.detach().cpu(), strict=True):
+            _write(self._file(pair), {"momentum": momentum.clone(), "description": self.description})
+
+    def _file(self, pair: str) -> Path:
+        return self.folder / f"{pair}.pt"
+
+
+def _seeded(prepare: Prepare, item: Any, seed: int, device: torch.device | str = "cpu") -> Any:
+    """A batch of one pair, whose random numbers are the seed's."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return prepare(list_data_collate([item]), device)
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    partial = path.with_suffix(f".{os.getpid()}.partial")  # other trainings may be making the same
+    torch.save(content, partial)
+    partial.replace(path)
 
 
 def _paths(item: Mapping[str, Any]) -> list[str]:

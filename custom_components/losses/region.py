@@ -6,13 +6,13 @@ Weights are (B, N, *S), one channel for each Gaussian. Integrals over the domain
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..fields import at_least_float32, spatial_gradient
+from ..fields import at_least_float32, resize_map, spatial_gradient
 from ..smoothing import GaussianKernel, Spacing, per_axis
 from .affine import falling_weight
 
@@ -144,15 +144,81 @@ class WeightTotalVariation(nn.Module):
             )
         d = weights.ndim - 2
         spacing = per_axis(self.spacing, d)
-        image = at_least_float32(image.detach())
-        if image.shape[2:] != weights.shape[2:]:
-            mode = "bilinear" if d == 2 else "trilinear"
-            image = F.interpolate(image, size=weights.shape[2:], mode=mode, align_corners=True)
+        image = resize_map(at_least_float32(image.detach()), weights.shape[2:])
         if self.sigma:
             image = GaussianKernel(self.sigma, padding="reflect")(image, spacing)
         slope = spatial_gradient(image) / image.new_tensor(spacing).view(1, 1, -1, *[1] * d)
         steepest = slope.square().sum(2).sqrt().amax(1, keepdim=True)
         return (1 / (1 + self.edges * steepest * min(spacing))).to(weights)
+
+
+class RegionLoss(nn.Module):
+    """A registration loss, and the penalties on the weights of its metric.
+
+    loss + range_weight(T) * range(w) + omt_weight(T) * omt(w)
+         + variation_weight * variation(h, moving) + input_range_weight * input_range(x)
+
+    T is the epoch of training (set by `handlers.Schedule`), or half of the iterations of an optimisation (set by
+    `optimization.PairwiseOptimizer`): see the functions `range_weight` and `omt_weight`.
+
+    Args:
+        loss: a module with `terms` (`RegistrationLoss`).
+        omt, range: penalties of the weights w; None leaves one out.
+        variation: of the pre-weights h (`WeightTotalVariation`), the moving image says where its edges are.
+        input_range: of the raw weights x (`InputRangePenalty`).
+        omt_weight, range_weight, variation_weight, input_range_weight: theirs; of the first two those the schedule ends
+            and starts with.
+        static, rate, floor: of the schedule; `rate` None for none: both weights as given, all the time.
+    References: Shen et al., NeurIPS 2019 (RDMM: omt, range); Niethammer et al., CVPR 2019 (metric learning: omt,
+        variation, input range, no schedule).
+    """
+
+    def __init__(
+        self,
+        loss: Any,
+        *,
+        omt: nn.Module | None = None,
+        range: nn.Module | None = None,
+        variation: nn.Module | None = None,
+        input_range: nn.Module | None = None,
+        omt_weight: float = 1.0,
+        range_weight: float = 1.0,
+        variation_weight: float = 1.0,
+        input_range_weight: float = 1.0,
+        static: int = 10,
+        rate: float | None = 5.0,
+        floor: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.loss, self.omt, self.range = loss, omt, range
+        self.variation, self.input_range = variation, input_range
+        self.omt_weight, self.range_weight = omt_weight, range_weight
+        self.variation_weight, self.input_range_weight = variation_weight, input_range_weight
+        self.static, self.rate, self.floor = static, rate, floor
+        self.epoch = 0
+
+    def forward(self, pred: MutableMapping[str, Any], batch: Mapping[str, Any]) -> Tensor:
+        """Total loss, a scalar; the weighted, detached terms are left in `pred["terms"]`."""
+        terms = self.terms(pred, batch)
+        pred["terms"] = {name: value.detach() for name, value in terms.items()}
+        return sum(terms.values())  # type: ignore[return-value]
+
+    def terms(self, pred: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The weighted terms by name: those of the loss, and as configured omt, range, variation, input_range."""
+        terms = dict(self.loss.terms(pred, batch))
+        falling = rising = 1.0
+        if self.rate is not None:
+            schedule: dict[str, Any] = {"static": self.static, "rate": self.rate, "floor": self.floor}
+            falling, rising = range_weight(self.epoch, **schedule), omt_weight(self.epoch, **schedule)
+        if self.omt is not None:
+            terms["omt"] = self.omt_weight * rising * self.omt(pred["weights"])
+        if self.range is not None:
+            terms["range"] = self.range_weight * falling * self.range(pred["weights"])
+        if self.variation is not None:
+            terms["variation"] = self.variation_weight * self.variation(pred["pre_weights"], batch["moving"])
+        if self.input_range is not None:
+            terms["input_range"] = self.input_range_weight * self.input_range(pred["raw_weights"])
+        return terms
 
 
 def range_weight(epoch: int, start: float = 1.0, *, static: int = 10, rate: float = 5.0, floor: float = 0.1) -> float:

@@ -11,10 +11,19 @@ import torch
 from monai.transforms import Transform
 from torch import Tensor
 
+from ..fields import resize_map
 from ..metrics import foreground_mask, label_overlap, pair_metrics, present_labels, write_metrics
-from ..report import pair_picture
+from ..report import maps_picture, pair_picture
 from .pairs import load_labels_for
-from .physical import Volume, load_image, load_labels, resample, voxel_spacing
+from .physical import (
+    Volume,
+    load_image,
+    load_labels,
+    publish_together,
+    resample,
+    voxel_spacing,
+    write_image,
+)
 
 
 class ReportPaird(Transform):
@@ -89,6 +98,34 @@ class ReportPaird(Transform):
             result[f"dice_{name}"] = float(dice.nanmean())
             result |= {f"dice_{name}_{label}": float(value) for label, value in zip(labels, dice, strict=True)}
         return result
+
+
+class ReportSigmad(Transform):
+    """Write the regulariser of a pair that was registered in a spatially varying metric, into its folder.
+
+    Expects an item as `SavePaird` and `ReportPaird` left it, whose `pred` holds `sigma` (1, *S'), the equivalent
+    standard deviation of the metric's Gaussians in mm, on the moving image as it came to the model grid. Writes
+    sigma.nii.gz on that grid if `SavePaird` wrote the warped image, and sigma.png if `ReportPaird` drew a picture. The
+    metrics get `sigma_mm` and `sigma_sd_mm`, mean and standard deviation within the foreground.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        moving = torch.as_tensor(data["moving"]).float().cpu()
+        sigma = resize_map(_batched(data["pred"]["sigma"]).float(), moving.shape[1:])[0, 0]
+        inside = sigma[torch.as_tensor(data["foreground"])[0].cpu() > 0]
+        metrics = {**data["metrics"], "sigma_mm": float(inside.mean()), "sigma_sd_mm": float(inside.std(correction=0))}
+        folder, affine = Path(data["output_dir"]), np.asarray(data["grid_affine"], dtype=np.float64)
+        with publish_together(folder) as scratch:
+            if "warped" in data["output_files"]:
+                write_image(scratch / "sigma.nii.gz", sigma, affine)
+            if "picture" in data["output_files"]:
+                spacing = [float(s) for s in voxel_spacing(affine)]
+                maps_picture(scratch / "sigma.png", moving, {"sigma": sigma}, spacing_mm=spacing, name="moving")
+            files = {f"sigma_{path.suffix[1:]}": str(folder / path.name) for path in sorted(scratch.iterdir())}
+            write_metrics(
+                scratch / "metrics.json", {name: value for name, value in metrics.items() if name != "picture"}
+            )
+        return {**data, "metrics": metrics, "output_files": {**data["output_files"], **files}}
 
 
 def _on_grid(labels: Volume, image: Volume) -> Tensor:

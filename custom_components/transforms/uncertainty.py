@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..fields import resize_field
 from ..metrics import folding_fraction, write_metrics
-from ..report import uncertainty_picture
+from ..report import maps_picture
 from .pairs import load_labels_for
 from .physical import (
     DisplacementField,
@@ -77,7 +77,7 @@ class ReportUncertaintyd(Transform):
                 write_image(folder / f"{name}.nii.gz", values, grid.affine)
         if "picture" in data["output_files"]:
             spacing = [float(s) for s in voxel_spacing(grid.affine)]
-            uncertainty_picture(folder / "uncertainty.png", _plain(data["fixed"]), maps, spacing_mm=spacing)
+            maps_picture(folder / "uncertainty.png", _plain(data["fixed"]), maps, spacing_mm=spacing)
         return {f"{name}_mm": float(values[mask[0, 0]].mean()) for name, values in maps.items()}
 
     def _write_entropy(self, folder: Path, data: Mapping[Hashable, Any], samples: Tensor, grid: Grid) -> float:
