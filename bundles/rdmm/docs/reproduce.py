@@ -1,0 +1,134 @@
+r"""What does a metric that differs from place to place bring, optimised, learned or given by a network?
+
+    python bundles/rdmm/docs/reproduce.py SLICES OUT [--pairs 20] [--steps 1000] [--only "LDDMM;RDMM, optimised"]
+    python bundles/rdmm/docs/reproduce.py SLICES OUT --trained RDMM=runs/x/model.pt ...
+
+SLICES: a folder of 2-D slices (data_lists/build.py slices). The networks of the methods asked for are trained first,
+each in OUT (--trained: they are there already): RDMM and, for comparison, the same momentum network in the constant
+metric (LDDMM) for --steps batches of 4; metric learning, with a network and with one metric for all places, for a
+tenth of it in batches of 8. Then each method registers the same --pairs pairs, drawn at random, of the section
+`validation_pairs`: OUT/measures and table.md. What is there is not done again.
+
+All methods have the same Gaussians, similarity and, where they are optimised, levels and iterations. The numbers in
+their names are the weights of the energy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(REPOSITORY))
+
+from benchmarks.experiments import EPOCHS, script_parser, train  # noqa: E402
+from custom_components.__main__ import evaluate  # noqa: E402
+from custom_components.data.lists import load_list  # noqa: E402
+
+OVERLAYS = REPOSITORY / "bundles" / "overlays"
+KERNEL = {"_target_": "custom_components.smoothing.MultiGaussianKernel", "sigmas": [2.0, 4.0, 8.0, 16.0]}
+SEARCH = {"levels": [4, 2, 1], "iterations": [20, 20, 15]}
+NETWORK = {"learning_rate": 0.001, "integration_steps": 5}
+# Network: bundle, share of the steps, batch size, settings of its training.
+NETWORKS: dict[str, tuple[str, float, int, dict[str, Any]]] = {
+    "RDMM": ("rdmm", 1.0, 4, {**NETWORK, "static_epochs": 2, "rate": 2.0}),
+    "LDDMM": ("avsm", 1.0, 4, {**NETWORK, "deformation#stationary": False}),
+    "local": ("metric_learning", 0.1, 8, {"visit_iterations": 3, "lr_scheduler#T_max": 100000}),
+    "global": (
+        "metric_learning",
+        0.1,
+        8,
+        {"visit_iterations": 3, "lr_scheduler#T_max": 100000, "global_epochs": EPOCHS},
+    ),
+}
+
+
+def optimised(bundle: str, *overlays: str, **settings: Any) -> tuple[str, str | None, dict[str, Any]]:
+    files = [str(OVERLAYS / f"{name}.json") for name in ("training_free", *overlays)]
+    return bundle, None, {"overlay": files, **SEARCH, **settings}
+
+
+def constant(*overlays: str, **settings: Any) -> tuple[str, str | None, dict[str, Any]]:
+    return optimised("voxelmorph", "lddmm", *overlays, kernel=KERNEL, num_steps=5, **settings)
+
+
+# Method: bundle, network, settings of its inference.
+METHODS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
+    **{f"vSVF, {weight}": constant("vsvf", weight=weight) for weight in (0.003, 0.001)},
+    **{f"LDDMM, {weight}": constant(weight=weight) for weight in (0.003, 0.001, 0.0003)},
+    **{f"RDMM, optimised, {weight}": optimised("rdmm", weight=weight) for weight in (0.003, 0.001)},
+    "RDMM, optimised, 0.003, no schedule": optimised("rdmm", rate="$None"),
+    "LDDMM, learned": ("avsm", "LDDMM", {"deformation#stationary": False, "integration_steps": 5, "num_steps": 1}),
+    "RDMM, learned": ("rdmm", "RDMM", {}),
+    "RDMM, learned, refined": ("rdmm", "RDMM", {"optimize": [0, 15]}),
+    "metric learning, base metric, 0.003": ("metric_learning", "local", {**SEARCH, "stage": 0}),
+    "metric learning, global, 0.003": ("metric_learning", "global", {**SEARCH, "stage": 1}),
+    "metric learning, local, 0.003": ("metric_learning", "local", SEARCH),
+}
+COLUMNS = {"dice_after": "Dice", "folding_percent": "det J <= 0, %", "sd_log_jacobian": "sd log det J"}
+COLUMNS |= {"ncc_after": "correlation", "sigma_mm": "sigma, mm", "sigma_sd_mm": "its sd"}
+
+
+def run(command: Sequence[str] | None = None) -> None:
+    parser = script_parser(__doc__ or "", METHODS)
+    parser.set_defaults(only=";".join(METHODS), steps=1000, pairs=20)
+    parser.add_argument("--trained", nargs="*", default=[], metavar="NETWORK=FILE", help=", ".join(NETWORKS))
+    args = parser.parse_args(command)
+    names = args.only.split(";")
+    unknown = [name for name in names if name not in METHODS]
+    trained = dict(entry.split("=", 1) for entry in args.trained if "=" in entry)
+    if unknown or len(trained) < len(args.trained) or set(trained) - set(NETWORKS):
+        parser.error(f"expected methods among {'; '.join(METHODS)} and NETWORK=FILE with {', '.join(NETWORKS)}")
+    args.output.mkdir(parents=True, exist_ok=True)
+    pairs = load_list(args.slices / "datalist.json", "validation_pairs", args.slices)
+    chosen = random.Random(0).sample(pairs, min(args.pairs, len(pairs)))
+    (args.output / "pairs.json").write_text(json.dumps({"validation_pairs": chosen}))
+    rows = {name: measure(name, args, trained) for name in names}
+    text = table(rows)
+    (args.output / "table.md").write_text(text)
+    print(text)
+
+
+def measure(name: str, args: argparse.Namespace, trained: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The measures of each pair by one method; its network is trained if it has to be."""
+    bundle, network, settings = METHODS[name]
+    folder = args.output / "measures" / name.replace(", ", "_").replace(" ", "_")
+    if not (folder / "metrics.json").exists():
+        options = dict(settings)
+        if network is not None:
+            options["weights"] = trained.get(network) or str(trained_here(network, args))
+        evaluate(str(args.output / "pairs.json"), str(folder), bundle=bundle, affine="none", **options)
+    return json.loads((folder / "metrics.json").read_text())["pairs"]
+
+
+def trained_here(network: str, args: argparse.Namespace) -> Path:
+    bundle, share, batch_size, settings = NETWORKS[network]
+    folder = args.output / "networks" / network
+    train(bundle, folder, args.slices, settings, steps=round(share * args.steps), batch_size=batch_size)
+    return folder / "model.pt"
+
+
+def table(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Markdown."""
+    lines = ["| method | " + " | ".join(COLUMNS.values()) + " | worst pair | seconds |"]
+    lines.append("|---" * (len(COLUMNS) + 3) + "|")
+    before = np.mean([row["dice_before"] for row in next(iter(rows.values()))])
+    lines.append(f"| unregistered | {before:.3f} " + "| " * (len(COLUMNS) + 1) + "|")
+    for name, pairs in rows.items():
+        values = {key: np.mean([row[key] for row in pairs]) if key in pairs[0] else None for key in COLUMNS}
+        digits = {"folding_percent": 4, "sigma_mm": 1, "sigma_sd_mm": 1}
+        cells = ["" if v is None else f"{v:.{digits.get(key, 3)}f}" for key, v in values.items()]
+        worst, seconds = min(row["dice_after"] for row in pairs), np.median([row["seconds"] for row in pairs])
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {worst:.3f} | {seconds:.1f} |")
+    return "\n".join(lines) + f"\n\n{len(next(iter(rows.values())))} pairs\n"
+
+
+if __name__ == "__main__":
+    run()
