@@ -1,4 +1,4 @@
-"""The `morphzoo` command: register, optimize, evaluate, atlas, tune, apply, demo: a thin layer over the bundles."""
+"""The `morphzoo` command: register, optimize, evaluate, atlas, tune, apply, export, demo; thin, over the bundles."""
 
 from __future__ import annotations
 
@@ -354,6 +354,47 @@ def apply(
     print(f"wrote {output} ({'nearest' if is_label else 'linear'})")
 
 
+def export(
+    bundle: str,
+    output: str = "exported",
+    *,
+    zip: bool = False,
+    atlas: str | None = None,
+    atlas_labels: str | None = None,
+    label_names: str | None = None,
+    **options: Any,
+) -> None:
+    """Write a bundle as a self-contained folder, OUTPUT/<bundle>, that works without this package.
+
+    `--for monai-label` makes OUTPUT/<bundle>_atlas instead, a segmentation model for MONAI Label (docs/monai_label.md).
+
+    Args:
+        bundle: name of a bundle, or its folder beside others.
+        output: folder for the results.
+        zip: also write OUTPUT/<bundle>_v<version>.zip and its SHA-256.
+        atlas, atlas_labels: for MONAI Label: the image that is registered to each study, and its label map.
+        label_names: for MONAI Label: CSV file with the columns id and name.
+        **options: for: "monai-label".
+    """
+    from .export import export_bundle, export_for_monai_label
+
+    purpose = options.pop("for", None)
+    if options or purpose not in (None, "monai-label"):
+        raise ValueError(f"export takes --for monai-label, and no {', '.join(options) or purpose!r}")
+    folder = find_bundle(bundle).absolute()
+    if purpose is None:
+        if atlas or atlas_labels or label_names:
+            raise ValueError("an atlas is for --for monai-label")
+        written = export_bundle(folder, output, zipped=zip)
+    else:
+        if not (atlas and atlas_labels):
+            raise ValueError("--for monai-label needs --atlas IMAGE and --atlas-labels LABELS")
+        files = {"atlas": str(atlas), "atlas_labels": str(atlas_labels)}
+        written = export_for_monai_label(folder, output, **files, label_names=label_names, zipped=zip)
+    for path in written:
+        print(path)
+
+
 def demo(output: str = "demo_output", **settings: Any) -> None:
     """Make two subjects with a known deformation, register them and compare with the truth; needs `morphzoo[demo]`."""
     from .demo import run_demo
@@ -592,7 +633,7 @@ def main() -> None:
     # fire takes one letter only where it is unambiguous; -o is what everybody types.
     sys.argv = ["--output" if word == "-o" else word for word in sys.argv]
     commands = {"register": register, "optimize": optimize, "evaluate": evaluate, "tune": tune}
-    commands |= {"atlas": atlas, "apply": apply, "demo": demo}
+    commands |= {"atlas": atlas, "apply": apply, "export": export, "demo": demo}
     try:
         fire.Fire(commands, name="morphzoo", serialize=lambda result: None if result == {} else result)
     except KeyboardInterrupt:

@@ -576,3 +576,27 @@ def test_points_without_coordinates_are_named(registered, tmp_path):
     (tmp_path / "p.csv").write_text("a,b\n1,2\n")
     assert "p.csv" in run("apply", registered / "forward_field.nii.gz", tmp_path / "p.csv", tmp_path / "q.csv")
     assert not (tmp_path / "q.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["nothing"], "there is no bundle 'nothing'"),
+        (["voxelmorph", "--for", "slicer"], "export takes --for monai-label"),
+        (["voxelmorph", "--zipp"], "and no 'zipp'"),
+        (["voxelmorph", "--atlas", "atlas.nii.gz"], "an atlas is for --for monai-label"),
+        (["voxelmorph", "--for", "monai-label"], "needs --atlas IMAGE and --atlas-labels LABELS"),
+    ],
+)
+def test_wrong_exports_are_refused_in_one_line(words, part, tmp_path):
+    message = run("export", *words, "-o", tmp_path / "out")
+    assert part in message
+    assert "\n" not in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_export_prints_what_it_wrote(tmp_path, capsys):
+    assert run("export", "voxelmorph", "-o", tmp_path, "--zip") is None
+    written = capsys.readouterr().out.split()
+    assert [Path(path).suffix for path in written] == ["", ".zip", ".sha256"]
+    assert all(Path(path).exists() for path in written)

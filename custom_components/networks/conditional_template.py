@@ -42,16 +42,16 @@ class AttributeEncoder(nn.Module):
             if name in _TAKEN:
                 raise ValueError(f"attribute {name!r}: the scans of a data list have another entry of that name")
             self.categories.append(categories)
-        # Number of categories, 0 for a numeric attribute; a tensor, for TorchScript knows no empty list.
-        self.counts = nn.Buffer(torch.tensor([len(c) for c in self.categories], dtype=torch.long), persistent=False)
+        # Number of categories, 0 for a numeric attribute; never empty, for TorchScript knows no empty list.
+        self.counts = [len(c) for c in self.categories] or [0]
         self.size = sum(max(1, len(c)) for c in self.categories)
         self.mean, self.sd = nn.Buffer(torch.zeros(len(self.names))), nn.Buffer(torch.ones(len(self.names)))
         self.lowest, self.highest = (nn.Buffer(torch.zeros(len(self.names))) for _ in range(2))
 
     def forward(self, raw: Tensor | None = None) -> Tensor:
         parts: list[Tensor] = []
-        for i in range(self.counts.numel()):
-            count = int(self.counts[i])
+        for i in range(self.mean.numel()):
+            count = self.counts[i]
             if count > 0:
                 if raw is None:
                     parts.append(torch.full([1, count], 1.0 / count, device=self.mean.device))
@@ -71,7 +71,7 @@ class AttributeEncoder(nn.Module):
             ValueError: if a numeric attribute is the same for all.
         """
         raw = raw.to(self.mean)
-        numeric = self.counts == 0
+        numeric = torch.tensor([not c for c in self.categories], dtype=torch.bool, device=raw.device)
         sd = raw.std(0, correction=0)
         for name, constant in zip(self.names, (numeric & ~(sd > 0)).tolist(), strict=True):
             if constant:

@@ -64,7 +64,6 @@ METHODS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
     **{f"vSVF, {weight}": constant("vsvf", weight=weight) for weight in (0.003, 0.001)},
     **{f"LDDMM, {weight}": constant(weight=weight) for weight in (0.003, 0.001, 0.0003)},
     **{f"RDMM, optimised, {weight}": optimised("rdmm", weight=weight) for weight in (0.003, 0.001)},
-    "RDMM, optimised, 0.003, no schedule": optimised("rdmm", rate="$None"),
     "LDDMM, learned": ("avsm", "LDDMM", {"deformation#stationary": False, "integration_steps": 5, "num_steps": 1}),
     "RDMM, learned": ("rdmm", "RDMM", {}),
     "RDMM, learned, refined": ("rdmm", "RDMM", {"optimize": [0, 15]}),

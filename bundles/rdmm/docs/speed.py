@@ -1,8 +1,8 @@
 r"""Seconds and memory of a training step and of the map alone, for a pair: python bundles/rdmm/docs/speed.py [2 3]
 
-Each model runs in a process of its own, one thread; the networks are those of the bundles, with random weights. A step
-is prediction, map, loss and gradient (metric learning: without the iterations of the momentum). Memory is the process's
-peak, less what it had before.
+Each model runs in a process of its own, one thread; the networks are those of the bundles, with random weights. A
+step is prediction, map, loss and gradient (metric learning: without the iterations of the momentum). Memory is the
+process's peak, less what it had before.
 """
 
 from __future__ import annotations

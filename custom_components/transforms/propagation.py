@@ -1,0 +1,64 @@
+"""Segmentation by registration: the labels of an atlas, or of another scan, on the grid of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Transform
+
+from .pairs import LoadPaird, _path_of, _steps, load_labels_for, warp_labels
+from .physical import load_image
+
+
+class LoadAtlasPaird(LoadPaird):
+    """Load a pair of an atlas with labels, which is the moving image, and a study, which is the fixed one.
+
+    Takes an item with the study's path under `image`, as MONAI Label hands it over. An item can bring another moving
+    image: its path under `moving` and that of its labels under `label_moving`, or under `label`, where MONAI Label puts
+    an uploaded file.
+
+    Args:
+        atlas, atlas_labels: paths of the image and of its label map.
+        **options: of `LoadPaird`.
+    """
+
+    def __init__(self, *, atlas: str, atlas_labels: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.atlas, self.atlas_labels = atlas, atlas_labels
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Raises ValueError: also if an item brings a moving image without labels."""
+        pair: dict[Hashable, Any] = {"fixed": _path_of(data, "image")}
+        pair |= {"moving": self.atlas, "label_moving": self.atlas_labels}
+        if data.get("moving"):
+            pair |= {"moving": data["moving"], "label_moving": data.get("label_moving") or data.get("label")}
+            if not pair["label_moving"]:
+                raise ValueError(f"{data['moving']}: expected its label map, too, under 'label_moving' or 'label'")
+        return {**data, **super().__call__(pair)}
+
+
+class PropagateLabelsd(Transform):
+    """The moving image's label map on the fixed image's own grid, looked up once, by nearest neighbour.
+
+    Expects one (decollated) item as `LoadPaird` made it, with labels, and with `pred` holding `ddf` (D, *S) in voxels
+    of the model grid. It replaces `pred` by the labels (1, *S), int16, with the file's affine (RAS mm), and adds
+    `image_meta_dict`, in which MONAI Label looks for the study's grid.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Raises ValueError: if the label ids do not fit into int16, or the fields not to the grid."""
+        fixed, moving = load_image(data["fixed_path"]), load_image(data["moving_path"])
+        labels = load_labels_for(str(data["label_moving_path"]), moving)
+        if labels.data.max() > torch.iinfo(torch.int16).max:
+            raise ValueError(f"{labels.path}: expected label ids up to 32767, got {int(labels.data.max())}")
+        forward, _ = _steps(data, np.asarray(data["world_matrix"], dtype=np.float64))
+        warped = warp_labels(labels, fixed.grid, forward).to(torch.int16)
+        meta = {"spatial_shape": fixed.grid.size, "original_affine": fixed.affine}
+        # As MONAI's loader describes a file without channels; without it, MONAI 1.6.1 saves the labels as if 2-D.
+        described = {"filename_or_obj": fixed.path, "original_channel_dim": "no_channel"}
+        pred = MetaTensor(warped, affine=torch.from_numpy(fixed.affine), meta=described)
+        return {**data, "pred": pred, "image_meta_dict": meta}

@@ -1,0 +1,16 @@
+"""MONAI Label's command without torchvision's binary part, which pip's wheel has for CUDA only.
+
+python docs/monai_label_server.py start_server --app APP --studies STUDIES ...
+"""
+
+import torch
+
+# The two operators that torchvision's Python part expects its binary to have defined. No bundle here uses them.
+library = torch.library.Library("torchvision", "DEF")
+for name in ("nms", "qnms"):
+    library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+from monailabel.main import Main  # noqa: E402
+
+if __name__ == "__main__":
+    Main().run()

@@ -1,0 +1,148 @@
+"""What an exported bundle must do where the package is not installed; test_export.py runs it in a process of its own.
+
+    python exported.py SCANS SCHEMA OUTPUT     in the bundle's folder
+
+OUTPUT gets answers.json: the answer to each question, or {"error": the messages of the error and of its causes}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.modules["custom_components"] = None  # type: ignore[assignment]  # its import fails
+sys.path[0] = os.getcwd()  # as `python -m` has it
+warnings.simplefilter("ignore")
+
+import torch  # noqa: E402
+from monai import bundle  # noqa: E402
+from monai.bundle.scripts import _add_model_card_metadata  # noqa: E402
+
+NETWORK = {"meta_file": "configs/metadata.json", "config_file": "configs/inference.json"}
+TINY = {"size": [32, 32, 32], "spacing": 1.0, "center": "image", "num_momenta": 1, "iterations": [2, 2, 2]}
+TINY |= {"conditions": {"ventricles": "numeric"}, "template_labels": [0, 1, 2, 3, 4]}
+
+
+class Bundle:
+    """The bundle in the current folder, with scans to work on and a folder for its results."""
+
+    def __init__(self, scans: Path, schema: Path, output: Path) -> None:
+        self.scans, self.schema, self.output = scans, schema, output
+        self.inference = json.loads(Path("configs/inference.json").read_text())
+        pair = json.loads((scans / "datalist.json").read_text())["validation_pairs"][0]
+        self.item = {key: value if key == "id" else str(scans / value) for key, value in pair.items()}
+        if "conditions" in self.inference:
+            self.item = {"image": self.item["fixed"], "ventricles": 4}
+        self.settings = {"dataset_dir": str(scans), "output_dir": str(output), "affine": "none", "optimize": 0}
+        image = json.loads(Path("configs/metadata.json").read_text())["network_data_format"]["inputs"]["image"]
+        size = [n if isinstance(n, int) else 32 for n in image["spatial_shape"]]
+        self.image = torch.rand(1, image["num_channels"], *size, generator=torch.Generator().manual_seed(0))
+
+    def run(self, kind: str, configs: Sequence[str], settings: dict[str, Any]) -> list[str]:
+        """As `monai.bundle run`; the properties that MONAI misses."""
+        job = bundle.ConfigWorkflow(
+            config_file=[f"configs/{name}.json" for name in configs],
+            workflow_type=kind,
+            logging_file="configs/logging.conf",
+            **{**self.settings, **settings},
+        )
+        job.initialize()
+        missing = job.check_properties()
+        job.run()
+        job.finalize()
+        return missing
+
+    def train(self) -> list[str]:
+        return self.run("train", ["train", "smoke"], {"ckpt_dir": str(self.output / "trained"), **TINY})
+
+    def infer(self, *overlays: str, item: dict[str, Any] | None = None, **settings: Any) -> list[str]:
+        few = {"postprocessing#transforms#0#write": ["warped"], "postprocessing#transforms#1#picture": False}
+        return self.run("infer", ["inference", *overlays], {**few, "dataset#data": [item or self.item], **settings})
+
+    def infer_with_learned_affine(self) -> list[str]:
+        overlay = "learned_affine"
+        return self.infer(overlay, affine="learned") if Path(f"configs/{overlay}.json").exists() else []
+
+    def metadata(self) -> None:
+        bundle.verify_metadata(meta_file=NETWORK["meta_file"], filepath=str(self.schema))
+
+    def in_and_out(self) -> None:
+        bundle.verify_net_in_out(net_id="network_def", device="cpu", **NETWORK)
+
+    def load(self) -> list[str]:
+        """Names of weights that did not arrive in the network."""
+        self.network = bundle.load(Path.cwd().name, bundle_dir="..", workflow_type="inference", device="cpu").eval()
+        state, weights = self.network.state_dict(), torch.load("models/model.pt", weights_only=True)
+        with torch.no_grad():
+            self.wanted = self.network(self.image)
+        return [name for name in state.keys() | weights.keys() if not torch.equal(state[name], weights[name])]
+
+    def torchscript(self) -> float:
+        path = str(self.output / "model.ts")
+        bundle.ckpt_export("network_def", filepath=path, ckpt_file="models/model.pt", **NETWORK)
+        with torch.no_grad():
+            return float((torch.jit.load(path)(self.image) - self.wanted).abs().max())
+
+    def onnx(self) -> float | str:
+        try:
+            import onnxruntime
+            import onnxscript  # noqa: F401
+        except ImportError as error:
+            return str(error)
+        path = str(self.output / "model.onnx")
+        shape = list(self.image.shape)
+        bundle.onnx_export("network_def", path, ckpt_file="models/model.pt", input_shape=shape, **NETWORK)
+        session = onnxruntime.InferenceSession(path)
+        (answer,) = session.run(None, {session.get_inputs()[0].name: self.image.numpy()})
+        return float((torch.from_numpy(answer) - self.wanted).abs().max())
+
+    def hub_card(self) -> str:
+        """The page that `push_to_hf_hub` makes."""
+        for path in ("docs/README.md", "LICENSE"):
+            shutil.copy(path, self.output)
+        _add_model_card_metadata(str(self.output / "README.md"))
+        return (self.output / "README.md").read_text()
+
+    def infer_absent_scan(self) -> list[str]:
+        scan = "image" if "image" in self.item else "moving"
+        return self.infer(item={**self.item, scan: "absent.nii.gz"})
+
+    def infer_without_weights(self) -> list[str]:
+        return self.infer(weights="absent.pt")
+
+    def infer_flat_scan(self) -> list[str]:
+        scan = "image" if "image" in self.item else "moving"
+        return self.infer(item={**self.item, scan: str(self.scans / "flat.nii.gz")})
+
+    def questions(self) -> list[Callable[[], Any]]:
+        good = [self.train, self.infer, self.infer_with_learned_affine, self.metadata, self.in_and_out, self.load]
+        good += [self.torchscript, self.onnx, self.hub_card]
+        return [*good, self.infer_absent_scan, self.infer_without_weights, self.infer_flat_scan]
+
+
+def messages(error: BaseException | None) -> list[str]:
+    texts = []
+    while error is not None:
+        texts.append(f"{type(error).__name__}: {error}")
+        error = error.__cause__ or error.__context__
+    return texts
+
+
+def main(scans: Path, schema: Path, output: Path) -> None:
+    answers = {}
+    for question in Bundle(scans, schema, output).questions():
+        try:
+            answers[question.__name__] = question()
+        except Exception as error:
+            answers[question.__name__] = {"error": messages(error)}
+    (output / "answers.json").write_text(json.dumps(answers))
+
+
+if __name__ == "__main__":
+    main(*(Path(word) for word in sys.argv[1:]))

@@ -1,0 +1,503 @@
+"""Exported bundles: complete without the package, the same bytes each time, segmentation models in MONAI Label.
+
+A folder in bundles/ with configs/metadata.json is found by itself. Each is asked all questions of exported.py in one
+process, in which the package cannot be imported: to import MONAI takes long.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from custom_components.data.synthetic import STRUCTURES, write_phantom_scans
+from custom_components.export import bundle_files, export_bundle, export_for_monai_label
+from custom_components.metrics import mean_dice
+from custom_components.transforms.physical import load_labels, resample
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+BUNDLES = sorted(path.parents[1] for path in REPOSITORY.glob("bundles/*/configs/metadata.json"))
+VOXELMORPH = REPOSITORY / "bundles" / "voxelmorph"
+SCHEMA = REPOSITORY / "tests" / "data" / "meta_schema_20240725.json"
+STATISTICS = "id,t1_prior_mean,t1_prior_mean_spread\n0,5,2\n1,110,8\n2,170,8\n3,60,8\n4,140,8\n"
+# `python -m monai.bundle` where the package is not installed.
+MONAI_BUNDLE = (
+    "import runpy, sys; sys.modules['custom_components'] = None; runpy.run_module('monai.bundle', None, '__main__')"
+)
+ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"CUDA_VISIBLE_DEVICES": ""}
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five phantoms of 32 x 32 x 32 voxels of 1 mm with an attribute, a flat one, and a table of the structures."""
+    folder = Path(write_phantom_scans(tmp_path_factory.mktemp("scans"), 5, (32, 32, 32))).parent
+    sections = json.loads((folder / "datalist.json").read_text())
+    for i, scan in enumerate(sections["training"] + sections["validation"]):
+        scan["ventricles"] = 2 + i
+    (folder / "datalist.json").write_text(json.dumps(sections))
+    nib.save(nib.load(folder / "images" / "phantom_00.nii.gz").slicer[:, :, 16:17], folder / "flat.nii.gz")
+    (folder / "labels.csv").write_text(STATISTICS)
+    return folder
+
+
+@pytest.fixture(scope="module", params=BUNDLES, ids=lambda path: path.name)
+def bundle(request: pytest.FixtureRequest) -> Path:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def exported(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """The folder, the zip and its checksum; not to be changed."""
+    folder, archive, checksum = export_bundle(bundle, tmp_path_factory.mktemp(bundle.name), zipped=True)
+    return SimpleNamespace(folder=folder, archive=archive, checksum=checksum)
+
+
+@pytest.fixture(scope="module")
+def answers(exported: SimpleNamespace, scans: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the unpacked zip answers to the questions of exported.py."""
+    place, output = tmp_path_factory.mktemp("elsewhere"), tmp_path_factory.mktemp("output")
+    with zipfile.ZipFile(exported.archive) as archive:
+        archive.extractall(place)
+    command = [sys.executable, str(Path(__file__).with_name("exported.py")), *map(str, (scans, SCHEMA, output))]
+    folder = place / exported.folder.name
+    done = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads((output / "answers.json").read_text())
+
+
+def monai_bundle(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", MONAI_BUNDLE, *map(str, words)]
+    return subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+
+
+# What is in the folder
+
+
+def test_the_files_are_those_of_the_zoo(exported):
+    files = {path.relative_to(exported.folder).as_posix() for path in exported.folder.rglob("*") if path.is_file()}
+    wanted = {f"configs/{name}" for name in ("metadata.json", "train.json", "inference.json", "logging.conf")}
+    wanted |= {f"configs/{name}.json" for name in ("smoke", "evaluate", "multi_gpu_train")}
+    wanted |= {"models/model.pt", "docs/README.md", "docs/data_license.txt", "LICENSE", "scripts/__init__.py"}
+    assert wanted <= files
+    assert not [name for name in files if "cache" in name or name.startswith("eval") or name.endswith(".pyc")]
+    assert max(path.stat().st_size for path in exported.folder.rglob("*")) < 25e6  # more goes into large_files.yml
+
+
+def test_nothing_names_the_package_or_this_machine(exported):
+    for path in exported.folder.rglob("*"):
+        if path.suffix in (".json", ".py", ".conf"):
+            text = path.read_text(encoding="utf-8")
+            assert "custom_components" not in text, path
+            assert str(REPOSITORY) not in text, path
+            assert "/../" not in text, path
+
+
+def test_weights_that_configs_name_are_there(exported):
+    for name in ("inference.json", "learned_affine.json", "learned_affine_2d.json"):
+        path = exported.folder / "configs" / name
+        if path.exists():
+            for weights in re.findall(r"'/(models/[\w.]+)'", path.read_text()):
+                assert (exported.folder / weights).is_file(), f"{name} needs {weights}"
+
+
+def test_the_page_has_the_sections_of_the_zoos_template(exported):
+    text = (exported.folder / "docs" / "README.md").read_text(encoding="utf-8")
+    wanted = ["Authors", "Tags", "Model Description", "Data", "Preprocessing", "Performance", "Additional Usage Steps"]
+    wanted += ["System Configuration", "Limitations", "Citation", "References", "License"]
+    headings = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    assert headings == [section for section in wanted if section in headings]
+    assert set(wanted) - set(headings) < {"Citation", "References"}
+
+
+def test_exporting_twice_gives_equal_bytes(bundle, exported, tmp_path):
+    _, archive, checksum = export_bundle(bundle, tmp_path, zipped=True)
+    assert archive.read_bytes() == exported.archive.read_bytes()
+    assert checksum.read_text() == exported.checksum.read_text()
+
+
+def test_the_zip_is_named_by_the_version_and_holds_the_folder(exported):
+    version = json.loads((exported.folder / "configs" / "metadata.json").read_text())["version"]
+    assert exported.archive.name == f"{exported.folder.name}_v{version}.zip"
+    with zipfile.ZipFile(exported.archive) as archive:
+        for name in archive.namelist():
+            assert archive.read(name) == (exported.folder.parent / name).read_bytes()
+
+
+# What it does where the package is not installed
+
+
+@pytest.mark.parametrize("question", ["train", "infer", "infer_with_learned_affine"])
+def test_it_runs_and_has_every_property_monai_asks_for(answers, question):
+    assert answers[question] == []
+
+
+@pytest.mark.parametrize("question", ["metadata", "in_and_out"])
+def test_monai_verifies_its(answers, question):
+    assert answers[question] is None
+
+
+def test_it_loads_with_all_its_weights(answers):
+    assert answers["load"] == []
+
+
+@pytest.mark.parametrize("form", ["torchscript", "onnx"])
+def test_other_forms_of_the_network_give_equal_output(answers, form):
+    if isinstance(answers[form], str):
+        pytest.skip(answers[form])
+    assert answers[form] < 1e-4, answers[form]
+
+
+def test_the_page_for_the_hub_names_the_licence(answers):
+    assert "license: apache-2.0" in answers["hub_card"].split("---")[1]
+
+
+@pytest.mark.parametrize(
+    ("question", "part"),
+    [("infer_absent_scan", "absent.nii.gz: no such"), ("infer_without_weights", "absent.pt")],
+)
+def test_bad_input_is_named(answers, question, part):
+    last = answers[question]["error"][-1]
+    assert part in last
+    assert "\n" not in last
+
+
+def test_a_flat_scan_with_another_is_refused(answers):
+    assert "expected two images of one dimension" in answers["infer_flat_scan"]["error"][-1]
+
+
+def test_monai_downloads_and_runs_the_zip(scans, tmp_path):
+    _, archive, _ = export_bundle(VOXELMORPH, tmp_path / "exported", zipped=True)
+    words = ["--name", "voxelmorph", "--url", archive.as_uri(), "--bundle_dir", tmp_path]
+    done = monai_bundle(tmp_path, "download", *words)
+    assert done.returncode == 0, done.stderr[-2000:]
+    pair = {role: str(scans / "images" / f"phantom_0{i}.nii.gz") for role, i in (("moving", 3), ("fixed", 4))}
+    words = ["--config_file", "configs/inference.json", "--dataset#data", f"[{pair}]", "--output_dir", tmp_path / "out"]
+    done = monai_bundle(tmp_path / "voxelmorph", "run", *words)
+    assert done.returncode == 0, done.stderr[-2000:]
+    written = {path.name for path in (tmp_path / "out").glob("*/*")}
+    assert {"warped.nii.gz", "forward_field.nii.gz", "metrics.json"} <= written
+
+
+# What cannot be exported
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Path:
+    """A bundle, to be spoiled."""
+    for name in ("voxelmorph", "avsm", "overlays"):
+        shutil.copytree(REPOSITORY / "bundles" / name, tmp_path / "bundles" / name)
+    shutil.copy(REPOSITORY / "LICENSE", tmp_path)
+    return tmp_path / "bundles" / "voxelmorph"
+
+
+def change(path: Path, **entries: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
+
+
+def remove_weights(bundle: Path) -> None:
+    (bundle / "models" / "model.pt").unlink()
+
+
+def add_target(bundle: Path) -> None:
+    change(bundle / "configs" / "train.json", loss={"_target_": "my_laboratory.losses.Loss"})
+
+
+def add_import(bundle: Path) -> None:
+    change(bundle / "configs" / "train.json", imports=["$from my_laboratory.losses import loss"])
+
+
+def misspell_target(bundle: Path) -> None:
+    change(bundle / "configs" / "train_2d.json", loss={"_target_": "custom_components.losses.registration.Los"})
+
+
+def add_path(bundle: Path) -> None:
+    change(bundle / "configs" / "inference.json", output_dir="/data/out")
+
+
+def add_path_in_expression(bundle: Path) -> None:
+    change(bundle / "configs" / "inference.json", data_list="$'/data/' + @section")
+
+
+def leave_the_folder(bundle: Path) -> None:
+    change(bundle / "configs" / "inference.json", dataset_dir="$@bundle_root + '/../data'")
+
+
+def use_itk(bundle: Path) -> None:
+    change(bundle / "configs" / "inference.json", affine="itk")
+
+
+def forget_the_change(bundle: Path) -> None:
+    change(bundle / "configs" / "metadata.json", version="0.2.0")
+
+
+def give_a_range(bundle: Path) -> None:
+    change(bundle / "configs" / "metadata.json", required_packages_version={"nibabel": ">=5"})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "part"),
+    [
+        (remove_weights, "voxelmorph/models/model.pt: voxelmorph has no weights"),
+        (add_target, "train.json names my_laboratory.losses.Loss"),
+        (add_import, "train.json names my_laboratory.losses.loss"),
+        (misspell_target, "train_2d.json: there is no custom_components.losses.registration.Los"),
+        (add_path, "got '/data/out'"),
+        (add_path_in_expression, "expected paths relative to the bundle"),
+        (leave_the_folder, "outside of the bundle"),
+        (use_itk, "aligns with itk, which metadata.json does not require"),
+        (forget_the_change, "version 0.2.0 is not in the changelog"),
+        (give_a_range, "one released version of nibabel, got '>=5'"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_what_is_unfit_is_named_and_nothing_is_written(copied, tmp_path, spoil, part):
+    spoil(copied)
+    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(part)) as error:
+        export_bundle(copied, tmp_path / "out", zipped=True)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_overlays_that_do_not_fit_stay_behind():
+    names = {Path(name).stem for name in bundle_files(REPOSITORY / "bundles" / "conditional_atlas")}
+    assert {"smoke", "evaluate"} <= names
+    assert not {"training_free", "svf", "lddmm", "vsvf", "ddf", "learned_affine", "learned_affine_2d"} & names
+
+
+def test_a_folder_with_files_is_left_alone(tmp_path):
+    (tmp_path / "voxelmorph").mkdir()
+    (tmp_path / "voxelmorph" / "mine.txt").write_text("kept")
+    with pytest.raises(FileExistsError, match="is there already"):
+        export_bundle(VOXELMORPH, tmp_path)
+    assert [path.name for path in (tmp_path / "voxelmorph").iterdir()] == ["mine.txt"]
+
+
+# Segmentation by registration, for MONAI Label
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Phantoms of 48 x 44 x 40 voxels of 2 mm: atlas and, in studies/ and truth/, others in three orientations."""
+    folder = tmp_path_factory.mktemp("label")
+    for name in ("studies", "truth"):
+        (folder / name).mkdir()
+    sections = json.loads(Path(write_phantom_scans(folder, 4, (48, 44, 40), spacing_mm=2.0)).read_text())
+    people = sections["training"] + sections["validation"]
+    cosine, sine = np.cos(0.15), np.sin(0.15)
+    turn = np.array([[cosine, -sine, 0, 3], [sine, cosine, 0, -4], [0, 0, 1, 2], [0, 0, 0, 1]])
+    for person, name in zip(people, ("RAS", "LAS", "PIR", "oblique"), strict=True):
+        for kind, place in (("image", "studies"), ("label", "truth")):
+            volume = nib.load(folder / person[kind])
+            if name == "oblique":
+                volume = nib.Nifti1Image(np.asarray(volume.dataobj), turn @ volume.affine)
+            else:
+                axes = nib.orientations.axcodes2ornt(name)
+                volume = volume.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(volume.affine), axes))
+            nib.save(volume, folder / place / f"{name}.nii.gz")
+    (folder / "studies" / "RAS.nii.gz").rename(folder / "atlas.nii.gz")
+    (folder / "truth" / "RAS.nii.gz").rename(folder / "atlas_labels.nii.gz")
+    with open(folder / "names.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["id", "name"], *([id, name] for id, (name, _) in STRUCTURES.items())])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def label_bundle(studies: Path) -> Path:
+    files = {"atlas": str(studies / "atlas.nii.gz"), "atlas_labels": str(studies / "atlas_labels.nii.gz")}
+    (folder,) = export_for_monai_label(
+        VOXELMORPH, studies / "exported", **files, label_names=str(studies / "names.csv")
+    )
+    return folder
+
+
+def check_labels(answer: Path, studies: Path, name: str) -> None:
+    """Labels on the study's very grid, more like the truth than the atlas's where they were."""
+    found, truth = nib.load(answer), load_labels(studies / "truth" / f"{name}.nii.gz")
+    assert found.shape == truth.file_shape
+    np.testing.assert_allclose(found.affine, truth.file_affine, atol=1e-4)
+    atlas = load_labels(studies / "atlas_labels.nii.gz")
+    before = resample(atlas.data, atlas.affine, truth.grid, mode="nearest")
+    labels = torch.from_numpy(np.asarray(found.dataobj).astype(np.int16))[None]
+    dice = [float(mean_dice(one[None], truth.data[None])) for one in (before, labels)]
+    assert dice[1] > dice[0] + 0.05, f"Dice {dice[0]:.3f} to {dice[1]:.3f}"
+
+
+def test_labels_of_the_atlas_come_to_scans_of_any_orientation(label_bundle, studies, tmp_path):
+    items = [{"image": str(path)} for path in sorted((studies / "studies").iterdir())]
+    words = ["--config_file", "configs/inference.json", "--dataset#data", str(items), "--output_dir", tmp_path]
+    words += ["--displayable_configs#affine", "none", "--displayable_configs#optimize", "10"]
+    done = monai_bundle(label_bundle, "run", *words)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for name in ("LAS", "PIR", "oblique"):
+        check_labels(tmp_path / f"{name}_labels.nii.gz", studies, name)
+
+
+def test_its_metadata_say_what_monai_label_shows(label_bundle):
+    jsonschema = pytest.importorskip("jsonschema")
+    metadata = json.loads((label_bundle / "configs" / "metadata.json").read_text())
+    jsonschema.validate(metadata, json.loads(SCHEMA.read_text()))
+    formats = metadata["network_data_format"]
+    assert (list(formats["inputs"]), list(formats["outputs"])) == (["image"], ["pred"])
+    names = {str(id): name for id, (name, _) in STRUCTURES.items()}
+    assert formats["outputs"]["pred"]["channel_def"] == {"0": "background", **names}
+    config = json.loads((label_bundle / "configs" / "inference.json").read_text())
+    assert config["displayable_configs"] == {"affine": "itk", "optimize": 0}
+
+
+def test_hypermorph_shows_its_lambda(studies, tmp_path):
+    files = {"atlas": str(studies / "atlas.nii.gz"), "atlas_labels": str(studies / "atlas_labels.nii.gz")}
+    (folder,) = export_for_monai_label(VOXELMORPH.with_name("hypermorph"), tmp_path, **files)
+    config = json.loads((folder / "configs" / "inference.json").read_text())
+    assert (config["displayable_configs"]["hyper"], config["hyper"]) == (0.3, "@displayable_configs#hyper")
+    metadata = json.loads((folder / "configs" / "metadata.json").read_text())
+    assert metadata["network_data_format"]["outputs"]["pred"]["channel_def"]["1"] == "label 1"
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"atlas": "absent.nii.gz"}, "absent.nii.gz: no such image file"),
+        ({"atlas": "flat.nii.gz", "atlas_labels": "flat_labels.nii.gz"}, "expected a 3-D atlas"),
+        ({"atlas_labels": "empty.nii.gz"}, "with labels above 0"),
+        ({"label_names": "other.csv"}, "expected names of labels among [1, 2, 3, 4], got [90]"),
+        ({"label_names": "atlas.nii.gz"}, "expected a CSV file with the columns id"),
+        ({"label_names": "twice.csv"}, "expected another name for each label"),
+        ({"bundle": "conditional_atlas"}, "registers to its own template"),
+    ],
+)
+def test_bad_atlases_are_named_and_nothing_is_written(studies, tmp_path, changes, part):
+    atlas, labels = (nib.load(studies / name) for name in ("atlas.nii.gz", "atlas_labels.nii.gz"))
+    nib.save(atlas.slicer[:, :, 20:21], tmp_path / "flat.nii.gz")
+    nib.save(labels.slicer[:, :, 20:21], tmp_path / "flat_labels.nii.gz")
+    nib.save(nib.Nifti1Image(np.zeros(labels.shape, np.uint8), labels.affine), tmp_path / "empty.nii.gz")
+    (tmp_path / "other.csv").write_text("id,name\n90,tail\n")
+    (tmp_path / "twice.csv").write_text("id,name\n1,cortex\n2,Cortex\n")
+    for name in ("atlas.nii.gz", "atlas_labels.nii.gz"):
+        shutil.copy(studies / name, tmp_path)
+    settings = {"bundle": "voxelmorph", "atlas": "atlas.nii.gz", "atlas_labels": "atlas_labels.nii.gz", **changes}
+    bundle = VOXELMORPH.with_name(settings.pop("bundle"))
+    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(part)) as error:
+        export_for_monai_label(bundle, tmp_path / "out", **{k: str(tmp_path / v) for k, v in settings.items()})
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+# A real server
+
+
+@pytest.fixture(scope="module")
+def server(label_bundle: Path, studies: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a MONAI Label server with the bundle, whose studies are the phantoms."""
+    python = os.environ.get("MORPHZOO_MONAI_LABEL")
+    if not python:
+        pytest.skip("no MONAI Label: set MORPHZOO_MONAI_LABEL to the Python of its environment (docs/monai_label.md)")
+    folder = tmp_path_factory.mktemp("server")
+    command = [python, str(REPOSITORY / "docs" / "monai_label_server.py")]
+    settings = {"BUNDLE_DOWNLOAD_SRC": "local", "MONAI_LABEL_DATASTORE_AUTO_RELOAD": "false"}
+    words = ["apps", "--download", "--name", "monaibundle", "--output", str(folder)]
+    subprocess.run([*command, *words], env=ENVIRONMENT, check=True, capture_output=True, timeout=120)
+    model = folder / "monaibundle" / "model" / label_bundle.name
+    shutil.copytree(label_bundle, model)
+    change(model / "configs" / "train.json", num_pairs=2, num_val_pairs=2, val_interval=1, size=[32, 32, 32])
+    shutil.copytree(studies / "studies", folder / "studies")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = ["start_server", "--app", str(folder / "monaibundle"), "--studies", str(folder / "studies")]
+    words += ["--conf", "models", label_bundle.name, "--conf", "sam2", "false", "--host", "127.0.0.1"]
+    with open(folder / "server.log", "w") as log:
+        process = subprocess.Popen(
+            [*command, *words, "--port", str(port)], env=ENVIRONMENT | settings, stdout=log, stderr=log, cwd=folder
+        )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(240):
+            if process.poll() is not None:
+                break
+            try:
+                with urllib.request.urlopen(f"{address}/info/"):
+                    break
+            except OSError:
+                time.sleep(0.5)
+        else:
+            pytest.fail((folder / "server.log").read_text()[-3000:])
+        assert process.poll() is None, (folder / "server.log").read_text()[-3000:]
+        yield address
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=30)
+
+
+def curl(output: Path, *words: Any) -> int:
+    """The status of an answer that is saved as a file."""
+    command = ["curl", "-s", "-o", output, "-w", "%{http_code}", *words]
+    return int(subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300).stdout)
+
+
+def infer(server: str, output: Path, study: str, *words: Any, model: str = "voxelmorph_atlas", **settings: Any) -> int:
+    params = json.dumps({"affine": "none", **settings})
+    url = f"{server}/infer/{model}?image={study}&output=image"
+    return curl(output, "-X", "POST", url, "-F", f"params={params}", *words)
+
+
+def test_the_server_lists_the_model(server):
+    with urllib.request.urlopen(f"{server}/info/") as answer:
+        model = json.load(answer)["models"]["voxelmorph_atlas"]
+    assert (model["type"], model["dimension"], model["config"]["optimize"]) == ("segmentation", 3, 0)
+    assert model["labels"] == {name: id for id, (name, _) in STRUCTURES.items()}
+
+
+@pytest.mark.parametrize("name", ["LAS", "PIR", "oblique"])
+def test_the_server_answers_with_labels_on_the_studys_grid(server, studies, tmp_path, name):
+    assert infer(server, tmp_path / "answer.nii.gz", name, optimize=10) == 200
+    check_labels(tmp_path / "answer.nii.gz", studies, name)
+
+
+def test_an_uploaded_label_map_is_propagated(server, studies, tmp_path):
+    upload = ["-F", f"label=@{studies / 'truth' / 'LAS.nii.gz'}"]
+    moving = str(studies / "studies" / "LAS.nii.gz")
+    assert infer(server, tmp_path / "answer.nii.gz", "PIR", *upload, optimize=10, moving=moving) == 200
+    check_labels(tmp_path / "answer.nii.gz", studies, "PIR")
+
+
+def test_wrong_requests_get_an_error_and_the_server_stays(server, studies, tmp_path):
+    answer = tmp_path / "answer.nii.gz"
+    (tmp_path / "corrupt.nii.gz").write_bytes((studies / "studies" / "LAS.nii.gz").read_bytes()[:2000])
+    assert infer(server, answer, "LAS", model="nothing") >= 400
+    assert infer(server, answer, "nobody") >= 400
+    assert infer(server, answer, "", "-F", f"file=@{tmp_path / 'corrupt.nii.gz'}") >= 400
+    assert infer(server, answer, "LAS", moving="/absent.nii.gz", label_moving="/absent.nii.gz") >= 400
+    assert infer(server, answer, "LAS", moving=str(studies / "studies" / "PIR.nii.gz")) >= 400
+    assert infer(server, answer, "LAS") == 200
+
+
+def test_the_server_trains(server, studies, tmp_path):
+    answer = tmp_path / "answer.json"
+    assert curl(answer, "-X", "PUT", f"{server}/datastore/?image=RAS", "-F", f"file=@{studies / 'atlas.nii.gz'}") == 200
+    truth = {name: studies / "truth" / f"{name}.nii.gz" for name in ("LAS", "PIR", "oblique")}
+    for name, path in {**truth, "RAS": studies / "atlas_labels.nii.gz"}.items():
+        url = f"{server}/datastore/label?image={name}&tag=final"
+        assert curl(answer, "-X", "PUT", url, "-F", f"label=@{path}", "-F", "params={}") == 200
+    request = json.dumps({"max_epochs": 1, "multi_gpu": False, "val_split": 0.5})
+    url = f"{server}/train/voxelmorph_atlas?run_sync=true"
+    assert curl(answer, "-X", "POST", url, "-H", "Content-Type: application/json", "-d", request) == 200
