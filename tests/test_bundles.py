@@ -440,6 +440,19 @@ def test_optimization_of_the_pair_raises_the_similarity(bundle, scans, trained, 
     assert read_json(tmp_path / name)["ncc_after"] > read_json(registered / name)["ncc_after"]
 
 
+def test_regions_of_a_label_map_can_have_a_metric_of_their_own(bundle, scans, tmp_path):
+    overlay = bundle / "configs" / "inference_predefined.json"
+    if not overlay.exists():
+        pytest.skip("the bundle has no pre-defined regulariser")
+    short = {"iterations": [1, 1, 3], "regions": {"1": [1, 0, 0, 0], "2": [0, 1, 0, 0]}, "region_sigma": 1.0}
+    infer(bundle, scans, tmp_path, str(overlay), **short)
+    metrics = read_json(tmp_path / pairs_of(bundle)[0] / "metrics.json")
+    assert metrics["ncc_after"] > metrics["ncc_before"]
+    sigma = read_image(tmp_path / pairs_of(bundle)[0] / "sigma.nii.gz")
+    assert sigma.min() < 6
+    assert sigma.max() == pytest.approx(16, abs=0.5)  # elsewhere the widest alone
+
+
 @pytest.fixture(scope="module")
 def sampled(bundle: Path, scans: Path, trained: SimpleNamespace) -> Path:
     """The results of inference with three samples; not to be changed."""

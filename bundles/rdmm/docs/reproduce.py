@@ -38,7 +38,7 @@ SEARCH = {"levels": [4, 2, 1], "iterations": [20, 20, 15]}
 NETWORK = {"learning_rate": 0.001, "integration_steps": 5}
 # Network: bundle, share of the steps, batch size, settings of its training.
 NETWORKS: dict[str, tuple[str, float, int, dict[str, Any]]] = {
-    "RDMM": ("rdmm", 1.0, 4, {**NETWORK, "static_epochs": 2, "rate": 2.0}),
+    "RDMM": ("rdmm", 1.0, 4, {**NETWORK, "static_epochs": 2, "rate": 2.0, "folding_weight": 10.0}),
     "LDDMM": ("avsm", 1.0, 4, {**NETWORK, "deformation#stationary": False}),
     "local": ("metric_learning", 0.1, 8, {"visit_iterations": 3, "lr_scheduler#T_max": 100000}),
     "global": (
