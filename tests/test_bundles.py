@@ -158,6 +158,8 @@ def infer(bundle: Path, scans: Path, output: Path, *overlays: str, **overrides: 
     configs = [bundle / "configs" / "inference.json", *(OVERLAYS / name for name in overlays)]
     settings = {"dataset_dir": str(scans), "output_dir": str(output), "section": "validation_pairs", "spacing": 1.0}
     settings |= {"affine": "none", "optimize": 0}
+    if "iterations" in read_json(configs[0]):  # it always optimises
+        settings["iterations"] = [2, 2, 2]
     if has_template(bundle):
         settings |= {"section": "validation", **TEMPLATE}
     job = workflow(bundle, "infer", configs, {**settings, **overrides})
