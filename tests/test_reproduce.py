@@ -466,7 +466,7 @@ def test_metrics_are_compared_on_the_same_pairs(regions, tmp_path, monkeypatch):
 def test_a_network_is_trained_for_the_steps_that_are_asked_for(regions, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(regions, "train", lambda *args, **options: seen.append((args, options)))
-    parser = regions.script_parser("", regions.METHODS)
+    parser = regions.script_parser(regions.__doc__, regions.METHODS)
     args = parser.parse_args([str(tmp_path), str(tmp_path / "out"), "--steps", "200"])
     assert regions.trained_here("local", args) == tmp_path / "out" / "networks" / "local" / "model.pt"
     assert regions.trained_here("RDMM", args).parent.name == "RDMM"
