@@ -29,8 +29,8 @@ class PairwiseOptimizer:
     Args:
         deformation: parameters to fields; has `parameter_size`. Its parameters must be a field (they are resized from
             level to level, vectors rescaled), unless it has `parameter_channels` and `resize_parameters` of its own.
-        loss: called as `loss(pred, batch)`, as in training. If it has an `epoch`, by which its own weights change
-            (`losses.region.RegionLoss`), that is half of the iterations so far, over all levels.
+        loss: called as `loss(pred, batch)`, as in training. If it is `scheduled` (`losses.region.RegionLoss`), its
+            `epoch` is half of the iterations so far, over all levels.
         loss_across: the loss for pairs of different contrast (see `same_contrast`); None uses `loss` for all. Which one
             was taken is logged.
         levels: shrink factors of the images, coarse to fine.
@@ -180,14 +180,16 @@ class PairwiseOptimizer:
             optimizer = torch.optim.LBFGS([field], lr=1.0, max_iter=1, max_eval=5, line_search_fn="strong_wolfe")
         history: list[float] = []
         for iteration in range(iterations):
-            if hasattr(objective, "epoch") and objective.epoch != (done + iteration) // 2:
+            if getattr(objective, "scheduled", False) and objective.epoch != (done + iteration) // 2:
                 objective.epoch = (done + iteration) // 2
+                # Values of another objective tell nothing about this one.
                 known.clear()
+                history.clear()
             history.append(float(optimizer.step(closure)) / voxels)
             bar.update()
             if history[-1] != history[-1] or abs(history[-1]) == float("inf"):
                 raise RuntimeError(f"the registration loss became {history[-1]} in iteration {iteration + 1}")
-            if iteration >= 10 and history[-11] - history[-1] < self.tolerance * abs(history[-11]):
+            if len(history) > 10 and history[-11] - history[-1] < self.tolerance * abs(history[-11]):
                 bar.update(iterations - iteration - 1)
                 break
         return (deformation.from_unknown(field, size) if searched else field).detach()

@@ -218,6 +218,27 @@ def test_the_schedule_follows_the_iterations_of_an_optimisation(method):
     assert seen == sorted(seen)
 
 
+@pytest.mark.parametrize("rate", [0.2, None])
+def test_a_loss_that_rises_by_its_schedule_does_not_end_a_level(rate):
+    epochs, values = [], []
+
+    class Recording(RegionLoss):
+        def forward(self, pred, batch):
+            epochs.append(self.epoch)
+            values.append(super().forward(pred, batch))
+            return values[-1]
+
+    moving, fixed = pair((20, 22)).chunk(2, 1)
+    omt = OMTPenalty(KERNEL.sigmas, squared=True)
+    loss = Recording(pair_loss(), omt=omt, omt_weight=5.0, static=4, rate=rate)
+    PairwiseOptimizer(metric(), loss, levels=[1], iterations=[24], tolerance=1e-3)(moving, fixed)
+    if rate is None:
+        assert set(epochs) == {0}
+    else:
+        assert max(epochs) == 11
+        assert float(values[-1]) > float(values[0])
+
+
 @both
 def test_channels_that_a_start_lacks_begin_at_zero(size):
     moving, fixed = pair(size).chunk(2, 1)

@@ -197,6 +197,11 @@ class RegionLoss(nn.Module):
         self.static, self.rate, self.floor = static, rate, floor
         self.epoch = 0
 
+    @property
+    def scheduled(self) -> bool:
+        """Whether the weights change with the epoch."""
+        return self.rate is not None
+
     def forward(self, pred: MutableMapping[str, Any], batch: Mapping[str, Any]) -> Tensor:
         """Total loss, a scalar; the weighted, detached terms are left in `pred["terms"]`."""
         terms = self.terms(pred, batch)
