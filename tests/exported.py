@@ -67,7 +67,9 @@ class Bundle:
 
     def infer_with_learned_affine(self) -> list[str]:
         overlay = "learned_affine"
-        return self.infer(overlay, affine="learned") if Path(f"configs/{overlay}.json").exists() else []
+        if not Path(f"configs/{overlay}.json").exists():
+            return []
+        return self.infer(overlay, affine="learned", output_dir=str(self.output / "aligned"))
 
     def metadata(self) -> None:
         bundle.verify_metadata(meta_file=NETWORK["meta_file"], filepath=str(self.schema))
@@ -120,10 +122,14 @@ class Bundle:
         scan = "image" if "image" in self.item else "moving"
         return self.infer(item={**self.item, scan: str(self.scans / "flat.nii.gz")})
 
+    def infer_flat_scans(self) -> list[str]:
+        flat = dict.fromkeys(self.item.keys() & {"image", "moving", "fixed"}, str(self.scans / "flat.nii.gz"))
+        return self.infer(item={**self.item, **flat})
+
     def questions(self) -> list[Callable[[], Any]]:
         good = [self.train, self.infer, self.infer_with_learned_affine, self.metadata, self.in_and_out, self.load]
         good += [self.torchscript, self.onnx, self.hub_card]
-        return [*good, self.infer_absent_scan, self.infer_without_weights, self.infer_flat_scan]
+        return [*good, self.infer_absent_scan, self.infer_without_weights, self.infer_flat_scan, self.infer_flat_scans]
 
 
 def messages(error: BaseException | None) -> list[str]:

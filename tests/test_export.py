@@ -27,6 +27,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigWorkflow
 
 from custom_components.data.synthetic import STRUCTURES, write_phantom_scans
 from custom_components.export import bundle_files, export_bundle, export_for_monai_label
@@ -82,7 +83,7 @@ def answers(exported: SimpleNamespace, scans: Path, tmp_path_factory: pytest.Tem
     folder = place / exported.folder.name
     done = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads((output / "answers.json").read_text())
+    return {**json.loads((output / "answers.json").read_text()), "output": output}
 
 
 def monai_bundle(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -151,6 +152,30 @@ def test_it_runs_and_has_every_property_monai_asks_for(answers, question):
     assert answers[question] == []
 
 
+def test_it_gives_what_the_package_gives(bundle, answers, scans, tmp_path):
+    (warped,) = answers["output"].glob("*/warped.nii.gz")
+    item = json.loads((scans / "datalist.json").read_text())["validation_pairs"][0]
+    item |= {key: str(scans / value) for key, value in item.items() if key != "id"}
+    config = json.loads((bundle / "configs" / "inference.json").read_text())
+    if "conditions" in config:
+        item = {"image": item["fixed"], "ventricles": 4}
+    job = ConfigWorkflow(
+        config_file=str(bundle / "configs" / "inference.json"),
+        logging_file=False,
+        workflow_type="infer",
+        bundle_root=str(bundle),
+        affine="none",
+        optimize=0,
+        output_dir=str(tmp_path),
+        **{"dataset#data": [item], "postprocessing#transforms#0#write": ["warped"]},
+        **{"postprocessing#transforms#1#picture": False},
+    )
+    job.initialize()
+    job.run()
+    (same,) = tmp_path.glob("*/warped.nii.gz")
+    np.testing.assert_allclose(nib.load(warped).get_fdata(), nib.load(same).get_fdata(), atol=1e-4)
+
+
 @pytest.mark.parametrize("question", ["metadata", "in_and_out"])
 def test_monai_verifies_its(answers, question):
     assert answers[question] is None
@@ -183,6 +208,10 @@ def test_bad_input_is_named(answers, question, part):
 
 def test_a_flat_scan_with_another_is_refused(answers):
     assert "expected two images of one dimension" in answers["infer_flat_scan"]["error"][-1]
+
+
+def test_flat_scans_are_refused(answers):
+    assert re.search("expected (3-D|two) images", answers["infer_flat_scans"]["error"][-1])
 
 
 def test_monai_downloads_and_runs_the_zip(scans, tmp_path):

@@ -247,6 +247,10 @@ def test_pairs_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(np.ones((8, 8, 8, 3), "f4"), np.eye(4)), tmp_path / "three.nii.gz")
     with pytest.raises(ValueError, match="of one dimension"):
         LoadPaird()({**item, "moving": str(tmp_path / "flat.nii.gz")})
+    flat = dict.fromkeys(("moving", "fixed"), str(tmp_path / "flat.nii.gz"))
+    assert LoadPaird(spatial_dims=2)(flat)["image"].shape == (2, 8, 8)
+    with pytest.raises(ValueError, match=r"expected 3-D images, .*flat\.nii\.gz of shape \(8, 8, 1\); .*inference_2d"):
+        LoadPaird(spatial_dims=3)(flat)
     with pytest.raises(ValueError, match="one channel"):
         LoadPaird()({**item, "moving": str(tmp_path / "three.nii.gz")})
     with pytest.raises(ValueError, match="under 'moving'"):

@@ -88,6 +88,7 @@ class LoadPaird(Transform):
         moving_key: str = "moving",
         fixed_key: str = "fixed",
         *,
+        spatial_dims: int | None = None,
         multiple: int = 1,
         percentiles: tuple[float, float] = (0.0, 99.9),
         nonzero: bool = False,
@@ -96,6 +97,7 @@ class LoadPaird(Transform):
         self.spacing = spacing
         self.affine = affine
         self.source_keys = {"moving": moving_key, "fixed": fixed_key}
+        self.spatial_dims = spatial_dims
         self.multiple = multiple
         self.percentiles = percentiles
         self.nonzero = nonzero
@@ -110,6 +112,11 @@ class LoadPaird(Transform):
             raise ValueError(
                 f"expected two images of one dimension, got {fixed.path} of shape {fixed.file_shape} and "
                 f"{moving.path} of shape {moving.file_shape}"
+            )
+        if self.spatial_dims not in (None, fixed.data.ndim - 1):
+            raise ValueError(
+                f"expected {self.spatial_dims}-D images, as the network is for, got {fixed.path} of shape "
+                f"{fixed.file_shape}; configs/inference_2d.json is for 2-D ones"
             )
         scaled = {
             role: replace(volume, data=scale_intensity(volume.data, self.percentiles, nonzero=self.nonzero))
