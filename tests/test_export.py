@@ -7,15 +7,13 @@ process, in which the package cannot be imported: to import MONAI takes long.
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import os
 import re
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
 import urllib.request
 import zipfile
 from collections.abc import Iterator
@@ -32,7 +30,8 @@ from monai.bundle import ConfigWorkflow
 from custom_components.data.synthetic import STRUCTURES, write_phantom_scans
 from custom_components.export import bundle_files, export_bundle, export_for_monai_label
 from custom_components.metrics import mean_dice
-from custom_components.transforms.physical import load_labels, resample
+from custom_components.transforms.pairs import scale_intensity
+from custom_components.transforms.physical import load_image, load_labels, resample
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BUNDLES = sorted(path.parents[1] for path in REPOSITORY.glob("bundles/*/configs/metadata.json"))
@@ -46,6 +45,9 @@ MONAI_BUNDLE = (
 ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"CUDA_VISIBLE_DEVICES": ""}
 
 pytestmark = pytest.mark.filterwarnings("ignore")
+_spec = importlib.util.spec_from_file_location("monai_label", REPOSITORY / "benchmarks" / "monai_label.py")
+monai_label = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(monai_label)
 
 
 @pytest.fixture(scope="module")
@@ -332,16 +334,9 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).mkdir()
     sections = json.loads(Path(write_phantom_scans(folder, 4, (48, 44, 40), spacing_mm=2.0)).read_text())
     people = sections["training"] + sections["validation"]
-    cosine, sine = np.cos(0.15), np.sin(0.15)
-    turn = np.array([[cosine, -sine, 0, 3], [sine, cosine, 0, -4], [0, 0, 1, 2], [0, 0, 0, 1]])
     for person, name in zip(people, ("RAS", "LAS", "PIR", "oblique"), strict=True):
         for kind, place in (("image", "studies"), ("label", "truth")):
-            volume = nib.load(folder / person[kind])
-            if name == "oblique":
-                volume = nib.Nifti1Image(np.asarray(volume.dataobj), turn @ volume.affine)
-            else:
-                axes = nib.orientations.axcodes2ornt(name)
-                volume = volume.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(volume.affine), axes))
+            volume = monai_label.orient(nib.load(folder / person[kind]), name)
             nib.save(volume, folder / place / f"{name}.nii.gz")
     (folder / "studies" / "RAS.nii.gz").rename(folder / "atlas.nii.gz")
     (folder / "truth" / "RAS.nii.gz").rename(folder / "atlas_labels.nii.gz")
@@ -379,6 +374,7 @@ def test_labels_of_the_atlas_come_to_scans_of_any_orientation(label_bundle, stud
     assert done.returncode == 0, done.stderr[-2000:]
     for name in ("LAS", "PIR", "oblique"):
         check_labels(tmp_path / f"{name}_labels.nii.gz", studies, name)
+        assert nib.load(tmp_path / f"{name}_labels.nii.gz").get_data_dtype() == np.int16
 
 
 def test_its_metadata_say_what_monai_label_shows(label_bundle):
@@ -435,58 +431,28 @@ def test_bad_atlases_are_named_and_nothing_is_written(studies, tmp_path, changes
 
 
 @pytest.fixture(scope="module")
-def server(label_bundle: Path, studies: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def label_python(pytestconfig: pytest.Config) -> str:
+    """The Python of an environment with MONAI Label: $MORPHZOO_MONAI_LABEL, else one in pytest's cache."""
+    given = os.environ.get("MORPHZOO_MONAI_LABEL")
+    try:
+        return given or monai_label.make_environment(pytestconfig.cache.mkdir("monai_label"))
+    except (RuntimeError, OSError) as error:
+        pytest.skip(f"MONAI Label cannot be installed here: {error}")
+
+
+@pytest.fixture(scope="module")
+def server(label_python: str, label_bundle: Path, studies: Path, tmp_path_factory) -> Iterator[str]:
     """The address of a MONAI Label server with the bundle, whose studies are the phantoms."""
-    python = os.environ.get("MORPHZOO_MONAI_LABEL")
-    if not python:
-        pytest.skip("no MONAI Label: set MORPHZOO_MONAI_LABEL to the Python of its environment (docs/monai_label.md)")
     folder = tmp_path_factory.mktemp("server")
-    command = [python, str(REPOSITORY / "docs" / "monai_label_server.py")]
-    settings = {"BUNDLE_DOWNLOAD_SRC": "local", "MONAI_LABEL_DATASTORE_AUTO_RELOAD": "false"}
-    words = ["apps", "--download", "--name", "monaibundle", "--output", str(folder)]
-    subprocess.run([*command, *words], env=ENVIRONMENT, check=True, capture_output=True, timeout=120)
-    model = folder / "monaibundle" / "model" / label_bundle.name
-    shutil.copytree(label_bundle, model)
+    model = shutil.copytree(label_bundle, folder / label_bundle.name)
     change(model / "configs" / "train.json", num_pairs=2, num_val_pairs=2, val_interval=1, size=[32, 32, 32])
     shutil.copytree(studies / "studies", folder / "studies")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    words = ["start_server", "--app", str(folder / "monaibundle"), "--studies", str(folder / "studies")]
-    words += ["--conf", "models", label_bundle.name, "--conf", "sam2", "false", "--host", "127.0.0.1"]
-    with open(folder / "server.log", "w") as log:
-        process = subprocess.Popen(
-            [*command, *words, "--port", str(port)], env=ENVIRONMENT | settings, stdout=log, stderr=log, cwd=folder
-        )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(240):
-            if process.poll() is not None:
-                break
-            try:
-                with urllib.request.urlopen(f"{address}/info/"):
-                    break
-            except OSError:
-                time.sleep(0.5)
-        else:
-            pytest.fail((folder / "server.log").read_text()[-3000:])
-        assert process.poll() is None, (folder / "server.log").read_text()[-3000:]
+    with monai_label.running_server(label_python, folder, [model], folder / "studies") as address:
         yield address
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=30)
-
-
-def curl(output: Path, *words: Any) -> int:
-    """The status of an answer that is saved as a file."""
-    command = ["curl", "-s", "-o", output, "-w", "%{http_code}", *words]
-    return int(subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300).stdout)
 
 
 def infer(server: str, output: Path, study: str, *words: Any, model: str = "voxelmorph_atlas", **settings: Any) -> int:
-    params = json.dumps({"affine": "none", **settings})
-    url = f"{server}/infer/{model}?image={study}&output=image"
-    return curl(output, "-X", "POST", url, "-F", f"params={params}", *words)
+    return monai_label.infer(server, output, model, study, *words, **{"affine": "none", **settings})
 
 
 def test_the_server_lists_the_model(server):
@@ -509,6 +475,19 @@ def test_an_uploaded_label_map_is_propagated(server, studies, tmp_path):
     check_labels(tmp_path / "answer.nii.gz", studies, "PIR")
 
 
+def test_another_scan_itself_is_brought_to_the_study(server, studies, tmp_path):
+    moving, study = str(studies / "studies" / "LAS.nii.gz"), load_image(studies / "studies" / "PIR.nii.gz")
+    settings = {"moving": moving, "answer": "image", "optimize": 10}
+    assert infer(server, tmp_path / "answer.nii.gz", "PIR", **settings) == 200
+    found, before = load_image(tmp_path / "answer.nii.gz"), load_image(moving)
+    assert found.file_shape == study.file_shape
+    images = [resample(before.data, before.affine, study.grid), found.data]
+    errors = [float((scale_intensity(image) - scale_intensity(study.data)).abs().mean()) for image in images]
+    assert errors[1] < 0.7 * errors[0], errors
+    assert len(np.unique(found.data)) > 1000
+    assert infer(server, tmp_path / "answer.nii.gz", "PIR", moving=moving, answer="nothing") >= 400
+
+
 def test_wrong_requests_get_an_error_and_the_server_stays(server, studies, tmp_path):
     answer = tmp_path / "answer.nii.gz"
     (tmp_path / "corrupt.nii.gz").write_bytes((studies / "studies" / "LAS.nii.gz").read_bytes()[:2000])
@@ -522,11 +501,26 @@ def test_wrong_requests_get_an_error_and_the_server_stays(server, studies, tmp_p
 
 def test_the_server_trains(server, studies, tmp_path):
     answer = tmp_path / "answer.json"
-    assert curl(answer, "-X", "PUT", f"{server}/datastore/?image=RAS", "-F", f"file=@{studies / 'atlas.nii.gz'}") == 200
+    assert (
+        monai_label.curl(
+            answer, "-X", "PUT", f"{server}/datastore/?image=RAS", "-F", f"file=@{studies / 'atlas.nii.gz'}"
+        )
+        == 200
+    )
     truth = {name: studies / "truth" / f"{name}.nii.gz" for name in ("LAS", "PIR", "oblique")}
     for name, path in {**truth, "RAS": studies / "atlas_labels.nii.gz"}.items():
         url = f"{server}/datastore/label?image={name}&tag=final"
-        assert curl(answer, "-X", "PUT", url, "-F", f"label=@{path}", "-F", "params={}") == 200
+        assert monai_label.curl(answer, "-X", "PUT", url, "-F", f"label=@{path}", "-F", "params={}") == 200
     request = json.dumps({"max_epochs": 1, "multi_gpu": False, "val_split": 0.5})
     url = f"{server}/train/voxelmorph_atlas?run_sync=true"
-    assert curl(answer, "-X", "POST", url, "-H", "Content-Type: application/json", "-d", request) == 200
+    assert monai_label.curl(answer, "-X", "POST", url, "-H", "Content-Type: application/json", "-d", request) == 200
+
+
+def test_labels_of_rendered_heads_come_closer(label_python, test_data, tmp_path):
+    asked = {"voxelmorph": [{}]}
+    before, after = monai_label.measure(test_data / "labelmaps3d_2mm" / "datalist.json", tmp_path, label_python, asked)
+    for name, (value, _) in before[2].items():
+        assert after[2][name][0] > value + 0.3, name
+    text = monai_label.table([before, after])
+    assert "| before |" in text
+    assert "| `voxelmorph_atlas` |" in text

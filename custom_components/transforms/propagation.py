@@ -11,7 +11,7 @@ from monai.data import MetaTensor
 from monai.transforms import Transform
 
 from .pairs import LoadPaird, _path_of, _steps, load_labels_for, warp_labels
-from .physical import load_image
+from .physical import load_image, resample
 
 
 class LoadAtlasPaird(LoadPaird):
@@ -19,7 +19,7 @@ class LoadAtlasPaird(LoadPaird):
 
     Takes an item with the study's path under `image`, as MONAI Label hands it over. An item can bring another moving
     image: its path under `moving` and that of its labels under `label_moving`, or under `label`, where MONAI Label puts
-    an uploaded file.
+    an uploaded file. It needs none if its `answer` is "image" (see `PropagateLabelsd`).
 
     Args:
         atlas, atlas_labels: paths of the image and of its label map.
@@ -36,7 +36,7 @@ class LoadAtlasPaird(LoadPaird):
         pair |= {"moving": self.atlas, "label_moving": self.atlas_labels}
         if data.get("moving"):
             pair |= {"moving": data["moving"], "label_moving": data.get("label_moving") or data.get("label")}
-            if not pair["label_moving"]:
+            if not pair["label_moving"] and data.get("answer") != "image":
                 raise ValueError(f"{data['moving']}: expected its label map, too, under 'label_moving' or 'label'")
         return {**data, **super().__call__(pair)}
 
@@ -46,17 +46,25 @@ class PropagateLabelsd(Transform):
 
     Expects one (decollated) item as `LoadPaird` made it, with labels, and with `pred` holding `ddf` (D, *S) in voxels
     of the model grid. It replaces `pred` by the labels (1, *S), int16, with the file's affine (RAS mm), and adds
-    `image_meta_dict`, in which MONAI Label looks for the study's grid.
+    `image_meta_dict`, in which MONAI Label looks for the study's grid. If the item's entry `answer` is "image", `pred`
+    is the moving image itself, interpolated once, float32.
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Raises ValueError: if the label ids do not fit into int16, or the fields not to the grid."""
+        """Raises ValueError: if the answer is neither, the label ids do not fit into int16, or the fields not to the
+        grid."""
+        answer = data.get("answer", "labels")
+        if answer not in ("labels", "image"):
+            raise ValueError(f"expected the answer 'labels' or 'image', got {answer!r}")
         fixed, moving = load_image(data["fixed_path"]), load_image(data["moving_path"])
-        labels = load_labels_for(str(data["label_moving_path"]), moving)
-        if labels.data.max() > torch.iinfo(torch.int16).max:
-            raise ValueError(f"{labels.path}: expected label ids up to 32767, got {int(labels.data.max())}")
         forward, _ = _steps(data, np.asarray(data["world_matrix"], dtype=np.float64))
-        warped = warp_labels(labels, fixed.grid, forward).to(torch.int16)
+        if answer == "image":
+            warped = resample(moving.data, moving.affine, fixed.grid, steps=forward).float()
+        else:
+            labels = load_labels_for(str(data["label_moving_path"]), moving)
+            if labels.data.max() > torch.iinfo(torch.int16).max:
+                raise ValueError(f"{labels.path}: expected label ids up to 32767, got {int(labels.data.max())}")
+            warped = warp_labels(labels, fixed.grid, forward).to(torch.int16)
         meta = {"spatial_shape": fixed.grid.size, "original_affine": fixed.affine}
         # As MONAI's loader describes a file without channels; without it, MONAI 1.6.1 saves the labels as if 2-D.
         described = {"filename_or_obj": fixed.path, "original_channel_dim": "no_channel"}
