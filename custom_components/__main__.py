@@ -121,6 +121,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Register all pairs of a data list and measure them: OUTPUT/metrics.csv, metrics.json and index.html.
 
+    Each pair's folder has its measures and its warped labels; other files need `--postprocessing#transforms#0#write`,
+    pictures `--pictures True`.
+
     Args:
         data_list: JSON file, see data_lists/README.md.
         output: folder for the results.
@@ -381,7 +384,9 @@ def export(
     purpose = options.pop("for", None)
     if options or purpose not in (None, "monai-label"):
         raise ValueError(f"export takes --for monai-label, and no {', '.join(options) or purpose!r}")
-    folder = find_bundle(bundle).absolute()
+    if not isinstance(zip, bool) or isinstance(label_names, bool):
+        raise ValueError("--zip takes no value, and --label_names the path of a CSV file")
+    folder, output = find_bundle(str(bundle)).resolve(), str(output)
     if purpose is None:
         if atlas or atlas_labels or label_names:
             raise ValueError("an atlas is for --for monai-label")
@@ -422,6 +427,7 @@ def _workflow(bundle: str, pairs: list[dict[str, Any]], overlays: str | Sequence
 
     from .transforms.physical import load_image
 
+    logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)  # it warns of the file that is False below
     root = find_bundle(bundle)
     flat = "moving" in pairs[0] and load_image(pairs[0]["fixed"]).data.ndim == 3
     forms = ("", "_2d") if flat else ("",)

@@ -15,6 +15,7 @@ import re
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from pydoc import locate
 from typing import Any
@@ -23,11 +24,13 @@ from monai.bundle import ConfigParser, ReferenceResolver
 
 from .metrics import present_labels, replacing
 from .transforms.pairs import load_labels_for
-from .transforms.physical import load_image, publish_together
+from .transforms.physical import load_image, publish_together, resample
 
 PACKAGE = Path(__file__).resolve().parent
 # Parts of the command, which works on a folder of bundles.
 _NOT_VENDORED = ("__main__.py", "export.py", "demo.py")
+_PAGES = (".md", ".txt", ".csv", ".json", ".png", ".jpg", ".gif", ".svg")
+_IMAGES = (".nii", ".nii.gz", ".nrrd", ".mha")  # that are one file each
 _LABEL_OVERLAY = "monai_label.json"
 _RENAMED = {"multi_gpu.json": "multi_gpu_train.json"}  # the names MONAI Label and the zoo know
 _DEPENDENCIES = {"torch", "monai", "numpy", "ignite", *sys.stdlib_module_names}
@@ -89,16 +92,22 @@ def export_for_monai_label(
     Returns, Raises: as `export_bundle`; ValueError also if the atlas is not 3-D, its labels are empty, negative or
         above 32767, the names are no names of them, or the bundle registers to a template of its own.
     """
+    endings = {key: _ending(path) for key, path in (("atlas", atlas), ("atlas_labels", atlas_labels))}
     image = load_image(atlas)
     labels = load_labels_for(atlas_labels, image)
     ids = present_labels(labels.data)
     if image.data.ndim != 4 or not ids or not 0 < min(ids) <= max(ids) < 2**15:
-        raise ValueError(f"{atlas}: expected a 3-D atlas with labels above 0, got {image.file_shape} and labels {ids}")
-    files = bundle_files(bundle)
+        span = f"{min(ids)} to {max(ids)}" if ids else "none"
+        raise ValueError(
+            f"{atlas}: expected a 3-D atlas with labels from 1 to 32767, got {image.file_shape} and labels {span}"
+        )
+    if not resample(labels.data, labels.affine, image.grid, mode="nearest").any():
+        raise ValueError(f"{atlas_labels}: expected labels where the atlas is, got none of them there")
+    names = {"0": "background", **_label_names(label_names, ids)}
+    files = bundle_files(bundle, {"image": "study.nii.gz"})
     config = json.loads(files["configs/inference.json"])
     if "conditions" in config:
         raise ValueError(f"{bundle.name} registers to its own template: export another bundle with that as --atlas")
-    names = {"0": "background", **_label_names(label_names, ids)}
     settings = {key: config[key] for key in ("affine", "optimize", "hyper") if key in config}
     if settings.get("affine") == "none":
         settings["affine"] = "itk"  # a study may lie anywhere
@@ -108,58 +117,104 @@ def export_for_monai_label(
     parser.update(json.loads(_vendored((bundle.parent / "overlays" / _LABEL_OVERLAY).read_text(encoding="utf-8"))))
     parser.update({"displayable_configs": settings, **{key: f"@displayable_configs#{key}" for key in settings}})
     for key, path in (("atlas", atlas), ("atlas_labels", atlas_labels)):
-        files[f"atlas/{key}{_ending(path)}"] = Path(path).read_bytes()
-        parser.update({key: f"$@bundle_root + '/atlas/{key}{_ending(path)}'"})
+        files[f"atlas/{key}{endings[key]}"] = Path(path).read_bytes()
+        parser.update({key: f"$@bundle_root + '/atlas/{key}{endings[key]}'"})
     # MONAI Label takes a list of transforms.
     parser.update({"preprocessing": {"_target_": "Compose", "transforms": [parser.get("preprocessing")]}})
     files["configs/inference.json"] = _json(parser.get())
     files["configs/metadata.json"] = _json(_label_metadata(json.loads(files["configs/metadata.json"]), names))
-    return _write(files, f"{bundle.name}_atlas", Path(output), zipped)
+    files["configs/train.json"] = _json(json.loads(files["configs/train.json"]) | {"val_interval": 1})
+    return _write(_for_monai_label(files), f"{bundle.name}_atlas", Path(output), zipped)
 
 
-def bundle_files(bundle: Path) -> dict[str, bytes]:
-    """The files of an exported bundle, by their paths in it. Arguments and errors as in `export_bundle`."""
-    configs = {path.name: path.read_text(encoding="utf-8") for path in sorted((bundle / "configs").glob("*.json"))}
-    metadata, inference = (json.loads(configs[f"{name}.json"]) for name in ("metadata", "inference"))
+def _for_monai_label(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Without the configs that register pairs, and with model.pt alone in `models`: MONAI Label loads whatever file is
+    there with the shortest name, also one that belongs to another network."""
+    kept = {}
+    for path, content in files.items():
+        folder, _, name = path.rpartition("/")
+        if folder == "configs" and name.endswith(".json"):
+            if not re.fullmatch(r"(metadata|inference|train\w*|smoke|multi_gpu_train)\.json", name):
+                continue
+            text = re.sub(r"'/models/(?!model\.pt')", "'/models/parts/", content.decode())
+            content = text.replace("'/last.pt'", "'/last.ckpt'").encode()
+        elif folder == "models" and name != "model.pt":
+            path = f"models/parts/{name}"
+        kept[path] = content
+    return kept
+
+
+def bundle_files(bundle: Path, item: Mapping[str, Any] | None = None) -> dict[str, bytes]:
+    """The files of an exported bundle, by their paths in it. Arguments and errors as in `export_bundle`.
+
+    Args:
+        item: the one that the page's example of inference has; by default a pair, or a scan where there is a template.
+    """
+    texts = {path.name: path.read_text(encoding="utf-8") for path in sorted((bundle / "configs").glob("*.json"))}
+    for name in ("metadata.json", "train.json", "inference.json"):
+        if name not in texts:
+            raise FileNotFoundError(f"{bundle / 'configs' / name}: there is no such file, and no bundle without it")
+    configs = {name: _parsed(bundle / "configs" / name, text) for name, text in texts.items()}
+    metadata, inference = configs["metadata.json"], configs["inference.json"]
     _check_metadata(bundle.name, metadata, inference)
-    configs |= _fitting_overlays(bundle, configs)
-    files = {f"models/{name}": path.read_bytes() for name, path in _weights(bundle, configs).items()}
-    for name, text in configs.items():
+    texts |= _fitting_overlays(bundle, configs["train.json"], inference)
+    files = {f"models/{name}": path.read_bytes() for name, path in _weights(bundle, texts).items()}
+    for name, text in texts.items():
         _check_config(bundle.name, name, text, metadata["required_packages_version"])
         files[f"configs/{_RENAMED.get(name, name)}"] = _vendored(_own_weights(text)).encode()
     files["configs/logging.conf"] = _LOGGING.encode()
-    files["LICENSE"] = (bundle.parents[1] / "LICENSE").read_bytes()
+    files["LICENSE"] = _needed(bundle.parents[1] / "LICENSE")
     for path in sorted(PACKAGE.rglob("*.py")):
         if path.name not in _NOT_VENDORED:
             files[f"scripts/{path.relative_to(PACKAGE).as_posix()}"] = _vendored(path.read_text("utf-8")).encode()
+    page = _needed(bundle / "docs" / "README.md").decode().replace("\r\n", "\n")
     for path in sorted((bundle / "docs").iterdir()):
-        if path.is_file() and path.suffix != ".py":
+        if path.is_file() and path.suffix in _PAGES:
             files[f"docs/{path.name}"] = path.read_bytes()
-    files["docs/README.md"] = _readme(files["docs/README.md"].decode(), metadata, inference).encode()
+    if item is None:
+        item = {key: f"{key}.nii.gz" for key in ("moving", "fixed")}
+        if "conditions" in inference:
+            item = {"image": "image.nii.gz", **dict.fromkeys(inference["conditions"], 1)}
+    files["docs/README.md"] = _readme(page, metadata, item).encode()
     return files
 
 
 def _write(files: Mapping[str, bytes], name: str, output: Path, zipped: bool) -> list[Path]:
     folder = output / name
     archive = output / f"{name}_v{json.loads(files['configs/metadata.json'])['version']}.zip"
-    for path in (folder, archive) if zipped else (folder,):
-        if path.is_file() or (path.is_dir() and any(path.iterdir())):
+    checksum = archive.with_name(f"{archive.name}.sha256")
+    written = [folder, archive, checksum] if zipped else [folder]
+    for path in written:
+        if path.is_file() or (path.is_dir() and (path != folder or any(path.iterdir()))):
             raise FileExistsError(f"{path}: is there already; remove it, or take another folder")
-    with publish_together(folder) as scratch:
+    # All are complete before the first gets its name.
+    with ExitStack() as stack:
+        scratch = stack.enter_context(publish_together(folder))
         for file, content in files.items():
             (scratch / file).parent.mkdir(parents=True, exist_ok=True)
             (scratch / file).write_bytes(content)
-    if not zipped:
-        return [folder]
-    with replacing(archive) as path, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
-        for file in sorted(files):
-            entry = zipfile.ZipInfo(f"{name}/{file}", (1980, 1, 1, 0, 0, 0))
-            entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
-            target.writestr(entry, files[file])
-    checksum = archive.with_name(f"{archive.name}.sha256")
-    with replacing(checksum) as path:
-        path.write_text(f"{hashlib.sha256(archive.read_bytes()).hexdigest()}  {archive.name}\n")
-    return [folder, archive, checksum]
+        if zipped:
+            partial, sums = (stack.enter_context(replacing(path)) for path in (archive, checksum))
+            with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as target:
+                for file in sorted(files):
+                    entry = zipfile.ZipInfo(f"{name}/{file}", (1980, 1, 1, 0, 0, 0))
+                    entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
+                    target.writestr(entry, files[file])
+            sums.write_text(f"{hashlib.sha256(partial.read_bytes()).hexdigest()}  {archive.name}\n")
+    return written
+
+
+def _needed(path: Path) -> bytes:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file, and no bundle without it")
+    return path.read_bytes()
+
+
+def _parsed(path: Path, text: str) -> dict[str, Any]:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _vendored(text: str) -> str:
@@ -172,14 +227,21 @@ def _json(content: Any) -> bytes:
 
 def _check_metadata(bundle: str, metadata: Mapping[str, Any], inference: Mapping[str, Any]) -> None:
     """Raises ValueError: if the version is not in the changelog, or what the bundle needs is not named exactly."""
+    keys = ["name", "version", "changelog", "required_packages_version", "network_data_format"]
+    absent = [key for key in (*keys, "monai_version", "pytorch_version", "numpy_version") if key not in metadata]
+    if absent:
+        raise ValueError(f"{bundle}: metadata.json lacks {', '.join(absent)}")
     if metadata["version"] not in metadata["changelog"]:
         raise ValueError(f"{bundle}: version {metadata['version']} is not in the changelog of metadata.json")
     packages = metadata["required_packages_version"]
     for name, version in {**_frameworks(metadata), **packages}.items():
-        if not re.fullmatch(r"\d+(\.\d+)*", version):
+        if not re.fullmatch(r"\d+(\.\d+)*", str(version)):
             raise ValueError(f"{bundle}: metadata.json must name one released version of {name}, got {version!r}")
-    if inference.get("affine") == "itk" and "itk" not in packages:
-        raise ValueError(f"{bundle}: inference.json aligns with itk, which metadata.json does not require")
+    if not _WEIGHTS.search(str(inference.get("weights"))):
+        raise ValueError(
+            f"{bundle}/configs/inference.json: expected weights \"$@bundle_root + '/models/NAME'\", "
+            f"got {inference.get('weights')!r}"
+        )
 
 
 def _frameworks(metadata: Mapping[str, Any]) -> dict[str, str]:
@@ -188,9 +250,8 @@ def _frameworks(metadata: Mapping[str, Any]) -> dict[str, str]:
     return {name: metadata[f"{key}_version"] for key, name in names.items()}
 
 
-def _fitting_overlays(bundle: Path, configs: Mapping[str, str]) -> dict[str, str]:
+def _fitting_overlays(bundle: Path, *bases: Mapping[str, Any]) -> dict[str, str]:
     """The overlays that go with the bundle's train.json or inference.json: all ids they change or use are there."""
-    bases = [json.loads(configs[name]) for name in ("train.json", "inference.json")]
     paths = sorted((bundle.parent / "overlays").glob("*.json"))
     texts = {path.name: path.read_text(encoding="utf-8") for path in paths if path.name != _LABEL_OVERLAY}
 
@@ -242,17 +303,23 @@ def _weights(bundle: Path, configs: Mapping[str, str]) -> dict[str, Path]:
 def _check_config(bundle: str, name: str, text: str, packages: Mapping[str, str]) -> None:
     """Raises ValueError: if a config names a path of this machine, or code that does not travel with the bundle."""
     for key, value in _strings(json.loads(text)):
-        if value.startswith(("/", "~")) or re.search(r"(?<!\+ )['\"][/~]\w", value):
+        if re.search(r"^[/~]|^\w:[/\\]|file:|(?<!\+ )['\"][/~]\w|expanduser|__import__", value):
             raise ValueError(f"{bundle}/configs/{name}: expected paths relative to the bundle, got {value!r}")
         if "/../" in _own_weights(value):
             raise ValueError(f"{bundle}/configs/{name}: {value!r} is outside of the bundle")
-        imported = re.match(r"\$(?:from ([\w.]+) )?import ([\w.]+)", value)
-        target = ".".join(filter(None, imported.groups())) if imported else value if key == "_target_" else ""
-        root = target.partition(".")[0]
-        if root == PACKAGE.name and locate(target) is None:
-            raise ValueError(f"{bundle}/configs/{name}: there is no {target}")
-        if ("." in target or imported) and root not in {PACKAGE.name, *_DEPENDENCIES, *packages}:
-            raise ValueError(f"{bundle}/configs/{name} names {target}, which is neither in the package nor required")
+        imported = re.match(r"\$(?:from ([\w.]+) )?import (.+)", value)
+        targets = [value] if key == "_target_" else []
+        if imported:
+            words = [word.split()[0] for word in imported[2].split(",")]  # without "as name"
+            targets = [".".join(filter(None, (imported[1], word))) for word in words]
+        for target in targets:
+            root, _, inner = target.partition(".")
+            if root == PACKAGE.name and (locate(target) is None or f"{inner.partition('.')[0]}.py" in _NOT_VENDORED):
+                raise ValueError(f"{bundle}/configs/{name}: there is no {target} in an exported bundle")
+            if ("." in target or imported) and root not in {PACKAGE.name, *_DEPENDENCIES, *packages}:
+                raise ValueError(
+                    f"{bundle}/configs/{name} names {target}, which is neither in the package nor required"
+                )
 
 
 def _strings(config: Any, key: str = "") -> Iterator[tuple[str, str]]:
@@ -278,18 +345,15 @@ From elsewhere, put this folder on PYTHONPATH. On this page, `morphzoo` and what
 """
 _SYSTEM = "## System Configuration\n"
 _NEEDED = """Python 3.10 or newer; {versions}.
-With `itk` scans are aligned affinely (`--affine itk`) and whole transforms written, with `matplotlib` pictures.
-No GPU is needed.
+Without `itk` scans cannot be aligned by it and no whole transforms are written, without `matplotlib` no pictures;
+`evaluate.json` needs `scipy`. No GPU is needed.
 """
 
 
-def _readme(text: str, metadata: Mapping[str, Any], inference: Mapping[str, Any]) -> str:
+def _readme(text: str, metadata: Mapping[str, Any], item: Mapping[str, Any]) -> str:
     """The bundle's page with the sections of the zoo's template that are the same for all bundles."""
     pinned = {**_frameworks(metadata), **metadata["required_packages_version"]}
     versions = ", ".join(f"{name} {version}" for name, version in pinned.items())
-    item: dict[str, Any] = {key: f"{key}.nii.gz" for key in ("moving", "fixed")}
-    if "conditions" in inference:
-        item = {"image": "image.nii.gz", **dict.fromkeys(inference["conditions"], 1)}
     if _SYSTEM not in text:
         text = text.replace("## Limitations\n", f"{_SYSTEM}\n## Limitations\n")
     before, heading, after = text.partition(_SYSTEM)
@@ -304,14 +368,17 @@ def _label_names(path: str | None, ids: list[int]) -> dict[str, str]:
     names = {id: f"label {id}" for id in ids if id > 0}
     if path is not None:
         try:
-            with open(path, newline="", encoding="utf-8") as file:
-                given = {int(row["id"]): row["name"].strip() for row in csv.DictReader(file)}
+            with open(path, newline="", encoding="utf-8-sig") as file:
+                rows = list(csv.DictReader(file))
+            given = {int(row["id"]): row["name"].strip() for row in rows}
+            if any(None in row for row in rows):
+                raise ValueError("more cells than columns")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"{path}: expected a CSV file with the columns id (integers) and name") from error
+            raise ValueError(f"{path}: expected a CSV file in UTF-8 with the columns id (integers) and name") from error
         if not set(given) & set(names):
             raise ValueError(f"{path}: expected names of labels among {sorted(names)}, got {sorted(given)}")
         names |= {id: given[id] for id in names if given.get(id)}
-    if len({name.lower() for name in names.values()}) < len(names):
+    if len({"background", *(name.lower() for name in names.values())}) <= len(names):
         raise ValueError(f"{path}: expected another name for each label, got {sorted(names.values())}")
     return {str(id): name for id, name in names.items()}
 
@@ -332,5 +399,7 @@ def _label_metadata(metadata: dict[str, Any], names: dict[str, str]) -> dict[str
 
 
 def _ending(path: str) -> str:
-    match = re.search(r"(\.nii)?\.\w+$", Path(path).name)
-    return match[0] if match else ""
+    match = re.search(r"(\.nii)?\.\w+$", Path(path).name.lower())
+    if match is None or match[0] not in _IMAGES:
+        raise ValueError(f"{path}: expected a file that ends in {', '.join(_IMAGES)}")
+    return match[0]

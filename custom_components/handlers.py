@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,11 +14,13 @@ from typing import Any
 import ignite.handlers
 import torch
 from ignite.engine import Engine, Events
+from monai.transforms import Randomizable
+from monai.utils import get_seed
 from torch import Tensor, nn
 
 from .fields import warp
 from .losses.overlap import label_indicators
-from .metrics import mean_dice, normalized_cross_correlation, write_cohort, write_table
+from .metrics import mean_dice, normalized_cross_correlation, replacing, write_cohort, write_table
 from .report import cohort_page
 
 logger = logging.getLogger(__name__)
@@ -141,6 +144,10 @@ class ResumableCheckpoint:
     The file is written under another name and renamed, so that a run cut at any moment leaves a whole checkpoint.
     Only the first process of a distributed run writes; all of them resume.
 
+    Each epoch's random numbers, torch's and those of a dataset that has its own, depend on the run's seed and the epoch
+    alone: a resumed run goes on like one that was not interrupted. A cosine schedule goes on at the length of the new
+    run, so that a finished one can be prolonged.
+
     Args:
         path: the checkpoint file; its folder is made.
         objects: name to object with `state_dict` and `load_state_dict`.
@@ -176,8 +183,18 @@ class ResumableCheckpoint:
             self._restore("network", {**weights, **fresh}, self.initial_weights)
             if fresh:
                 logger.warning("%s lacks %s: they start afresh", self.initial_weights, ", ".join(fresh))
+        engine.add_event_handler(Events.EPOCH_STARTED, self.seed)
         engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self.save)
         engine.add_event_handler(Events.COMPLETED, self.save)
+
+    def seed(self, engine: Engine) -> None:
+        run = get_seed()
+        if run is not None:
+            seed = (run + 1_000_003 * engine.state.epoch) % 2**32
+            torch.manual_seed(seed)
+            dataset = getattr(engine.state.dataloader, "dataset", None)
+            if isinstance(dataset, Randomizable):
+                dataset.set_random_state(seed)
 
     def load(self, engine: Engine) -> None:
         checkpoint = torch.load(self.path, map_location="cpu", weights_only=True)
@@ -189,8 +206,12 @@ class ResumableCheckpoint:
         engine.state.iteration = checkpoint["iteration"]
 
     def _restore(self, name: str, state: Mapping[str, Any], source: str | os.PathLike) -> None:
+        thing = _unwrap(self.objects[name])
+        length = getattr(thing, "T_max", None)
         try:
-            _unwrap(self.objects[name]).load_state_dict(state)
+            thing.load_state_dict(state)
+            if length is not None and length != thing.T_max:
+                _stretch(thing, length)
         except (RuntimeError, ValueError, TypeError) as error:
             reason = str(error).splitlines()[:2][-1].strip()  # torch's first line names the class alone
             raise RuntimeError(f"{source} is a checkpoint of another {name}: {reason}") from error
@@ -199,54 +220,107 @@ class ResumableCheckpoint:
         if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank():
             return
         state = {name: _unwrap(thing).state_dict() for name, thing in self.objects.items()}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
-        torch.save({**state, "epoch": engine.state.epoch, "iteration": engine.state.iteration}, partial)
-        partial.replace(self.path)
+        with replacing(self.path) as partial:
+            torch.save({**state, "epoch": engine.state.epoch, "iteration": engine.state.iteration}, partial)
+
+
+class BestCheckpoint:
+    """Save networks whenever validation finds a key metric above all before, also those before a resumption.
+
+    To be attached to the evaluator. A file is a state dict; it is written under another name and renamed.
+
+    Args:
+        folder: of the files; it is made.
+        networks: by the names of their files.
+    """
+
+    def __init__(self, folder: str | os.PathLike, networks: Mapping[str, nn.Module]) -> None:
+        self.folder, self.networks = Path(folder), dict(networks)
+        self.score = -math.inf
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+
+    def save(self, engine: Engine) -> None:
+        score = float(engine.state.metrics[engine.state.key_metric_name])
+        if not score > self.score:  # nor if it is not a number
+            return
+        for name, network in self.networks.items():
+            with replacing(self.folder / name) as partial:
+                torch.save(_unwrap(network).state_dict(), partial)
+        self.score = score
+
+    def state_dict(self) -> dict[str, float]:
+        return {"score": self.score}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        self.score = state["score"]
 
 
 class WeightAverage:
-    """Exponential moving average of the weights, used for validation and for the checkpoints saved there.
+    """Exponential moving average of a network's weights and of its batch statistics, for `AverageWeights`.
 
-    Batch statistics are averaged as well.
+    It has a state to be resumed, as an optimiser has.
 
     Args:
-        network: the trained network; its weights are exchanged for the average while `evaluator` runs.
-        evaluator: the validation engine.
-        decay: share of the old average at each iteration; 0 switches the handler off.
+        network: the trained network.
+        decay: share of the old average at each iteration; 0 for no average.
     """
 
-    def __init__(self, network: nn.Module, evaluator: Engine, decay: float = 0.999) -> None:
-        self.network, self.evaluator, self.decay = network, evaluator, decay
+    def __init__(self, network: nn.Module, decay: float = 0.999) -> None:
+        self.network, self.decay = network, decay
         self.average: dict[str, Tensor] = {}
 
-    def attach(self, engine: Engine) -> None:
-        if self.decay <= 0:
-            return
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self.update)
-        self.evaluator.add_event_handler(Events.STARTED, self.exchange)
-        self.evaluator.add_event_handler(Events.COMPLETED, self.exchange)
-
     @torch.no_grad()
-    def update(self, engine: Engine) -> None:
+    def update(self, iteration: int) -> None:
+        """Take in the weights after an iteration, counted from 1."""
         # Early on the average is a plain mean, so that it does not remember the initial weights.
-        decay = min(self.decay, (engine.state.iteration - 1) / (engine.state.iteration + 9))
+        decay = min(self.decay, (iteration - 1) / (iteration + 9))
         for name, weight in self._values():
             if name not in self.average:
                 self.average[name] = weight.detach().clone()
             self.average[name].lerp_(weight, 1 - decay)
 
     @torch.no_grad()
-    def exchange(self, engine: Engine) -> None:
+    def exchange(self) -> None:
+        """Swap the network's weights and the average."""
         for name, weight in self._values():
             if name in self.average:
                 kept = weight.clone()
                 weight.copy_(self.average[name])
                 self.average[name] = kept
 
+    def state_dict(self) -> dict[str, Tensor]:
+        return dict(self.average)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Raises RuntimeError: if it is an average of another network."""
+        values = dict(self._values())
+        if any(name not in values or values[name].shape != value.shape for name, value in state.items()):
+            raise RuntimeError("an average of other weights")
+        self.average = {name: value.to(values[name]) for name, value in state.items()}
+
     def _values(self) -> Iterator[tuple[str, Tensor]]:
         yield from self.network.named_parameters()
         yield from ((name, value) for name, value in self.network.named_buffers() if value.is_floating_point())
+
+
+class AverageWeights:
+    """Keep a `WeightAverage` in training, and use it for validation and for the checkpoints saved there.
+
+    Args:
+        average: with decay 0 the handler does nothing.
+        evaluator: the validation engine; while it runs, the network's weights are the average.
+    """
+
+    def __init__(self, average: WeightAverage, evaluator: Engine) -> None:
+        self.average, self.evaluator = average, evaluator
+
+    def attach(self, engine: Engine) -> None:
+        if self.average.decay > 0:
+            engine.add_event_handler(Events.ITERATION_COMPLETED, lambda e: self.average.update(e.state.iteration))
+            self.evaluator.add_event_handler(Events.STARTED, self.average.exchange)
+            self.evaluator.add_event_handler(Events.COMPLETED, self.average.exchange)
 
 
 class Schedule:
@@ -391,6 +465,14 @@ class CohortReport:
 def _middle_slice(image: Tensor) -> Tensor:
     first = image[0, 0]
     return first if first.ndim == 2 else first[:, :, first.shape[2] // 2]
+
+
+def _stretch(scheduler: Any, length: int) -> None:
+    """Give a loaded CosineAnnealingLR another length, with the learning rates that it then has by now."""
+    scheduler.T_max = length
+    share = (1 + math.cos(math.pi * min(1, scheduler.last_epoch / length))) / 2
+    for group, base in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
+        group["lr"] = scheduler.eta_min + (base - scheduler.eta_min) * share
 
 
 def _unwrap(thing: Any) -> Any:

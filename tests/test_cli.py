@@ -585,6 +585,7 @@ def test_points_without_coordinates_are_named(registered, tmp_path):
         (["voxelmorph", "--for", "slicer"], "export takes --for monai-label"),
         (["voxelmorph", "--zipp"], "and no 'zipp'"),
         (["voxelmorph", "--atlas", "atlas.nii.gz"], "an atlas is for --for monai-label"),
+        (["voxelmorph", "--zip", "out"], "--zip takes no value"),
         (["voxelmorph", "--for", "monai-label"], "needs --atlas IMAGE and --atlas-labels LABELS"),
     ],
 )

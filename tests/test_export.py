@@ -273,8 +273,41 @@ def leave_the_folder(bundle: Path) -> None:
     change(bundle / "configs" / "inference.json", dataset_dir="$@bundle_root + '/../data'")
 
 
-def use_itk(bundle: Path) -> None:
-    change(bundle / "configs" / "inference.json", affine="itk")
+def add_windows_path(bundle: Path) -> None:
+    change(bundle / "configs" / "inference.json", output_dir="C:/Users/me")
+
+
+def add_home(bundle: Path) -> None:
+    change(bundle / "configs" / "inference.json", output_dir="$__import__('os').path.expanduser('~/out')")
+
+
+def add_second_import(bundle: Path) -> None:
+    change(bundle / "configs" / "train.json", imports=["$import os, my_laboratory"])
+
+
+def use_what_stays(bundle: Path) -> None:
+    change(bundle / "configs" / "train.json", loss={"_target_": "custom_components.demo.run_demo"})
+
+
+def move_weights(bundle: Path) -> None:
+    change(bundle / "configs" / "inference.json", weights="models/model.pt")
+
+
+def remove_training(bundle: Path) -> None:
+    (bundle / "configs" / "train.json").unlink()
+
+
+def break_json(bundle: Path) -> None:
+    (bundle / "configs" / "train_2d.json").write_text("{")
+
+
+def remove_page(bundle: Path) -> None:
+    (bundle / "docs" / "README.md").unlink()
+
+
+def forget_a_version(bundle: Path) -> None:
+    path = bundle / "configs" / "metadata.json"
+    path.write_text(path.read_text().replace("numpy_version", "nunpy_version"))
 
 
 def forget_the_change(bundle: Path) -> None:
@@ -295,7 +328,15 @@ def give_a_range(bundle: Path) -> None:
         (add_path, "got '/data/out'"),
         (add_path_in_expression, "expected paths relative to the bundle"),
         (leave_the_folder, "outside of the bundle"),
-        (use_itk, "aligns with itk, which metadata.json does not require"),
+        (add_windows_path, "got 'C:/Users/me'"),
+        (add_home, "expected paths relative to the bundle"),
+        (add_second_import, "train.json names my_laboratory"),
+        (use_what_stays, "there is no custom_components.demo.run_demo in an exported bundle"),
+        (move_weights, "got 'models/model.pt'"),
+        (remove_training, "train.json: there is no such file"),
+        (break_json, "train_2d.json: Expecting"),
+        (remove_page, "README.md: there is no such file"),
+        (forget_a_version, "metadata.json lacks numpy_version"),
         (forget_the_change, "version 0.2.0 is not in the changelog"),
         (give_a_range, "one released version of nibabel, got '>=5'"),
     ],
@@ -313,6 +354,24 @@ def test_overlays_that_do_not_fit_stay_behind():
     names = {Path(name).stem for name in bundle_files(REPOSITORY / "bundles" / "conditional_atlas")}
     assert {"smoke", "evaluate"} <= names
     assert not {"training_free", "svf", "lddmm", "vsvf", "ddf", "learned_affine", "learned_affine_2d"} & names
+
+
+@pytest.mark.parametrize("name", ["voxelmorph_v0.1.0.zip", "voxelmorph_v0.1.0.zip.sha256"])
+def test_a_place_that_is_taken_stops_the_export(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(FileExistsError, match=f"{name}: is there already"):
+        export_bundle(VOXELMORPH, tmp_path, zipped=True)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_zip_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    def fail(*words: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(zipfile.ZipFile, "writestr", fail)
+    with pytest.raises(OSError, match="disk full"):
+        export_bundle(VOXELMORPH, tmp_path, zipped=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_with_files_is_left_alone(tmp_path):
@@ -377,6 +436,24 @@ def test_labels_of_the_atlas_come_to_scans_of_any_orientation(label_bundle, stud
         assert nib.load(tmp_path / f"{name}_labels.nii.gz").get_data_dtype() == np.int16
 
 
+def test_in_it_there_is_nothing_that_monai_label_could_take_for_the_network(studies, tmp_path):
+    """It loads the file in `models` with the shortest name, and shows the others."""
+    files = {"atlas": str(studies / "atlas.nii.gz"), "atlas_labels": str(studies / "atlas_labels.nii.gz")}
+    (folder,) = export_for_monai_label(VOXELMORPH.with_name("quicksilver"), tmp_path, **files)
+    assert [path.name for path in (folder / "models").glob("*.pt")] == ["model.pt"]
+    configs = {path.name: path.read_text() for path in (folder / "configs").glob("*.json")}
+    named = {name for text in configs.values() for name in re.findall(r"'/(models/[\w./]+)'", text)}
+    assert "models/parts/avsm_affine.pt" in named
+    assert all((folder / name).is_file() for name in named if "2d" not in name)
+    assert not {"evaluate.json", "learned_affine.json", "inference_2d.json"} & configs.keys()
+    assert "last.pt" not in "".join(configs.values())
+
+
+def test_its_page_shows_a_study(label_bundle):
+    text = (label_bundle / "docs" / "README.md").read_text()
+    assert "{'image': 'study.nii.gz'}" in text
+
+
 def test_its_metadata_say_what_monai_label_shows(label_bundle):
     jsonschema = pytest.importorskip("jsonschema")
     metadata = json.loads((label_bundle / "configs" / "metadata.json").read_text())
@@ -403,9 +480,13 @@ def test_hypermorph_shows_its_lambda(studies, tmp_path):
     [
         ({"atlas": "absent.nii.gz"}, "absent.nii.gz: no such image file"),
         ({"atlas": "flat.nii.gz", "atlas_labels": "flat_labels.nii.gz"}, "expected a 3-D atlas"),
-        ({"atlas_labels": "empty.nii.gz"}, "with labels above 0"),
+        ({"atlas_labels": "empty.nii.gz"}, "expected a 3-D atlas with labels from 1 to 32767"),
+        ({"atlas_labels": "far.nii.gz"}, "expected labels where the atlas is"),
+        ({"atlas": "atlas.mhd"}, "atlas.mhd: expected a file that ends in .nii, .nii.gz, .nrrd, .mha"),
+        ({"label_names": "comma.csv"}, "expected a CSV file in UTF-8 with the columns id"),
+        ({"label_names": "background.csv"}, "expected another name for each label"),
         ({"label_names": "other.csv"}, "expected names of labels among [1, 2, 3, 4], got [90]"),
-        ({"label_names": "atlas.nii.gz"}, "expected a CSV file with the columns id"),
+        ({"label_names": "atlas.nii.gz"}, "expected a CSV file in UTF-8 with the columns id"),
         ({"label_names": "twice.csv"}, "expected another name for each label"),
         ({"bundle": "conditional_atlas"}, "registers to its own template"),
     ],
@@ -417,6 +498,11 @@ def test_bad_atlases_are_named_and_nothing_is_written(studies, tmp_path, changes
     nib.save(nib.Nifti1Image(np.zeros(labels.shape, np.uint8), labels.affine), tmp_path / "empty.nii.gz")
     (tmp_path / "other.csv").write_text("id,name\n90,tail\n")
     (tmp_path / "twice.csv").write_text("id,name\n1,cortex\n2,Cortex\n")
+    (tmp_path / "comma.csv").write_text("id,name\n1,Left, cortex\n")
+    (tmp_path / "background.csv").write_text("id,name\n1,Background\n")
+    far = labels.affine.copy()
+    far[:3, 3] += 1000
+    nib.save(nib.Nifti1Image(np.asarray(labels.dataobj), far), tmp_path / "far.nii.gz")
     for name in ("atlas.nii.gz", "atlas_labels.nii.gz"):
         shutil.copy(studies / name, tmp_path)
     settings = {"bundle": "voxelmorph", "atlas": "atlas.nii.gz", "atlas_labels": "atlas_labels.nii.gz", **changes}
@@ -425,6 +511,17 @@ def test_bad_atlases_are_named_and_nothing_is_written(studies, tmp_path, changes
         export_for_monai_label(bundle, tmp_path / "out", **{k: str(tmp_path / v) for k, v in settings.items()})
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_endings_and_tables_of_other_systems_are_read(studies, tmp_path):
+    for name in ("atlas", "atlas_labels"):
+        shutil.copy(studies / f"{name}.nii.gz", tmp_path / f"{name.upper()}.NII.GZ")
+    (tmp_path / "names.csv").write_text("id,name\r\n1,Grau\r\n", encoding="utf-8-sig")
+    files = {"atlas": str(tmp_path / "ATLAS.NII.GZ"), "atlas_labels": str(tmp_path / "ATLAS_LABELS.NII.GZ")}
+    (folder,) = export_for_monai_label(VOXELMORPH, tmp_path, **files, label_names=str(tmp_path / "names.csv"))
+    assert sorted(path.name for path in (folder / "atlas").iterdir()) == ["atlas.nii.gz", "atlas_labels.nii.gz"]
+    metadata = json.loads((folder / "configs" / "metadata.json").read_text())
+    assert metadata["network_data_format"]["outputs"]["pred"]["channel_def"]["1"] == "Grau"
 
 
 # A real server
@@ -441,11 +538,16 @@ def label_python(pytestconfig: pytest.Config) -> str:
 
 
 @pytest.fixture(scope="module")
-def server(label_python: str, label_bundle: Path, studies: Path, tmp_path_factory) -> Iterator[str]:
+def server_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("server")
+
+
+@pytest.fixture(scope="module")
+def server(label_python: str, label_bundle: Path, studies: Path, server_folder: Path) -> Iterator[str]:
     """The address of a MONAI Label server with the bundle, whose studies are the phantoms."""
-    folder = tmp_path_factory.mktemp("server")
+    folder = server_folder
     model = shutil.copytree(label_bundle, folder / label_bundle.name)
-    change(model / "configs" / "train.json", num_pairs=2, num_val_pairs=2, val_interval=1, size=[32, 32, 32])
+    change(model / "configs" / "train.json", num_pairs=2, num_val_pairs=2, size=[32, 32, 32])
     shutil.copytree(studies / "studies", folder / "studies")
     with monai_label.running_server(label_python, folder, [model], folder / "studies") as address:
         yield address
@@ -499,7 +601,9 @@ def test_wrong_requests_get_an_error_and_the_server_stays(server, studies, tmp_p
     assert infer(server, answer, "LAS") == 200
 
 
-def test_the_server_trains(server, studies, tmp_path):
+def test_the_server_trains(server, server_folder, studies, tmp_path):
+    models = server_folder / "monaibundle" / "model" / "voxelmorph_atlas" / "models"
+    before = torch.load(models / "model.pt", weights_only=True)
     answer = tmp_path / "answer.json"
     assert (
         monai_label.curl(
@@ -514,6 +618,11 @@ def test_the_server_trains(server, studies, tmp_path):
     request = json.dumps({"max_epochs": 1, "multi_gpu": False, "val_split": 0.5})
     url = f"{server}/train/voxelmorph_atlas?run_sync=true"
     assert monai_label.curl(answer, "-X", "POST", url, "-H", "Content-Type: application/json", "-d", request) == 200
+    assert [path.name for path in models.glob("*.pt")] == ["model.pt"]
+    after = torch.load(models / "model.pt", weights_only=True)
+    assert before.keys() == after.keys()
+    assert not all(torch.equal(before[name], after[name]) for name in before)
+    assert infer(server, tmp_path / "answer.nii.gz", "LAS") == 200
 
 
 def test_labels_of_rendered_heads_come_closer(label_python, test_data, tmp_path):

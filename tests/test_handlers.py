@@ -7,11 +7,15 @@ import logging
 import pytest
 import torch
 from ignite.engine import Engine, Events
+from monai.transforms import Randomizable
+from monai.utils import set_determinism
 from torch import nn
 
 from custom_components.data.synthetic import phantom_pair
 from custom_components.fields import warp
 from custom_components.handlers import (
+    AverageWeights,
+    BestCheckpoint,
     CohortReport,
     ProgressBar,
     ResumableCheckpoint,
@@ -325,7 +329,129 @@ def test_checkpoint_of_a_wrapped_network_fits_the_plain_one(tmp_path):
     assert torch.load(tmp_path / "last.pt", weights_only=True)["network"].keys() == network.state_dict().keys()
 
 
+class Draws(Randomizable, torch.utils.data.Dataset):
+    """Three random numbers of its own."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> float:
+        return float(self.R.uniform())
+
+
+def numbers_of(folder, max_epochs: int, *, resume: bool = False, seed: int = 4) -> list[list[float]]:
+    """What an engine with a dataset draws in each iteration: the item, and a number of torch's."""
+    set_determinism(seed)
+    engine = Engine(lambda engine, batch: seen.append([*batch.tolist(), float(torch.rand(()))]))
+    seen = []
+    ResumableCheckpoint(folder / "last.pt", {}, resume=resume).attach(engine)
+    dataset = Draws().set_random_state(seed)
+    engine.run(torch.utils.data.DataLoader(dataset, batch_size=1, shuffle=True), max_epochs=max_epochs)
+    set_determinism(None)
+    return seen
+
+
+def test_random_numbers_go_on_when_a_run_is_resumed(tmp_path):
+    whole = numbers_of(tmp_path, 3)
+    assert len({tuple(numbers) for numbers in whole}) == 9
+    assert numbers_of(tmp_path, 1) + numbers_of(tmp_path, 3, resume=True) == whole
+    assert numbers_of(tmp_path, 3, seed=5) != whole
+
+
+@pytest.mark.parametrize(("first", "second"), [(3, 6), (6, 4), (6, 6)])
+def test_a_cosine_schedule_goes_on_at_the_new_length(tmp_path, first, second):
+    def rates(length: int, max_epochs: int, resume: bool = False) -> list[float]:
+        optimizer, engine, seen = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1), Engine(lambda e, b: None), []
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=length)
+        engine.add_event_handler(Events.EPOCH_STARTED, lambda: seen.append(optimizer.param_groups[0]["lr"]))
+        engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: optimizer.step())
+        engine.add_event_handler(Events.EPOCH_COMPLETED, lambda: scheduler.step())
+        objects = {"optimizer": optimizer, "lr_scheduler": scheduler}
+        ResumableCheckpoint(tmp_path / "last.pt", objects, resume=resume).attach(engine)
+        engine.run(batches(), max_epochs=max_epochs)
+        return seen
+
+    rates(first, 3)
+    assert rates(second, second, resume=True) == pytest.approx(rates(second, second)[3:], abs=1e-9)
+
+
+# BestCheckpoint
+
+
+def run_scores(folder, scores: list[float], best: BestCheckpoint | None = None) -> tuple[BestCheckpoint, list[float]]:
+    """Validate with these scores, the network's weight being the number of the validation; weights in the file."""
+    network, found = nn.Linear(1, 1, bias=False), []
+    best = best or BestCheckpoint(folder / "new", {"model.pt": nn.DataParallel(network)})
+    evaluator = Engine(lambda engine, batch: None)
+    evaluator.state.key_metric_name = "score"
+    evaluator.add_event_handler(Events.EPOCH_COMPLETED, lambda e: e.state.metrics.update(score=scores[i]))
+    best.attach(evaluator)
+    for i in range(len(scores)):
+        nn.init.constant_(network.weight, i)
+        evaluator.run([0])
+        found.append(float(torch.load(folder / "new" / "model.pt", weights_only=True)["weight"]))
+    assert [path.name for path in (folder / "new").iterdir()] == ["model.pt"]
+    return best, found
+
+
+def test_the_best_weights_are_kept(tmp_path):
+    assert run_scores(tmp_path, [0.2, 0.1, 0.4, float("nan"), 0.4, 0.5])[1] == [0, 0, 2, 2, 2, 5]
+
+
+def test_negative_scores_have_a_best(tmp_path):
+    assert run_scores(tmp_path, [-3.0, -2.0, -2.5])[1] == [0, 1, 1]
+
+
+def test_a_resumed_run_does_not_replace_better_weights(tmp_path):
+    best, _ = run_scores(tmp_path, [0.2, 0.6])
+    resumed = BestCheckpoint(tmp_path / "new", {"model.pt": nn.Linear(1, 1, bias=False)})
+    engine, _ = make_training()
+    ResumableCheckpoint(tmp_path / "last.pt", {"best": best}).attach(engine)
+    engine.run(batches(), max_epochs=1)
+    engine, _ = make_training()
+    ResumableCheckpoint(tmp_path / "last.pt", {"best": resumed}, resume=True).attach(engine)
+    engine.run(batches(), max_epochs=2)
+    assert resumed.score == 0.6
+    assert run_scores(tmp_path, [0.5], resumed)[1] == [1]
+
+
+def test_best_weights_stay_when_saving_fails(tmp_path, monkeypatch):
+    best, _ = run_scores(tmp_path, [0.2])
+
+    def fail(state: dict, path: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        run_scores(tmp_path, [0.9], best)
+    assert best.score == 0.2
+    assert torch.load(tmp_path / "new" / "model.pt", weights_only=True)["weight"] == 0
+
+
 # WeightAverage
+
+
+def test_an_average_goes_on_when_a_run_is_resumed(tmp_path):
+    def run(folder, max_epochs: int, resume: bool = False) -> dict[str, torch.Tensor]:
+        engine, objects = make_training()
+        objects["average"] = average = WeightAverage(objects["network"], 0.9)
+        AverageWeights(average, Engine(lambda e, b: None)).attach(engine)
+        ResumableCheckpoint(folder / "last.pt", objects, resume=resume).attach(engine)
+        engine.run(batches(), max_epochs=max_epochs)
+        return average.state_dict()
+
+    whole = run(tmp_path / "whole", 4)
+    run(tmp_path / "parts", 2)
+    resumed = run(tmp_path / "parts", 4, resume=True)
+    assert whole.keys() == resumed.keys() == {"weight", "bias"}
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_an_average_of_another_network_is_refused(tmp_path):
+    average = WeightAverage(nn.Linear(2, 1))
+    for other in ({"weight": torch.zeros(1, 3)}, {"weights": torch.zeros(1, 2)}):
+        with pytest.raises(RuntimeError, match="average of other weights"):
+            average.load_state_dict(other)
 
 
 def train_with_average(decay: float) -> tuple[nn.Module, list[torch.Tensor], list[torch.Tensor]]:
@@ -334,7 +460,7 @@ def train_with_average(decay: float) -> tuple[nn.Module, list[torch.Tensor], lis
     network = objects["network"]
     evaluator, seen, trained = Engine(lambda e, b: seen.append(network.weight.detach().clone())), [], []
     engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: trained.append(network.weight.detach().clone()))
-    WeightAverage(network, evaluator, decay).attach(engine)
+    AverageWeights(WeightAverage(network, decay), evaluator).attach(engine)
     engine.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluator.run([0]))
     engine.run(batches(), max_epochs=5)
     return network, seen, trained
@@ -361,7 +487,7 @@ def test_average_lies_between_the_weights_it_is_made_of():
 def test_statistics_are_averaged_with_the_weights():
     network, evaluator = nn.BatchNorm1d(2), Engine(lambda e, b: seen.append(network.running_mean.clone()))
     engine, seen = Engine(lambda e, b: network(torch.full((4, 2), float(b)))), []
-    WeightAverage(network, evaluator, 0.9).attach(engine)
+    AverageWeights(WeightAverage(network, 0.9), evaluator).attach(engine)
     engine.run([1.0] * 20)
     trained = network.running_mean.clone()
     evaluator.run([0])

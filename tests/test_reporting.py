@@ -38,6 +38,14 @@ def metrics(saved):
     return ReportPaird(picture=False)(saved)["metrics"]
 
 
+def test_without_matplotlib_there_is_no_picture(saved, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    result = ReportPaird()(saved)
+    assert "picture" not in result["output_files"]
+    assert result["metrics"]["dice_after"] > 0.9
+    assert "matplotlib is not installed" in caplog.text
+
+
 def test_true_field_gives_nearly_perfect_overlap(metrics):
     assert metrics["dice_after"] > 0.92  # nearest neighbour rounds the small structures
     assert metrics["dice_before"] < 0.8

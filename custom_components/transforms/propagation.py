@@ -38,6 +38,8 @@ class LoadAtlasPaird(LoadPaird):
             pair |= {"moving": data["moving"], "label_moving": data.get("label_moving") or data.get("label")}
             if not pair["label_moving"] and data.get("answer") != "image":
                 raise ValueError(f"{data['moving']}: expected its label map, too, under 'label_moving' or 'label'")
+        if data.get("affine"):
+            pair["affine"] = data["affine"]
         return {**data, **super().__call__(pair)}
 
 

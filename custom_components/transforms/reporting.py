@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,16 @@ from .physical import (
     write_image,
 )
 
+logger = logging.getLogger(__name__)
+
+
+def _has_matplotlib() -> bool:
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
 
 class ReportPaird(Transform):
     """Write `metrics.json` and `picture.png` for a saved pair, into the folder that `SavePaird` made.
@@ -35,7 +46,7 @@ class ReportPaird(Transform):
 
     Args:
         labels: ids for the overlap; by default those present in the pair, without the background.
-        picture: draw the picture (needs matplotlib).
+        picture: draw the picture; without matplotlib there is none, and the log says so.
         surfaces: also 95 % Hausdorff distances, on the model grid (slow).
         brain_only: judge folding and similarity where the fixed label map is not 0, instead of the image's foreground.
     """
@@ -48,6 +59,9 @@ class ReportPaird(Transform):
         surfaces: bool = False,
         brain_only: bool = False,
     ) -> None:
+        if picture and not _has_matplotlib():
+            logger.warning("no pictures are drawn: matplotlib is not installed")
+            picture = False
         self.labels, self.picture, self.surfaces, self.brain_only = labels, picture, surfaces, brain_only
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

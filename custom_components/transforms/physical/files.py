@@ -37,7 +37,7 @@ def publish_together(folder: str | os.PathLike) -> Iterator[Path]:
         OSError: in one sentence, if the folder cannot be made or written to.
     """
     folder = Path(folder)
-    scratch = None
+    is_new, scratch = not folder.exists(), None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder))
@@ -51,6 +51,8 @@ def publish_together(folder: str | os.PathLike) -> Iterator[Path]:
     finally:
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
+            if is_new and not any(folder.iterdir()):
+                folder.rmdir()
 
 
 @contextlib.contextmanager
