@@ -236,24 +236,27 @@ class BestCheckpoint:
 
     def __init__(self, folder: str | os.PathLike, networks: Mapping[str, nn.Module]) -> None:
         self.folder, self.networks = Path(folder), dict(networks)
-        self.score = -math.inf
+        self.score: float | None = None
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
 
     def save(self, engine: Engine) -> None:
         score = float(engine.state.metrics[engine.state.key_metric_name])
-        if not score > self.score:  # nor if it is not a number
+        if math.isnan(score):
+            logger.warning("the validation's %s is not a number", engine.state.key_metric_name)
+            score = -math.inf
+        if self.score is not None and score <= self.score:
             return
         for name, network in self.networks.items():
             with replacing(self.folder / name) as partial:
                 torch.save(_unwrap(network).state_dict(), partial)
         self.score = score
 
-    def state_dict(self) -> dict[str, float]:
+    def state_dict(self) -> dict[str, float | None]:
         return {"score": self.score}
 
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
+    def load_state_dict(self, state: Mapping[str, float | None]) -> None:
         self.score = state["score"]
 
 

@@ -398,6 +398,12 @@ def test_the_best_weights_are_kept(tmp_path):
     assert run_scores(tmp_path, [0.2, 0.1, 0.4, float("nan"), 0.4, 0.5])[1] == [0, 0, 2, 2, 2, 5]
 
 
+def test_the_first_weights_are_kept_whatever_their_score(tmp_path, caplog):
+    nan = float("nan")
+    assert run_scores(tmp_path, [nan, nan, -5.0, nan])[1] == [0, 0, 2, 2]
+    assert "score is not a number" in caplog.text
+
+
 def test_negative_scores_have_a_best(tmp_path):
     assert run_scores(tmp_path, [-3.0, -2.0, -2.5])[1] == [0, 1, 1]
 
