@@ -16,12 +16,19 @@ SCRIPT = Path(__file__).parents[1] / "bundles" / "rdmm" / "docs" / "reproduce_re
 SPACING = [6.0, 5.0, 5.5]
 
 
-@pytest.fixture(scope="module")
-def regions():
-    spec = importlib.util.spec_from_file_location("reproduce_regions", SCRIPT)
+def script(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+speed = script(SCRIPT.with_name("speed.py"))
+
+
+@pytest.fixture(scope="module")
+def regions():
+    return script(SCRIPT)
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +146,13 @@ def test_missing_data_is_named(regions, tmp_path, capsys):
     with pytest.raises(SystemExit):
         regions.run(["lung", str(tmp_path), "--data", str(tmp_path / "nowhere")])
     assert "nowhere" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", speed.MODELS)
+def test_seconds_and_memory_of_each_model_are_measured(name, monkeypatch):
+    monkeypatch.setattr(speed, "SIZES", {2: [36, 44]})
+    threads = torch.get_num_threads()
+    found = speed.measure(name, 2)
+    torch.set_num_threads(threads)
+    assert found.keys() == {"map", "step", "map_mb", "step_mb"}
+    assert 0 < found["map"] < found["step"]
