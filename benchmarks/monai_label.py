@@ -3,9 +3,10 @@
     python benchmarks/monai_label.py LABELMAPS/datalist.json OUT [--bundles voxelmorph,avsm] [--python LABEL/bin/python]
 
 The list's section `validation` holds whole-head label maps of one person each, with labels.csv beside the list. They
-are rendered T1-like: the first is the atlas, three others are the studies, in LAS, oblique and PIR; headers as they
-are. --python is that of an environment with MONAI Label (docs/monai_label.md); without it OUT gets one, which shares
-the packages of this environment. What is finished is kept in OUT/rows.json; OUT/table.md is written at the end.
+are rendered T1-like: the first is the atlas, the next are the studies, one in LAS, one in an oblique frame, one both in
+RAS and in PIR; headers as they are. --python is that of an environment with MONAI Label (docs/monai_label.md); without
+it OUT gets one, which shares the packages of this environment. What is finished is kept in OUT/rows.json;
+OUT/table.md is written at the end.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "PYTHON
     "BUNDLE_DOWNLOAD_SRC": "local",
     "MONAI_LABEL_DATASTORE_AUTO_RELOAD": "false",
 }
-ORIENTATIONS = ("RAS", "LAS", "oblique", "PIR")
+ATLAS, STUDIES = "RAS", (("LAS",), ("oblique",), ("RAS", "PIR"))  # frames for each person
 ASKED: dict[str, list[dict[str, Any]]] = {
     "voxelmorph": [{}, {"optimize": 10}],
     "hypermorph": [{"hyper": 0.1}, {"hyper": 0.9}],
@@ -145,9 +146,9 @@ def orient(volume: nib.Nifti1Image, name: str) -> nib.Nifti1Image:
     return nib.Nifti1Image(np.asarray(volume.dataobj), turn @ volume.affine)
 
 
-def render_studies(data_list: Path, folder: Path, people: int = 4) -> None:
+def render_studies(data_list: Path, folder: Path) -> None:
     """Write atlas.nii.gz, atlas_labels.nii.gz, and in studies/ and truth/ the other people's images and labels."""
-    scans = load_list(data_list, "validation", data_list.parent)[:people]
+    scans = load_list(data_list, "validation", data_list.parent)
     if len(scans) < 2:
         raise ValueError(f"{data_list}: expected at least two label maps in section 'validation'")
     for name in ("studies", "truth"):
@@ -155,15 +156,16 @@ def render_studies(data_list: Path, folder: Path, people: int = 4) -> None:
     table = {"statistics": data_list.parent / "labels.csv", "std": (2.5, 5), "background_std": (0, 3)}
     render = RandomContrast(zero_background=0.5, bias=0.2, gamma=0.1, **table)
     generator = torch.Generator().manual_seed(1)
-    for i, (scan, name) in enumerate(zip(scans, ORIENTATIONS, strict=False)):
+    for scan, names in zip(scans, ((ATLAS,), *STUDIES), strict=False):
         file = nib.load(scan["label"])
         labels = np.asarray(file.dataobj).astype(np.int16)
         image = render(torch.from_numpy(labels)[None, None], render.draw(1, labels.shape, generator))[0, 0]
-        places = (folder / "studies" / f"{name}.nii.gz", folder / "truth" / f"{name}.nii.gz")
-        if i == 0:
-            places = (folder / "atlas.nii.gz", folder / "atlas_labels.nii.gz")
-        for data, place in zip(((255 * image).round().byte().numpy(), labels), places, strict=True):
-            nib.save(orient(nib.Nifti1Image(data, file.affine), name), place)
+        for name in names:
+            places = (folder / "studies" / f"{name}.nii.gz", folder / "truth" / f"{name}.nii.gz")
+            if scan is scans[0]:
+                places = (folder / "atlas.nii.gz", folder / "atlas_labels.nii.gz")
+            for data, place in zip(((255 * image).round().byte().numpy(), labels), places, strict=True):
+                nib.save(orient(nib.Nifti1Image(data, file.affine), name), place)
 
 
 def dice(found: Tensor, truth: Tensor) -> float:

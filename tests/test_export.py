@@ -37,6 +37,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 BUNDLES = sorted(path.parents[1] for path in REPOSITORY.glob("bundles/*/configs/metadata.json"))
 VOXELMORPH = REPOSITORY / "bundles" / "voxelmorph"
 SCHEMA = REPOSITORY / "tests" / "data" / "meta_schema_20240725.json"
+FRAMES = ("LAS", "RAS", "PIR", "oblique")
 STATISTICS = "id,t1_prior_mean,t1_prior_mean_spread\n0,5,2\n1,110,8\n2,170,8\n3,60,8\n4,140,8\n"
 # `python -m monai.bundle` where the package is not installed.
 MONAI_BUNDLE = (
@@ -387,18 +388,18 @@ def test_a_folder_with_files_is_left_alone(tmp_path):
 
 @pytest.fixture(scope="module")
 def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Phantoms of 48 x 44 x 40 voxels of 2 mm: atlas and, in studies/ and truth/, others in three orientations."""
+    """Phantoms of 48 x 44 x 40 voxels of 2 mm: atlas and, in studies/ and truth/, others in four frames."""
     folder = tmp_path_factory.mktemp("label")
     for name in ("studies", "truth"):
         (folder / name).mkdir()
-    sections = json.loads(Path(write_phantom_scans(folder, 4, (48, 44, 40), spacing_mm=2.0)).read_text())
+    sections = json.loads(Path(write_phantom_scans(folder, 5, (48, 44, 40), spacing_mm=2.0)).read_text())
     people = sections["training"] + sections["validation"]
-    for person, name in zip(people, ("RAS", "LAS", "PIR", "oblique"), strict=True):
+    shutil.copy(folder / people[0]["image"], folder / "atlas.nii.gz")
+    shutil.copy(folder / people[0]["label"], folder / "atlas_labels.nii.gz")
+    for person, name in zip(people[1:], FRAMES, strict=True):
         for kind, place in (("image", "studies"), ("label", "truth")):
             volume = monai_label.orient(nib.load(folder / person[kind]), name)
             nib.save(volume, folder / place / f"{name}.nii.gz")
-    (folder / "studies" / "RAS.nii.gz").rename(folder / "atlas.nii.gz")
-    (folder / "truth" / "RAS.nii.gz").rename(folder / "atlas_labels.nii.gz")
     with open(folder / "names.csv", "w", newline="") as file:
         csv.writer(file).writerows([["id", "name"], *([id, name] for id, (name, _) in STRUCTURES.items())])
     return folder
@@ -431,7 +432,7 @@ def test_labels_of_the_atlas_come_to_scans_of_any_orientation(label_bundle, stud
     words += ["--displayable_configs#affine", "none", "--displayable_configs#optimize", "10"]
     done = monai_bundle(label_bundle, "run", *words)
     assert done.returncode == 0, done.stderr[-2000:]
-    for name in ("LAS", "PIR", "oblique"):
+    for name in FRAMES:
         check_labels(tmp_path / f"{name}_labels.nii.gz", studies, name)
         assert nib.load(tmp_path / f"{name}_labels.nii.gz").get_data_dtype() == np.int16
 
@@ -564,7 +565,7 @@ def test_the_server_lists_the_model(server):
     assert model["labels"] == {name: id for id, (name, _) in STRUCTURES.items()}
 
 
-@pytest.mark.parametrize("name", ["LAS", "PIR", "oblique"])
+@pytest.mark.parametrize("name", FRAMES)
 def test_the_server_answers_with_labels_on_the_studys_grid(server, studies, tmp_path, name):
     assert infer(server, tmp_path / "answer.nii.gz", name, optimize=10) == 200
     check_labels(tmp_path / "answer.nii.gz", studies, name)
@@ -607,12 +608,12 @@ def test_the_server_trains(server, server_folder, studies, tmp_path):
     answer = tmp_path / "answer.json"
     assert (
         monai_label.curl(
-            answer, "-X", "PUT", f"{server}/datastore/?image=RAS", "-F", f"file=@{studies / 'atlas.nii.gz'}"
+            answer, "-X", "PUT", f"{server}/datastore/?image=atlas", "-F", f"file=@{studies / 'atlas.nii.gz'}"
         )
         == 200
     )
-    truth = {name: studies / "truth" / f"{name}.nii.gz" for name in ("LAS", "PIR", "oblique")}
-    for name, path in {**truth, "RAS": studies / "atlas_labels.nii.gz"}.items():
+    truth = {name: studies / "truth" / f"{name}.nii.gz" for name in FRAMES}
+    for name, path in {**truth, "atlas": studies / "atlas_labels.nii.gz"}.items():
         url = f"{server}/datastore/label?image={name}&tag=final"
         assert monai_label.curl(answer, "-X", "PUT", url, "-F", f"label=@{path}", "-F", "params={}") == 200
     request = json.dumps({"max_epochs": 1, "multi_gpu": False, "val_split": 0.5})
