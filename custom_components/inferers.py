@@ -431,7 +431,7 @@ class MetricInferer(RegistrationInferer):
         if self.samples or (store is not None and revisit is None):
             raise ValueError("metric learning has no samples, and a store needs an optimiser for a second visit")
         self.deformation: Any = deformation
-        self.first, self.store, self.revisit = refinement, store, revisit
+        self.store, self.revisit = store, revisit
 
     def __call__(
         self,
@@ -447,7 +447,8 @@ class MetricInferer(RegistrationInferer):
         inner = getattr(network, "module", network)  # of a distributed training
         with _frozen(inner):
             momentum = None if self.store is None else self.store.load(pairs)
-            optimizer = self.first if momentum is None or self.revisit is None else self.revisit
+            optimizer = self.refinement if momentum is None or self.revisit is None else self.revisit
+            assert optimizer is not None
             frozen = self._in_metric_of(inner, moving)
             momentum = optimizer(
                 moving, fixed, None if momentum is None else momentum.to(moving), masks, deformation=frozen

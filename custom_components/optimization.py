@@ -19,6 +19,9 @@ logger = logging.getLogger(__name__)
 Loss = Callable[[dict[str, Any], dict[str, Tensor]], Tensor]
 
 
+_AT_THE_END = 10**9  # iterations after which no schedule changes any more
+
+
 class PairwiseOptimizer:
     """Minimise a registration loss over the parameters of a deformation, for one pair (or a batch of pairs).
 
@@ -29,8 +32,8 @@ class PairwiseOptimizer:
     Args:
         deformation: parameters to fields; has `parameter_size`. Its parameters must be a field (they are resized from
             level to level, vectors rescaled), unless it has `parameter_channels` and `resize_parameters` of its own.
-        loss: called as `loss(pred, batch)`, as in training. If it is `scheduled` (`losses.region.RegionLoss`), its
-            `epoch` is half of the iterations so far, over all levels.
+        loss: called as `loss(pred, batch)`, as in training. If it has a `schedule` (`losses.region.RegionLoss`), its
+            `epoch` is half of the iterations so far, over all levels; with given parameters the schedule is at its end.
         loss_across: the loss for pairs of different contrast (see `same_contrast`); None uses `loss` for all. Which one
             was taken is logged.
         levels: shrink factors of the images, coarse to fine.
@@ -112,7 +115,7 @@ class PairwiseOptimizer:
                 coarse = whole
                 if hasattr(whole, "on_grid"):
                     coarse = whole.on_grid(fixed.shape[2:], level["fixed"].shape[2:])
-                done = sum(self.iterations[:i])
+                done = sum(self.iterations[:i]) if parameters is None else _AT_THE_END
                 field = self._optimize_level(field, coarse, level, loss, self.iterations[i], done, bar)
                 bar.set_postfix_str(f"level 1/{factor} done")
         assert field is not None
@@ -180,11 +183,11 @@ class PairwiseOptimizer:
             optimizer = torch.optim.LBFGS([field], lr=1.0, max_iter=1, max_eval=5, line_search_fn="strong_wolfe")
         history: list[float] = []
         for iteration in range(iterations):
-            if getattr(objective, "scheduled", False) and objective.epoch != (done + iteration) // 2:
-                objective.epoch = (done + iteration) // 2
-                # Values of another objective tell nothing about this one.
-                known.clear()
-                history.clear()
+            if getattr(objective, "schedule", None) is not None:
+                before, objective.epoch = objective.schedule, (done + iteration) // 2
+                if objective.schedule != before:  # values of another objective tell nothing about this one
+                    known.clear()
+                    history.clear()
             history.append(float(optimizer.step(closure)) / voxels)
             bar.update()
             if history[-1] != history[-1] or abs(history[-1]) == float("inf"):

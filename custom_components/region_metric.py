@@ -145,21 +145,27 @@ def smooth_weights(weights: Tensor, sigma: float, spacing: Spacing = 1.0) -> Ten
 
 
 def border_mask(
-    size: Sequence[int], margin: int, sigma: float, spacing: Spacing = 1.0, *, like: Tensor | None = None
+    size: Sequence[int],
+    margin: int | Sequence[int],
+    sigma: float,
+    spacing: Spacing = 1.0,
+    *,
+    like: Tensor | None = None,
 ) -> Tensor:
     """The square of a smoothed indicator of the interior, (1, 1, *size): a factor that stops velocities at the border.
 
     Args:
-        margin: voxels at each end of each axis that are not interior.
+        margin: voxels at each end that are not interior, one number or one for each axis.
         sigma: standard deviation of the Gaussian, in the unit of the spacing; beyond the grid the indicator is 0.
         like: a tensor of the wanted type and device.
     Raises:
         ValueError: if no interior is left.
     """
-    if margin < 0 or 2 * margin >= min(size):
+    margins = [margin] * len(size) if isinstance(margin, int) else list(margin)
+    if any(m < 0 or 2 * m >= n for m, n in zip(margins, size, strict=True)):
         raise ValueError(f"expected a margin that leaves an interior of {tuple(size)} voxels, got {margin}")
     inside = torch.zeros(1, 1, *size) if like is None else like.new_zeros(1, 1, *size)
-    inside[(slice(None), slice(None), *[slice(margin, n - margin) for n in size])] = 1
+    inside[(slice(None), slice(None), *[slice(m, n - m) for m, n in zip(margins, size, strict=True)])] = 1
     if sigma == 0:
         return inside
     return GaussianKernel(sigma, padding="zeros").each(inside.unsqueeze(1), spacing)[:, 0].square()
@@ -261,8 +267,8 @@ class RegionSpecificMomentum(MomentumGrid):
 
     Returns the fields of `deformations.VectorMomentum`: "ddf", "momentum" (its D channels), "velocity" (voxels of its
     own grid), "energy" (B,), if asked for "inverse_ddf"; and on the parameters' grid "weights" (w at time 0) and
-    "pre_weights", both (B or 1, N, *S'), "raw_weights" (x, where the parameters have it), and "sigma" (B or 1, 1, *S'),
-    the equivalent deviation sqrt(sum_i w_i^2 sigma_i^2) in the unit of the spacing.
+    "pre_weights", both (B or 1, N, *S'), "raw_weights" (x, where the parameters have it), "sigma" (B or 1, 1, *S'),
+    the equivalent deviation sqrt(sum_i w_i^2 sigma_i^2) in the unit of the spacing, and "grid_spacing" (B, D).
 
     Args:
         kernel: the Gaussians K_i; its weights are the base.
@@ -275,12 +281,15 @@ class RegionSpecificMomentum(MomentumGrid):
         stationary: metric learning: the velocity is sum_i sqrt(w_i) K_i (sqrt(w_i) m) at all times, the pre-weights sum
             to one.
         minimum: weights are raised to it before their root is taken (stationary), and see `weighted_linear_softmax`.
-        margin: voxels of the parameters' grid at each border where the velocity is stopped, see `border_mask`; 0: none.
-        margin_sigma: standard deviation of the mask's Gaussian, unit of the spacing.
+        margin: width of the border where the velocity is stopped, unit of the spacing, see `border_mask`; it is rounded
+            to voxels of the parameters' grid. 0: none.
+        margin_sigma: standard deviation of the mask's Gaussian, unit of the spacing; None: half of the margin.
         checkpoint: see `shooting.shoot`; None: in 3-D.
         floor: see `to_unknown`, a share of the kernel's gain.
-        weight_scale: x per unit of the unknown, see `to_unknown`: at 1 an optimiser hardly moves the weights.
-        quantity: of the first D parameters: "momentum", or "root", that of `to_unknown`.
+        weight_scale: x per unit of the unknown, see `to_unknown`: at 1 an optimiser hardly moves the weights. Not used
+            with the quantity "root".
+        quantity: of the first D parameters: "momentum", or "root", that of `to_unknown`; then an optimiser searches the
+            parameters as they are.
     Raises:
         ValueError: for unknown names; on a call, if channels are missing.
     References: Shen et al., NeurIPS 2019 (optimised, given and learned weights); Niethammer et al., CVPR 2019
@@ -299,8 +308,8 @@ class RegionSpecificMomentum(MomentumGrid):
         mapping: str = "softmax",
         stationary: bool = False,
         minimum: float = 1e-3,
-        margin: int = 0,
-        margin_sigma: float = 0.0,
+        margin: float = 0.0,
+        margin_sigma: float | None = None,
         checkpoint: bool | None = None,
         floor: float = 0.01,
         weight_scale: float = 10.0,
@@ -310,10 +319,11 @@ class RegionSpecificMomentum(MomentumGrid):
             raise ValueError(f"expected mapping softmax or linear, got {mapping!r}")
         if quantity not in ("momentum", "root"):
             raise ValueError(f"expected quantity momentum or root, got {quantity!r}")
-        if weight_sigma < 0 or margin_sigma < 0 or weight_scale <= 0:
+        margin_sigma = margin / 2 if margin_sigma is None else margin_sigma
+        if weight_sigma < 0 or margin < 0 or margin_sigma < 0 or weight_scale <= 0:
             raise ValueError(
-                f"expected deviations of at least 0 and a weight scale above 0, "
-                f"got {weight_sigma}, {margin_sigma} and {weight_scale}"
+                f"expected a margin and deviations of at least 0 and a weight scale above 0, "
+                f"got {margin}, {weight_sigma}, {margin_sigma} and {weight_scale}"
             )
         self.kernel, self.spacing = kernel, 1.0 if spacing is None else spacing
         self.num_steps, self.stride = num_steps, stride
@@ -349,7 +359,8 @@ class RegionSpecificMomentum(MomentumGrid):
             checkpoint = d == 3 if self.checkpoint is None else self.checkpoint
             mask = None
             if self.margin:
-                mask = border_mask(momentum.shape[2:], self.margin, self.margin_sigma, spacing, like=momentum)
+                margins = [int(self.margin / h + 0.5) for h in spacing]
+                mask = border_mask(momentum.shape[2:], margins, self.margin_sigma, spacing, like=momentum)
             if self.stationary:
                 weights = smooth_weights(pre_weights, self.weight_sigma, spacing).clamp(min=self.minimum)
 
@@ -384,6 +395,7 @@ class RegionSpecificMomentum(MomentumGrid):
             shares = weights if self.stationary else weights.square()
             fields = {"ddf": resize_field(ddf, size), "momentum": momentum, "energy": energy}
             fields |= {"velocity": velocity / unit, "weights": weights, "pre_weights": pre_weights}
+            fields["grid_spacing"] = parameters.new_tensor(spacing).expand(len(parameters), -1)
             fields["sigma"] = (shares * variances).sum(1, keepdim=True).sqrt()
             if self.pre_weights is None:
                 fields["raw_weights"] = parameters[:, d:]

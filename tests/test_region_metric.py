@@ -344,7 +344,7 @@ def test_the_metric_is_symmetric_and_positive(size, form, masked):
             weight_sigma=0.5,
             pre_weights=weights,
             stationary=True,
-            margin=int(masked),
+            margin=float(masked),
             margin_sigma=0.6,
         )
         unit = torch.tensor(spacing).view(1, -1, *[1] * len(size))
@@ -486,7 +486,7 @@ def test_at_zero_the_metric_is_the_ordinary_one(size, spacing, stride, mapping, 
     parameters[:, d:] = 0
     one = deformation(parameters, size, inverse=True)
     other = VectorMomentum(WIDE, spacing, stride=stride, stationary=stationary)(parameters[:, :d], size, inverse=True)
-    assert set(other) | {"weights", "pre_weights", "raw_weights", "sigma"} == set(one)
+    assert set(other) | {"weights", "pre_weights", "raw_weights", "sigma", "grid_spacing"} == set(one)
     for name, value in other.items():
         torch.testing.assert_close(one[name], value, rtol=1e-5, atol=1e-5)
     small = deformation.parameter_size(size)
@@ -554,10 +554,24 @@ def test_given_pre_weights_of_another_size_are_resized():
 def test_the_mask_of_a_deformation_stops_the_border():
     size = (33, 28)
     free = RegionSpecificMomentum(WIDE, weight_sigma=1.5)
-    masked = RegionSpecificMomentum(WIDE, weight_sigma=1.5, margin=2, margin_sigma=1.0)
+    masked = RegionSpecificMomentum(WIDE, weight_sigma=1.5, margin=4.0, margin_sigma=1.0)
     parameters = parameters_for(free, size)
     borders = [p["velocity"][:, :, 0].abs().max() for p in (masked(parameters, size), free(parameters, size))]
     assert borders[0] < 0.02 * borders[1]
+
+
+def test_the_mask_of_a_deformation_is_as_wide_on_other_grids():
+    size, spacing = (64, 48), (1.0, 1.5)
+    free = RegionSpecificMomentum(WIDE, spacing, weight_sigma=1.5, stationary=True)
+    masked = RegionSpecificMomentum(WIDE, spacing, weight_sigma=1.5, stationary=True, margin=12.0)
+    assert masked.margin_sigma == 6.0
+    for factor in (1, 2, 4):
+        coarse = tuple(n // factor for n in size)
+        pair = [deformation.on_grid(size, coarse) for deformation in (masked, free)]
+        parameters = parameters_for(pair[0], coarse)
+        parameters[:, :2] = 1
+        shares = [float(d(parameters, coarse)["velocity"].abs()[:, :, 0].mean()) for d in pair]
+        assert shares[0] < 0.2 * shares[1], factor
 
 
 def test_another_grid_keeps_the_deformation():

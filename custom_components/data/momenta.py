@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -178,7 +179,8 @@ class MomentumPatchDataset(Dataset, Randomizable):
 class SteadyPairs(Dataset):
     """Pairs that are the same at each visit: random images are seeded with the pair's number.
 
-    Item i has `image` (2, *S), moving and fixed, what else the loss needs (labels), and `pair`, a name of its own.
+    Item i has `image` (2, *S), moving and fixed, what else the loss needs (labels), and `pair`, a name of its own, made
+    of its number and its files.
 
     Args:
         pairs: the same pairs at each visit (`ScanPairDataset(shuffle=False)`).
@@ -196,7 +198,11 @@ class SteadyPairs(Dataset):
             raise IndexError(f"item {index} of {len(self)} pairs")
         item = self.pairs[index]
         image, targets, _, _ = _seeded(self.prepare, item, index)
-        return {"pair": f"{index:05d}_{_name(item)}", "image": image[0], **{k: v[0] for k, v in targets.items()}}
+        return {
+            "pair": f"{index:05d}_{_name(item)}_{_digest(item)}",
+            "image": image[0],
+            **{k: v[0] for k, v in targets.items()},
+        }
 
 
 class MomentumStore:
@@ -210,6 +216,11 @@ class MomentumStore:
     def __init__(self, folder: str | os.PathLike, settings: Mapping[str, Any] | None = None) -> None:
         self.folder = Path(folder)
         self.description = json.dumps({key: str(value) for key, value in (settings or {}).items()}, sort_keys=True)
+
+    def clear(self) -> None:
+        """Forget all momenta, as a training does that is not resumed."""
+        for file in self.folder.glob("*.pt"):
+            file.unlink()
 
     def load(self, pairs: Sequence[str]) -> Tensor | None:
         """The momenta (B, D, *S') of a batch of pairs, or None if one of them has none yet.
@@ -261,6 +272,13 @@ def _paths(item: Mapping[str, Any]) -> list[str]:
         keys = (f"image_path_{role}", f"{role}_path", f"label_path_{role}")
         paths.append("/".join(Path(str(next((item[key] for key in keys if item.get(key)), role))).parts[-2:]))
     return paths
+
+
+def _digest(item: Mapping[str, Any]) -> str:
+    keys = ("image_path", "label_path", "contrast_path")
+    paths = [str(item.get(f"{key}_{role}", "")) for role in ("moving", "fixed") for key in keys]
+    paths += [str(item.get(f"{role}_path", "")) for role in ("moving", "fixed")]
+    return hashlib.sha256("\n".join(paths).encode()).hexdigest()[:8]
 
 
 def _name(item: Mapping[str, Any]) -> str:

@@ -114,36 +114,37 @@ class WeightTotalVariation(nn.Module):
             raise ValueError(f"expected edges and sigma of at least 0, got {edges} and {sigma}")
         self.edges, self.sigma, self.spacing, self.coupled = edges, sigma, spacing, coupled
 
-    def forward(self, weights: Tensor, image: Tensor | None = None) -> Tensor:
+    def forward(self, weights: Tensor, image: Tensor | None = None, spacing: Spacing | None = None) -> Tensor:
         """The penalty, a scalar.
 
         Args:
             weights: shape (B, N, *S).
             image: shape (B, C, *any size), in [0, 1]; resampled to S. Of several channels the steepest edge counts.
+            spacing: of this grid, instead of the one given before.
         """
         weights = at_least_float32(weights)
         d = weights.ndim - 2
-        spacing = per_axis(self.spacing, d)
+        spacing = per_axis(self.spacing if spacing is None else spacing, d)
         square = torch.zeros_like(weights)
         for axis, h in enumerate(spacing, start=2):
             last = weights.narrow(axis, weights.shape[axis] - 1, 1)
             square = square + (weights.diff(dim=axis, append=last) / h).square()
         size = _root(square)
         if image is not None:
-            size = size * self.edge_weight(image, weights)
+            size = size * self.edge_weight(image, weights, spacing)
         c = size.flatten(2).mean(2)
         if not self.coupled:
             return c.sum(1).mean()
         return _root(c.square().sum(1)).mean()
 
-    def edge_weight(self, image: Tensor, weights: Tensor) -> Tensor:
+    def edge_weight(self, image: Tensor, weights: Tensor, spacing: Spacing | None = None) -> Tensor:
         """gamma, (B, 1, *S), without gradient."""
         if image.ndim != weights.ndim or image.shape[0] not in (1, weights.shape[0]):
             raise ValueError(
                 f"expected an image for weights of shape {tuple(weights.shape)}, got shape {tuple(image.shape)}"
             )
         d = weights.ndim - 2
-        spacing = per_axis(self.spacing, d)
+        spacing = per_axis(self.spacing if spacing is None else spacing, d)
         image = resize_map(at_least_float32(image.detach()), weights.shape[2:])
         if self.sigma:
             image = GaussianKernel(self.sigma, padding="reflect")(image, spacing)
@@ -164,8 +165,9 @@ class RegionLoss(nn.Module):
     Args:
         loss: a module with `terms` (`RegistrationLoss`).
         omt, range: penalties of the weights w; None leaves one out.
-        variation: of the pre-weights h (`WeightTotalVariation`), the moving image says where its edges are.
-        input_range: of the raw weights x (`InputRangePenalty`).
+        variation: of the pre-weights h (`WeightTotalVariation`), the moving image says where its edges are; on the grid
+            of `pred["grid_spacing"]`, (B, D), if that is there.
+        input_range: of the raw weights x (`InputRangePenalty`), where there are any.
         omt_weight, range_weight, variation_weight, input_range_weight: theirs; of the first two those the schedule ends
             and starts with.
         static, rate, floor: of the schedule; `rate` None for none: both weights as given, all the time.
@@ -198,9 +200,12 @@ class RegionLoss(nn.Module):
         self.epoch = 0
 
     @property
-    def scheduled(self) -> bool:
-        """Whether the weights change with the epoch."""
-        return self.rate is not None
+    def schedule(self) -> tuple[float, float] | None:
+        """The factors of the range's and of the omt's weight at this epoch; None if they do not change."""
+        if self.rate is None:
+            return None
+        options: dict[str, Any] = {"static": self.static, "rate": self.rate, "floor": self.floor}
+        return range_weight(self.epoch, **options), omt_weight(self.epoch, **options)
 
     def forward(self, pred: MutableMapping[str, Any], batch: Mapping[str, Any]) -> Tensor:
         """Total loss, a scalar; the weighted, detached terms are left in `pred["terms"]`."""
@@ -211,17 +216,16 @@ class RegionLoss(nn.Module):
     def terms(self, pred: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """The weighted terms by name: those of the loss, and as configured omt, range, variation, input_range."""
         terms = dict(self.loss.terms(pred, batch))
-        falling = rising = 1.0
-        if self.rate is not None:
-            schedule: dict[str, Any] = {"static": self.static, "rate": self.rate, "floor": self.floor}
-            falling, rising = range_weight(self.epoch, **schedule), omt_weight(self.epoch, **schedule)
+        falling, rising = self.schedule or (1.0, 1.0)
         if self.omt is not None:
             terms["omt"] = self.omt_weight * rising * self.omt(pred["weights"])
         if self.range is not None:
             terms["range"] = self.range_weight * falling * self.range(pred["weights"])
         if self.variation is not None:
-            terms["variation"] = self.variation_weight * self.variation(pred["pre_weights"], batch["moving"])
-        if self.input_range is not None:
+            spacing = pred["grid_spacing"][0].tolist() if "grid_spacing" in pred else None
+            variation = self.variation(pred["pre_weights"], batch["moving"], spacing)
+            terms["variation"] = self.variation_weight * variation
+        if self.input_range is not None and "raw_weights" in pred:
             terms["input_range"] = self.input_range_weight * self.input_range(pred["raw_weights"])
         return terms
 
@@ -238,8 +242,8 @@ def range_weight(epoch: int, start: float = 1.0, *, static: int = 10, rate: floa
 
 
 def omt_weight(epoch: int, end: float = 1.0, *, static: int = 10, rate: float = 5.0, floor: float = 0.1) -> float:
-    """Weight of `OMTPenalty` (and of a total variation), end * (1 - max(s(epoch), floor)) with the s of `range_weight`:
-    0 at first, at last 1 - floor of `end`."""
+    """Weight of `OMTPenalty`, end * (1 - max(s(epoch), floor)) with the s of `range_weight`: 0 at first, at last
+    1 - floor of `end`."""
     return end - falling_weight(epoch, end, floor * end, static, rate)
 
 
