@@ -204,6 +204,8 @@ class ResumableCheckpoint:
             self._restore(name, checkpoint[name], self.path)
         engine.state.epoch = checkpoint["epoch"]
         engine.state.iteration = checkpoint["iteration"]
+        if engine.state.max_epochs is not None and checkpoint["epoch"] >= engine.state.max_epochs:
+            logger.warning("%s has all %d epochs: give more max_epochs to go on", self.path, checkpoint["epoch"])
 
     def _restore(self, name: str, state: Mapping[str, Any], source: str | os.PathLike) -> None:
         thing = _unwrap(self.objects[name])

@@ -360,6 +360,7 @@ def test_loader_gives_batches_and_repeats_with_the_seed(phantom_list, workers):
     [
         ([], "at least one"),
         (numbered(2, people=[0, 0]), "no pair of different people"),
+        ([*numbered(2), {"label": "c.nii.gz", "subject": "c"}], "images of all scans or of none, got 1 without"),
         ([{"image": "a"}, {"moving": "b", "fixed": "c"}], "mixture"),
     ],
 )

@@ -198,7 +198,8 @@ class ScanPairDataset(Dataset, Randomizable):
             pairs, drawn evenly from their list. For validation.
         cache_workers: threads that fill the cache.
     Raises:
-        ValueError: if no pair can be formed, or moving and fixed differ in size when they are to be concatenated.
+        ValueError: if no pair can be formed, only some scans have an image, or moving and fixed differ in size when
+            they are to be concatenated.
     """
 
     def __init__(
@@ -222,6 +223,9 @@ class ScanPairDataset(Dataset, Randomizable):
         self.pairs_given = is_pair(self.data[0])
         if any(is_pair(item) != self.pairs_given for item in self.data):
             raise ValueError("expected only scans or only pairs, got a mixture")
+        bare = [item for item in self.data if not self.pairs_given and item.get("image") is None]
+        if 0 < len(bare) < len(self.data):
+            raise ValueError(f"expected images of all scans or of none, got {len(bare)} without: {bare[0]}")
         self.transform, self.pair_transform = transform, pair_transform
         self.num_scans = len(self.data)
         self.has_atlas = atlas is not None and not self.pairs_given
