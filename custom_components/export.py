@@ -303,7 +303,7 @@ def _weights(bundle: Path, configs: Mapping[str, str]) -> dict[str, Path]:
 def _check_config(bundle: str, name: str, text: str, packages: Mapping[str, str]) -> None:
     """Raises ValueError: if a config names a path of this machine, or code that does not travel with the bundle."""
     for key, value in _strings(json.loads(text)):
-        if re.search(r"^[/~]|^\w:[/\\]|file:|(?<!\+ )['\"][/~]\w|expanduser|__import__", value):
+        if re.search(r"^[/~]|^\w:[/\\]|file:/|(?<!\+ )['\"][/~]\w|expanduser|__import__", value):
             raise ValueError(f"{bundle}/configs/{name}: expected paths relative to the bundle, got {value!r}")
         if "/../" in _own_weights(value):
             raise ValueError(f"{bundle}/configs/{name}: {value!r} is outside of the bundle")

@@ -278,6 +278,10 @@ def add_windows_path(bundle: Path) -> None:
     change(bundle / "configs" / "inference.json", output_dir="C:/Users/me")
 
 
+def add_address_of_file(bundle: Path) -> None:
+    change(bundle / "configs" / "inference.json", output_dir="file:///home/me")
+
+
 def add_home(bundle: Path) -> None:
     change(bundle / "configs" / "inference.json", output_dir="$__import__('os').path.expanduser('~/out')")
 
@@ -330,6 +334,7 @@ def give_a_range(bundle: Path) -> None:
         (add_path_in_expression, "expected paths relative to the bundle"),
         (leave_the_folder, "outside of the bundle"),
         (add_windows_path, "got 'C:/Users/me'"),
+        (add_address_of_file, "got 'file:///home/me'"),
         (add_home, "expected paths relative to the bundle"),
         (add_second_import, "train.json names my_laboratory"),
         (use_what_stays, "there is no custom_components.demo.run_demo in an exported bundle"),
