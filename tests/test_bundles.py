@@ -306,16 +306,15 @@ def test_scripted_network_gives_equal_output(bundle):
 
 
 def test_training_lowers_the_loss(bundle, scans, trained, tmp_path):
-    """Of images that are the same in both epochs."""
+    """Of images that are the same in each epoch."""
     assert len(trained.losses) == steps_of(bundle)
     config, same = read_json(bundle / "configs" / "train.json")["train"], {}
     if config["dataset"]["_target_"].endswith("ScanPairDataset"):
         same["train#dataset#shuffle"] = False
     if "SynthesizedBatch" in str(config.get("prepare_batch")):
         same["train#prepare_batch#seed"] = 0
-    losses = train(bundle, scans, tmp_path, **same)
-    half = len(losses) // 2
-    assert np.mean(losses[half:]) < np.mean(losses[:half])
+    losses = np.reshape(train(bundle, scans, tmp_path, max_epochs=4, **same), (4, -1))
+    assert losses[2:].mean() < losses[:2].mean()
 
 
 def test_training_writes_checkpoints_curve_and_events(bundle, trained):
