@@ -37,7 +37,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 from custom_components.data.lists import load_list  # noqa: E402
 from custom_components.export import export_for_monai_label  # noqa: E402
-from custom_components.metrics import label_overlap, present_labels  # noqa: E402
+from custom_components.metrics import mean_dice, present_labels  # noqa: E402
 from custom_components.transforms.physical import load_labels, resample  # noqa: E402
 from custom_components.transforms.synthesis import RandomContrast  # noqa: E402
 
@@ -171,7 +171,7 @@ def render_studies(data_list: Path, folder: Path) -> None:
 def dice(found: Tensor, truth: Tensor) -> float:
     """Mean over the structures of the head's inside, whose ids are below 100."""
     ids = [id for id in present_labels(truth) if 0 < id < 100]
-    return float(label_overlap(found[None], truth[None], ids).nanmean())
+    return float(mean_dice(found[None], truth[None], ids))
 
 
 def measure(data_list: Path, output: Path, python: str, asked: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Any]:

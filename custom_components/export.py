@@ -150,10 +150,9 @@ def bundle_files(bundle: Path, item: Mapping[str, Any] | None = None) -> dict[st
     Args:
         item: the one that the page's example of inference has; by default a pair, or a scan where there is a template.
     """
-    texts = {path.name: path.read_text(encoding="utf-8") for path in sorted((bundle / "configs").glob("*.json"))}
     for name in ("metadata.json", "train.json", "inference.json"):
-        if name not in texts:
-            raise FileNotFoundError(f"{bundle / 'configs' / name}: there is no such file, and no bundle without it")
+        _needed(bundle / "configs" / name)
+    texts = {path.name: path.read_text(encoding="utf-8") for path in sorted((bundle / "configs").glob("*.json"))}
     configs = {name: _parsed(bundle / "configs" / name, text) for name, text in texts.items()}
     metadata, inference = configs["metadata.json"], configs["inference.json"]
     _check_metadata(bundle.name, metadata, inference)

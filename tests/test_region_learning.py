@@ -204,73 +204,58 @@ def test_the_loss_of_metric_learning_has_its_terms():
 # Optimisation
 
 
+class Recording(RegionLoss):
+    """Remembers the epoch, the schedule and the value of each call."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.epochs, self.schedules, self.values = [], [], []
+
+    def forward(self, pred, batch):
+        self.epochs.append(self.epoch)
+        self.schedules.append(self.schedule)
+        self.values.append(super().forward(pred, batch))
+        return self.values[-1]
+
+
 @pytest.mark.parametrize("method", ["adam", "lbfgs"])
 def test_the_schedule_follows_the_iterations_of_an_optimisation(method):
-    seen = []
-
-    class Recording(RegionLoss):
-        def terms(self, pred, batch):
-            seen.append(self.epoch)
-            return super().terms(pred, batch)
-
     moving, fixed = pair((20, 22)).chunk(2, 1)
     loss = Recording(pair_loss(), range=RangePenalty(KERNEL.weights))
     PairwiseOptimizer(metric(), loss, levels=[2, 1], iterations=[4, 6], method=method)(moving, fixed)
-    assert sorted(set(seen)) == [0, 1, 2, 3, 4]
-    assert seen == sorted(seen)
+    assert sorted(set(loss.epochs)) == [0, 1, 2, 3, 4]
+    assert loss.epochs == sorted(loss.epochs)
 
 
 @pytest.mark.parametrize("rate", [0.2, None])
 def test_a_loss_that_rises_by_its_schedule_does_not_end_a_level(rate):
-    epochs, values = [], []
-
-    class Recording(RegionLoss):
-        def forward(self, pred, batch):
-            epochs.append(self.epoch)
-            values.append(super().forward(pred, batch))
-            return values[-1]
-
     moving, fixed = pair((20, 22)).chunk(2, 1)
     omt = OMTPenalty(KERNEL.sigmas, squared=True)
     loss = Recording(pair_loss(), omt=omt, omt_weight=5.0, static=4, rate=rate)
     PairwiseOptimizer(metric(), loss, levels=[1], iterations=[24], tolerance=1e-3)(moving, fixed)
     if rate is None:
-        assert set(epochs) == {0}
+        assert set(loss.epochs) == {0}
     else:
-        assert max(epochs) == 11
-        assert float(values[-1]) > float(values[0])
+        assert max(loss.epochs) == 11
+        assert float(loss.values[-1]) > float(loss.values[0])
 
 
 def test_a_schedule_that_is_over_lets_a_level_end():
-    seen = []
-
-    class Recording(RegionLoss):
-        def forward(self, pred, batch):
-            seen.append(self.epoch)
-            return super().forward(pred, batch)
-
     moving, fixed = pair((20, 22)).chunk(2, 1)
     loss = Recording(pair_loss(), omt=OMTPenalty(KERNEL.sigmas, squared=True), static=0, rate=0.2)
     PairwiseOptimizer(metric(), loss, levels=[1], iterations=[60], tolerance=0.5)(moving, fixed)
-    assert 10 <= max(seen) * 2 < 40
+    assert 10 <= max(loss.epochs) * 2 < 40
 
 
 def test_given_parameters_are_refined_at_the_end_of_the_schedule():
-    seen = set()
-
-    class Recording(RegionLoss):
-        def forward(self, pred, batch):
-            seen.add(self.schedule)
-            return super().forward(pred, batch)
-
     moving, fixed = pair((20, 22)).chunk(2, 1)
     loss = Recording(pair_loss(), omt=OMTPenalty(KERNEL.sigmas, squared=True), static=10, rate=10.0)
     optimizer = PairwiseOptimizer(metric(), loss, levels=[2, 1], iterations=[2, 2])
     start = optimizer(moving, fixed)
-    assert {round(falling, 3) for falling, _ in seen} == {1.0}
-    seen.clear()
+    assert {falling for falling, _ in loss.schedules} == {1.0}
+    loss.schedules.clear()
     optimizer(moving, fixed, start)
-    assert [pytest.approx(pair) for pair in seen] == [(0.1, 0.9)]
+    assert [pytest.approx(pair) for pair in set(loss.schedules)] == [(0.1, 0.9)]
 
 
 def test_the_total_variation_of_a_map_is_the_same_on_other_grids():

@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..fields import resize_field
+from ..metrics import replacing
 from ..patches import brightest, cut, pad_to_patches
 from .batches import Prepare, prepare_pair_batch
 
@@ -244,7 +245,6 @@ class MomentumStore:
 
     def save(self, pairs: Sequence[str], momenta: Tensor) -> None:
         """Keep momenta (B, D, *S')."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         for pair, momentum in zip(pairs, momenta.detach().cpu(), strict=True):
             _write(self._file(pair), {"momentum": momentum.clone(), "description": self.description})
 
@@ -260,25 +260,27 @@ def _seeded(prepare: Prepare, item: Any, seed: int, device: torch.device | str =
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    partial = path.with_suffix(f".{os.getpid()}.partial")  # other trainings may be making the same
-    torch.save(content, partial)
-    partial.replace(path)
+    with replacing(path) as partial:  # other trainings may be making the same
+        torch.save(content, partial)
+
+
+def _files(item: Mapping[str, Any]) -> list[str]:
+    """The files of a pair, moving and fixed."""
+    files = []
+    for role in ("moving", "fixed"):
+        keys = (f"image_path_{role}", f"{role}_path", f"label_path_{role}")
+        files.append(str(next((item[key] for key in keys if item.get(key)), role)))
+    return files
 
 
 def _paths(item: Mapping[str, Any]) -> list[str]:
     """The files of a pair, moving and fixed, by name and folder."""
-    paths = []
-    for role in ("moving", "fixed"):
-        keys = (f"image_path_{role}", f"{role}_path", f"label_path_{role}")
-        paths.append("/".join(Path(str(next((item[key] for key in keys if item.get(key)), role))).parts[-2:]))
-    return paths
+    return ["/".join(Path(file).parts[-2:]) for file in _files(item)]
 
 
 def _digest(item: Mapping[str, Any]) -> str:
-    keys = ("image_path", "label_path", "contrast_path")
-    paths = [str(item.get(f"{key}_{role}", "")) for role in ("moving", "fixed") for key in keys]
-    paths += [str(item.get(f"{role}_path", "")) for role in ("moving", "fixed")]
-    return hashlib.sha256("\n".join(paths).encode()).hexdigest()[:8]
+    """A short name for the whole paths of a pair."""
+    return hashlib.sha256("\n".join(_files(item)).encode()).hexdigest()[:8]
 
 
 def _name(item: Mapping[str, Any]) -> str:
