@@ -26,13 +26,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 warnings.filterwarnings("ignore")
 
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from custom_components import fields  # noqa: E402
-from custom_components.deformations import StationaryVelocity  # noqa: E402
-from custom_components.networks.voxelmorph_unet import VoxelMorphUNet  # noqa: E402
+from custom_components import fields
+from custom_components.deformations.velocity import StationaryVelocity
+from custom_components.networks.voxelmorph_unet import VoxelMorphUNet
 
 SMALL, LARGE = (96, 112, 96), (160, 192, 224)
 Contestants = dict[str, Callable[[], Any]]
@@ -200,7 +200,7 @@ def training_step(network: nn.Module, loss: Callable[[], Tensor]) -> Callable[[]
 def our_step(
     moving: Tensor, fixed: Tensor, precision: str = "float32", half_resolution: bool = True
 ) -> Callable[[], None]:
-    from custom_components.inferers import RegistrationInferer
+    from custom_components.inference.registration import RegistrationInferer
     from custom_components.losses.regularization import GradientPenalty
     from custom_components.losses.similarity import LNCC
 

@@ -19,9 +19,9 @@ import torch
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from custom_components.deformations import StationaryVelocity  # noqa: E402
-from custom_components.inferers import HyperInferer  # noqa: E402
-from custom_components.networks.hypernetwork import HyperMorphUNet  # noqa: E402
+from custom_components.deformations.velocity import StationaryVelocity
+from custom_components.methods.hypermorph.inference import HyperInferer
+from custom_components.methods.hypermorph.network import HyperMorphUNet
 
 CASES = {"2-D 192 x 160": (192, 160), "3-D 160 x 192 x 224 mm at 2 mm": (80, 96, 112)}
 NETWORKS = {

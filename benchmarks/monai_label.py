@@ -35,11 +35,11 @@ from torch import Tensor
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from custom_components.data.lists import load_list  # noqa: E402
-from custom_components.export import export_for_monai_label  # noqa: E402
-from custom_components.metrics import mean_dice, present_labels  # noqa: E402
-from custom_components.transforms.physical import load_labels, resample  # noqa: E402
-from custom_components.transforms.synthesis import RandomContrast  # noqa: E402
+from custom_components.commands.exporting import export_for_monai_label
+from custom_components.data.lists import load_list
+from custom_components.evaluation.overlap import mean_dice, present_labels
+from custom_components.space import load_labels, resample
+from custom_components.synthesis.contrast import RandomContrast
 
 COMMAND = REPOSITORY / "docs" / "monai_label_server.py"
 ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {

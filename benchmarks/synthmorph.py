@@ -25,12 +25,15 @@ from torch import Tensor
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from custom_components.data.lists import load_list  # noqa: E402
-from custom_components.fields import jacobian_determinant, warp  # noqa: E402
-from custom_components.metrics import label_overlap, mean_dice, normalized_cross_correlation  # noqa: E402
-from custom_components.transforms.pairs import LoadPaird, LoadScand, scale_intensity  # noqa: E402
-from custom_components.transforms.physical import load_image, load_labels  # noqa: E402
-from custom_components.transforms.synthesis import RandomContrast, RandomWarp, SynthesizePair  # noqa: E402
+from custom_components.data.lists import load_list
+from custom_components.evaluation.metrics import normalized_cross_correlation
+from custom_components.evaluation.overlap import label_overlap, mean_dice
+from custom_components.fields import jacobian_determinant, warp
+from custom_components.space import load_image, load_labels
+from custom_components.synthesis.contrast import RandomContrast
+from custom_components.synthesis.pairs import SynthesizePair
+from custom_components.synthesis.warp import RandomWarp
+from custom_components.transforms.load import LoadPaird, LoadScand, scale_intensity
 
 BUNDLE = REPOSITORY / "bundles" / "synthmorph"
 STRUCTURES = [2, 3, 4, 7, 8, 10, 11, 12, 13, 14, 15, 16, 17, 18, 26, 28]

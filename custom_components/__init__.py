@@ -10,7 +10,7 @@ Conventions, valid in every module:
 - **Compositions.** `compose(outer, inner)` is phi_outer o phi_inner: the inner map is applied first.
 - **Borders.** Fields are continued by their border value, images by zero, unless an argument says otherwise.
 - **Precision.** Fields, integrations and similarities are float32 (or float64 if given so), also under autocast.
-- **Space.** Only `transforms.physical` knows millimetres, orientations and affines. Everything it writes follows ITK:
+- **Space.** Only `space` knows millimetres, orientations and affines. Everything it writes follows ITK:
   LPS millimetres.
 - **Data flow.** pair (B, 2C, *S) -> network -> parameters -> deformation -> {"ddf", "svf", ...} -> inferer adds
   "warped" -> loss(pred, batch). Keys of a pair: moving, fixed, label_moving, label_fixed, mask_moving, mask_fixed.

@@ -18,7 +18,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone, too, where nothing is installed
 
-from custom_components.transforms.physical import load_labels, write_affine_transform
+from custom_components.space import load_labels, write_affine_transform
 
 MIN_VOXELS = 100
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from custom_components.data.synthetic import phantom_pair, write_phantom_scans
+from custom_components.data.phantoms import phantom_pair, write_phantom_scans
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -26,7 +26,7 @@ import torch
 from ignite.engine import Events
 from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
 
-from custom_components.data.synthetic import write_phantom_scans
+from custom_components.data.phantoms import write_phantom_scans
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 OVERLAYS = REPOSITORY / "bundles" / "overlays"
@@ -687,7 +687,7 @@ def without_tensorboard(bundle: Path) -> dict[str, bool]:
     if importlib.util.find_spec("tensorboard") is not None:
         return {}
     config = read_json(bundle / "configs" / "train.json")
-    writers = ("TensorBoardStatsHandler", "custom_components.handlers.WarpedPanel")
+    writers = ("TensorBoardStatsHandler", "custom_components.training.logs.WarpedPanel")
     return {
         f"{part}#handlers#{i}#_disabled_": True
         for part in ("train", "validate")

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from custom_components import fields
+from custom_components.affine import affine_to_ddf
 
 SIZES = [(9, 12), (7, 10, 8)]
 both = pytest.mark.parametrize("size", SIZES, ids=["2-D", "3-D"])
@@ -112,8 +113,8 @@ def test_composition_applies_the_inner_map_first():
     rotate = torch.tensor([[[0.0, -1.0, 20.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]], dtype=torch.float64)
     shift = torch.eye(3, dtype=torch.float64)[None].clone()
     shift[0, 0, 2] = 3
-    outer, inner = fields.affine_to_ddf(rotate, size), fields.affine_to_ddf(shift, size)
-    expected = fields.affine_to_ddf(rotate @ shift, size)
+    outer, inner = affine_to_ddf(rotate, size), affine_to_ddf(shift, size)
+    expected = affine_to_ddf(rotate @ shift, size)
     inside = (slice(None), slice(None), slice(0, 17))
     torch.testing.assert_close(fields.compose(outer, inner)[inside], expected[inside])
 
@@ -126,8 +127,8 @@ def test_linear_velocity_integrates_to_the_matrix_exponential(size):
     matrix[:d, :d] = generator
     centre = torch.tensor([(n - 1) / 2 for n in size], dtype=torch.float64)
     matrix[:d, d] = -generator @ centre
-    velocity = fields.affine_to_ddf(torch.eye(d + 1, dtype=torch.float64)[None] + matrix[None], size)
-    expected = fields.affine_to_ddf(torch.linalg.matrix_exp(matrix)[None], size)
+    velocity = affine_to_ddf(torch.eye(d + 1, dtype=torch.float64)[None] + matrix[None], size)
+    expected = affine_to_ddf(torch.linalg.matrix_exp(matrix)[None], size)
     middle = (slice(None), slice(None), *[slice(n // 2 - 1, n // 2 + 2) for n in size])
     error = (fields.integrate_velocity(velocity, 14) - expected)[middle].abs().max()
     assert error < 1e-4
@@ -212,7 +213,7 @@ def test_determinant_takes_the_whole_jacobian(size):
     d = len(size)
     matrix = torch.randn(d, d, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     affine = torch.cat([torch.eye(d, dtype=torch.float64) + matrix, torch.zeros(d, 1, dtype=torch.float64)], 1)[None]
-    determinant = fields.jacobian_determinant(fields.affine_to_ddf(affine, size))
+    determinant = fields.jacobian_determinant(affine_to_ddf(affine, size))
     expected = torch.linalg.det(torch.eye(d, dtype=torch.float64) + matrix)
     torch.testing.assert_close(determinant, torch.full_like(determinant, expected.item()))
 
@@ -221,7 +222,7 @@ def test_points_follow_the_field():
     size = (11, 13, 9)
     matrix = torch.tensor([[[1.1, 0.1, 0.0, 0.5], [0.0, 0.9, 0.2, 1.0], [0.1, 0.0, 1.0, -0.5]]], dtype=torch.float64)
     points = 3 + 4 * torch.rand(1, 6, 3, dtype=torch.float64)
-    moved = fields.transform_points(points, fields.affine_to_ddf(matrix, size))
+    moved = fields.transform_points(points, affine_to_ddf(matrix, size))
     torch.testing.assert_close(moved, points @ matrix[0, :, :3].T + matrix[0, :, 3])
 
 
@@ -266,7 +267,7 @@ def test_an_axis_of_one_voxel_is_constant():
         (lambda: fields.sample(torch.zeros(1, 1, 8, 8), torch.zeros(1, 3, 8, 8)), "expected locations"),
         (lambda: fields.warp(torch.zeros(1, 1, 8, 8), torch.zeros(1, 2, 8, 8), mode="cubic"), "linear|nearest"),
         (lambda: fields.resize_field(torch.zeros(1, 2, 8, 8), (4, 4, 4)), "a size of 2 axes"),
-        (lambda: fields.affine_to_ddf(torch.eye(4)[None], (8, 8)), r"\(B, 3, 3\)"),
+        (lambda: affine_to_ddf(torch.eye(4)[None], (8, 8)), r"\(B, 3, 3\)"),
         (lambda: fields.transform_points(torch.zeros(1, 5, 3), torch.zeros(1, 2, 8, 8)), r"\(B, N, 2\)"),
     ],
 )

@@ -11,7 +11,7 @@ from ..fields import compose
 
 
 class MultiStepLoss(nn.Module):
-    """Sum of a registration loss over the steps of `inferers.MultiStepInferer`, and the symmetry of the two ways.
+    """Sum of a registration loss over the steps of `MultiStepInferer`, and the symmetry of the two ways.
 
     loss(phi_1) + ... + loss(phi_T) + symmetry * mean |phi_st o phi_ts - id|^2, in coordinates from 0 to 1 along each
     axis. Where both ways are there ("back"), the first part is the mean of both. The loss of the affine map that came
@@ -20,7 +20,7 @@ class MultiStepLoss(nn.Module):
     Args:
         loss: called as `loss(step, batch)`, a module with `terms` (`RegistrationLoss`).
         symmetry: weight; needs `pred["back"]`.
-        affine: `losses.affine.AffineLoss`; needs `pred["affine"]`.
+        affine: of the affine map (AVSM); needs `pred["affine"]`.
     References: Shen et al., Networks for joint affine and non-parametric image registration, CVPR 2019 (the sum of
         both ways, not the mean).
     """

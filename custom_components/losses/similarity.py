@@ -157,45 +157,6 @@ class MSE(nn.Module):
         return masked_mean((warped - fixed).square(), mask) / self.sigma**2
 
 
-class SimilaritySum(nn.Module):
-    """Weighted sum of similarities: for instance LNCC, which finds edges whatever the brightness, and MSE, which fixes
-    the brightness of a learned template.
-
-    Args:
-        similarities: each called as `similarity(warped, fixed, mask)`.
-        weights: one for each.
-    Raises:
-        ValueError: if the numbers differ.
-    """
-
-    def __init__(self, similarities: Sequence[nn.Module], weights: Sequence[float]) -> None:
-        super().__init__()
-        if len(similarities) != len(weights) or not weights:
-            raise ValueError(f"expected a weight for each similarity, got {len(similarities)} and {len(weights)}")
-        self.similarities, self.weights = nn.ModuleList(similarities), list(weights)
-
-    def forward(self, warped: Tensor, fixed: Tensor, mask: Tensor | None = None) -> Tensor:
-        parts = [w * s(warped, fixed, mask) for s, w in zip(self.similarities, self.weights, strict=True)]
-        return torch.stack(parts).sum()
-
-
-def multi_kernel_lncc(size: Sequence[int]) -> SimilaritySum:
-    """LNCC in windows of several sizes, which follow the images' shortest side S: at least 128 voxels, S/16, S/8, S/4
-    with weights 0.1, 0.3, 0.6; at least 64, S/4, S/2 with 0.3, 0.7; else S/2. Rounded down to odd numbers, at least 3.
-
-    References: Shen et al., Networks for joint affine and non-parametric image registration, CVPR 2019; windows and
-        weights are those of the authors' code, which dilates the windows to twice their size, moves them in steps and
-        leaves the border out.
-    """
-    shortest = min(size)
-    shares = {2: 1.0}
-    if shortest >= 128:
-        shares = {16: 0.1, 8: 0.3, 4: 0.6}
-    elif shortest >= 64:
-        shares = {4: 0.3, 2: 0.7}
-    return SimilaritySum([LNCC(max(3, (shortest // n - 1) // 2 * 2 + 1)) for n in shares], list(shares.values()))
-
-
 class MutualInformation(nn.Module):
     """Negative mutual information (MONAI's Parzen-window estimate) on a random subset of the voxels.
 
@@ -288,3 +249,42 @@ def _shift(image: Tensor, axis: int, step: int) -> Tensor:
     """image(x + step) along an axis, border values continued."""
     n = image.shape[axis]
     return image.index_select(axis, (torch.arange(n, device=image.device) + step).clamp(0, n - 1))
+
+
+class SimilaritySum(nn.Module):
+    """Weighted sum of similarities: for instance LNCC, which finds edges whatever the brightness, and MSE, which fixes
+    the brightness of a learned template.
+
+    Args:
+        similarities: each called as `similarity(warped, fixed, mask)`.
+        weights: one for each.
+    Raises:
+        ValueError: if the numbers differ.
+    """
+
+    def __init__(self, similarities: Sequence[nn.Module], weights: Sequence[float]) -> None:
+        super().__init__()
+        if len(similarities) != len(weights) or not weights:
+            raise ValueError(f"expected a weight for each similarity, got {len(similarities)} and {len(weights)}")
+        self.similarities, self.weights = nn.ModuleList(similarities), list(weights)
+
+    def forward(self, warped: Tensor, fixed: Tensor, mask: Tensor | None = None) -> Tensor:
+        parts = [w * s(warped, fixed, mask) for s, w in zip(self.similarities, self.weights, strict=True)]
+        return torch.stack(parts).sum()
+
+
+def multi_kernel_lncc(size: Sequence[int]) -> SimilaritySum:
+    """LNCC in windows of several sizes, which follow the images' shortest side S: at least 128 voxels, S/16, S/8, S/4
+    with weights 0.1, 0.3, 0.6; at least 64, S/4, S/2 with 0.3, 0.7; else S/2. Rounded down to odd numbers, at least 3.
+
+    References: Shen et al., Networks for joint affine and non-parametric image registration, CVPR 2019; windows and
+        weights are those of the authors' code, which dilates the windows to twice their size, moves them in steps and
+        leaves the border out.
+    """
+    shortest = min(size)
+    shares = {2: 1.0}
+    if shortest >= 128:
+        shares = {16: 0.1, 8: 0.3, 4: 0.6}
+    elif shortest >= 64:
+        shares = {4: 0.3, 2: 0.7}
+    return SimilaritySum([LNCC(max(3, (shortest // n - 1) // 2 * 2 + 1)) for n in shares], list(shares.values()))

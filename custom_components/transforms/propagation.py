@@ -10,8 +10,10 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Transform
 
-from .pairs import LoadPaird, _path_of, _steps, load_labels_for, warp_labels
-from .physical import load_image, resample
+from ..space.resampling import resample
+from ..space.volumes import load_image
+from .load import LoadPaird, load_labels_for, path_of
+from .save import warp_labels, world_steps
 
 
 class LoadAtlasPaird(LoadPaird):
@@ -32,7 +34,7 @@ class LoadAtlasPaird(LoadPaird):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Raises ValueError: also if an item brings a moving image without labels."""
-        pair: dict[Hashable, Any] = {"fixed": _path_of(data, "image")}
+        pair: dict[Hashable, Any] = {"fixed": path_of(data, "image")}
         pair |= {"moving": self.atlas, "label_moving": self.atlas_labels}
         if data.get("moving"):
             pair |= {"moving": data["moving"], "label_moving": data.get("label_moving") or data.get("label")}
@@ -59,7 +61,7 @@ class PropagateLabelsd(Transform):
         if answer not in ("labels", "image"):
             raise ValueError(f"expected the answer 'labels' or 'image', got {answer!r}")
         fixed, moving = load_image(data["fixed_path"]), load_image(data["moving_path"])
-        forward, _ = _steps(data, np.asarray(data["world_matrix"], dtype=np.float64))
+        forward, _ = world_steps(data, np.asarray(data["world_matrix"], dtype=np.float64))
         if answer == "image":
             warped = resample(moving.data, moving.affine, fixed.grid, steps=forward).float()
         else:

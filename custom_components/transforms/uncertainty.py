@@ -11,20 +11,15 @@ import torch
 from monai.transforms import Transform
 from torch import Tensor
 
+from ..evaluation.metrics import folding_fraction
+from ..evaluation.pictures import maps_picture
 from ..fields import resize_field
-from ..metrics import folding_fraction, write_metrics
-from ..report import maps_picture
-from .pairs import load_labels_for
-from .physical import (
-    DisplacementField,
-    Grid,
-    load_image,
-    publish_together,
-    resample,
-    voxel_spacing,
-    write_displacement_field,
-    write_image,
-)
+from ..files import write_metrics
+from ..space.files import publish_together, write_displacement_field, write_image
+from ..space.grids import Grid, voxel_spacing
+from ..space.resampling import DisplacementField, resample
+from ..space.volumes import load_image
+from .load import load_labels_for
 
 
 class ReportUncertaintyd(Transform):

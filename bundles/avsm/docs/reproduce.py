@@ -35,13 +35,12 @@ from tqdm import tqdm
 REPOSITORY = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(REPOSITORY))
 
-from custom_components.__main__ import evaluate  # noqa: E402
-from custom_components.data.lists import load_list  # noqa: E402
-from custom_components.fields import compose  # noqa: E402
-from custom_components.inferers import MultiStepInferer  # noqa: E402
-from custom_components.metrics import label_overlap, present_labels  # noqa: E402
-from custom_components.transforms.pairs import load_labels_for, scale_intensity  # noqa: E402
-from custom_components.transforms.physical import (  # noqa: E402
+from custom_components.commands.evaluate import evaluate
+from custom_components.data.lists import load_list
+from custom_components.evaluation.overlap import label_overlap, present_labels
+from custom_components.fields import compose
+from custom_components.inference.multistep import MultiStepInferer
+from custom_components.space import (
     Volume,
     load_image,
     load_labels,
@@ -50,7 +49,8 @@ from custom_components.transforms.physical import (  # noqa: E402
     resample,
     write_affine_transform,
 )
-from custom_components.transforms.synthesis import RandomContrast  # noqa: E402
+from custom_components.synthesis.contrast import RandomContrast
+from custom_components.transforms.load import load_labels_for, scale_intensity
 
 BUNDLE = REPOSITORY / "bundles" / "avsm"
 LABELS = [2, 3, 4, 7, 8, 10, 11, 12, 13, 14, 15, 16, 17, 18, 24, 26, 28, 41, 42, 43, 46, 47, 49, 50, 51, 52, 53, 54, 58]

@@ -36,34 +36,31 @@ from torch import Tensor
 REPOSITORY = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(REPOSITORY))
 
-from benchmarks.experiments import chosen_variants, train  # noqa: E402
-from custom_components.averaging import average_scans  # noqa: E402
-from custom_components.data.lists import load_list  # noqa: E402
-from custom_components.data.synthetic import random_velocity  # noqa: E402
-from custom_components.deformations import StationaryVelocity  # noqa: E402
-from custom_components.fields import compose, identity_grid, integrate_velocity, warp  # noqa: E402
-from custom_components.inferers import TemplateInferer  # noqa: E402
-from custom_components.losses.overlap import label_indicators  # noqa: E402
-from custom_components.losses.registration import RegistrationLoss  # noqa: E402
-from custom_components.losses.regularization import GradientPenalty  # noqa: E402
-from custom_components.losses.similarity import LNCC  # noqa: E402
-from custom_components.metrics import (  # noqa: E402
+from benchmarks.experiments import chosen_variants, train
+from custom_components.data.lists import load_list
+from custom_components.data.phantoms import random_velocity
+from custom_components.deformations.velocity import StationaryVelocity
+from custom_components.evaluation.metrics import (
     folding_fraction,
     gradient_energy,
-    mean_dice,
     normalized_cross_correlation,
     sd_log_jacobian,
-    write_metrics,
 )
-from custom_components.networks.conditional_template import (  # noqa: E402
-    AtlasNetwork,
-    ConditionalTemplate,
-    template_settings,
-)
-from custom_components.networks.voxelmorph_unet import VoxelMorphUNet  # noqa: E402
-from custom_components.optimization import PairwiseOptimizer  # noqa: E402
-from custom_components.report import template_animation  # noqa: E402
-from custom_components.transforms.pairs import LoadScand  # noqa: E402
+from custom_components.evaluation.overlap import mean_dice
+from custom_components.fields import compose, identity_grid, integrate_velocity, warp
+from custom_components.files import write_metrics
+from custom_components.inference.refinement import PairwiseOptimizer
+from custom_components.losses.overlap import label_indicators
+from custom_components.losses.registration import RegistrationLoss
+from custom_components.losses.regularization import GradientPenalty
+from custom_components.losses.similarity import LNCC
+from custom_components.methods.conditional_atlas.averaging import average_scans
+from custom_components.methods.conditional_atlas.inference import TemplateInferer
+from custom_components.methods.conditional_atlas.network import AtlasNetwork
+from custom_components.methods.conditional_atlas.pictures import template_animation
+from custom_components.methods.conditional_atlas.template import ConditionalTemplate, template_settings
+from custom_components.networks.voxelmorph_unet import VoxelMorphUNet
+from custom_components.transforms.load import LoadScand
 
 BRAINS, HEADS, SHAPES = [144, 176], [128, 128], [64, 64]
 INTENSITY = {

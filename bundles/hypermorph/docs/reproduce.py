@@ -28,16 +28,18 @@ from torch import Tensor
 REPOSITORY = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(REPOSITORY))
 
-from benchmarks.experiments import chosen_variants, interval, read_rows, script_parser, train  # noqa: E402
-from custom_components.data.lists import load_list  # noqa: E402
-from custom_components.deformations import StationaryVelocity  # noqa: E402
-from custom_components.fields import jacobian_determinant, warp  # noqa: E402
-from custom_components.inferers import HyperInferer  # noqa: E402
-from custom_components.losses.hyper import LabelCriterion, RegularityCriterion  # noqa: E402
-from custom_components.losses.similarity import LNCC  # noqa: E402
-from custom_components.metrics import mean_dice, sd_log_jacobian, write_metrics, write_table  # noqa: E402
-from custom_components.transforms.pairs import LoadPaird  # noqa: E402
-from custom_components.tuning import tune_hyper  # noqa: E402
+from benchmarks.experiments import chosen_variants, interval, read_rows, script_parser, train
+from custom_components.data.lists import load_list
+from custom_components.deformations.velocity import StationaryVelocity
+from custom_components.evaluation.metrics import sd_log_jacobian
+from custom_components.evaluation.overlap import mean_dice
+from custom_components.fields import jacobian_determinant, warp
+from custom_components.files import write_metrics, write_table
+from custom_components.losses.similarity import LNCC
+from custom_components.methods.hypermorph.inference import HyperInferer
+from custom_components.methods.hypermorph.objective import LabelCriterion, RegularityCriterion
+from custom_components.methods.hypermorph.tuning import tune_hyper
+from custom_components.transforms.load import LoadPaird
 
 SIZES = {
     "size": [144, 176],

@@ -31,19 +31,23 @@ from tqdm import tqdm
 REPOSITORY = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(REPOSITORY))
 
-from benchmarks.experiments import EPOCHS, chosen_variants, script_parser, train  # noqa: E402
-from custom_components.fields import jacobian_determinant, warp  # noqa: E402
-from custom_components.inferers import PatchMomentumInferer  # noqa: E402
-from custom_components.metrics import mean_dice  # noqa: E402
-from custom_components.networks.quicksilver import load_network  # noqa: E402
+from benchmarks.experiments import EPOCHS, chosen_variants, script_parser, train
+from custom_components.evaluation.overlap import mean_dice
+from custom_components.fields import jacobian_determinant, warp
+from custom_components.methods.quicksilver.inference import PatchMomentumInferer
+from custom_components.methods.quicksilver.network import load_network
 
 BUNDLE = REPOSITORY / "bundles" / "quicksilver"
 REFINEMENT = 10
 PERCENTILES = (0.3, 5, 25, 50, 75, 95, 99.7)
-SHOT = {"_target_": "custom_components.deformations.VectorMomentum", "kernel": "@kernel", "spacing": "@spacing"}
+SHOT = {
+    "_target_": "custom_components.deformations.momentum.VectorMomentum",
+    "kernel": "@kernel",
+    "spacing": "@spacing",
+}
 SHOT |= {"num_steps": "@num_steps", "stride": "@stride", "quantity": "velocity"}
-FREE = {"_target_": "custom_components.deformations.Displacement", "stride": "@stride"}
-PLAIN = {"_target_": "custom_components.losses.patches.MomentumLoss", "penalty": "l2"}
+FREE = {"_target_": "custom_components.deformations.velocity.Displacement", "stride": "@stride"}
+PLAIN = {"_target_": "custom_components.methods.quicksilver.objective.MomentumLoss", "penalty": "l2"}
 # What differs from train.json and train_2d.json. Velocities and displacements are smooth and compared as they are.
 VARIANTS: dict[str, dict[str, Any]] = {
     "momentum": {},

@@ -28,13 +28,13 @@ from torch import Tensor
 REPOSITORY = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(REPOSITORY))
 
-from benchmarks.experiments import EPOCHS, train  # noqa: E402
-from custom_components.fields import warp  # noqa: E402
-from custom_components.inferers import PatchMomentumInferer  # noqa: E402
-from custom_components.losses.similarity import LNCC, MIND  # noqa: E402
-from custom_components.metrics import folding_fraction, normalized_cross_correlation  # noqa: E402
-from custom_components.networks.quicksilver import load_network  # noqa: E402
-from custom_components.transforms.pairs import LoadScand  # noqa: E402
+from benchmarks.experiments import EPOCHS, train
+from custom_components.evaluation.metrics import folding_fraction, normalized_cross_correlation
+from custom_components.fields import warp
+from custom_components.losses.similarity import LNCC, MIND
+from custom_components.methods.quicksilver.inference import PatchMomentumInferer
+from custom_components.methods.quicksilver.network import load_network
+from custom_components.transforms.load import LoadScand
 
 CONFIGS = REPOSITORY / "bundles" / "quicksilver" / "configs"
 SEEN = {"T1 to T2": ["moving", "contrast_fixed"], "T1 to T1": None}

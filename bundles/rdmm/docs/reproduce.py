@@ -28,12 +28,12 @@ import numpy as np
 REPOSITORY = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(REPOSITORY))
 
-from benchmarks.experiments import EPOCHS, script_parser, train  # noqa: E402
-from custom_components.__main__ import evaluate  # noqa: E402
-from custom_components.data.lists import load_list  # noqa: E402
+from benchmarks.experiments import EPOCHS, script_parser, train
+from custom_components.commands.evaluate import evaluate
+from custom_components.data.lists import load_list
 
 OVERLAYS = REPOSITORY / "bundles" / "overlays"
-KERNEL = {"_target_": "custom_components.smoothing.MultiGaussianKernel", "sigmas": [2.0, 4.0, 8.0, 16.0]}
+KERNEL = {"_target_": "custom_components.deformations.kernels.MultiGaussianKernel", "sigmas": [2.0, 4.0, 8.0, 16.0]}
 SEARCH = {"levels": [4, 2, 1], "iterations": [20, 20, 15]}
 NETWORK = {"learning_rate": 0.001, "integration_steps": 5}
 # Network: bundle, share of the steps, batch size, settings of its training.

@@ -32,8 +32,11 @@ from tqdm import tqdm
 REPOSITORY = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(REPOSITORY))
 
-from custom_components.deformations import VectorMomentum  # noqa: E402
-from custom_components.fields import (  # noqa: E402
+from custom_components.deformations.kernels import GaussianKernel, MultiGaussianKernel, smooth_weighted
+from custom_components.deformations.momentum import VectorMomentum
+from custom_components.evaluation.metrics import landmark_error_mm, normalized_cross_correlation
+from custom_components.evaluation.overlap import mean_dice
+from custom_components.fields import (
     identity_grid,
     jacobian_determinant,
     resize_field,
@@ -42,15 +45,15 @@ from custom_components.fields import (  # noqa: E402
     transform_points,
     warp,
 )
-from custom_components.losses.region import OMTPenalty, RegionLoss  # noqa: E402
-from custom_components.losses.registration import RegistrationLoss  # noqa: E402
-from custom_components.losses.regularization import MeanEnergy  # noqa: E402
-from custom_components.losses.similarity import MSE  # noqa: E402
-from custom_components.metrics import landmark_error_mm, mean_dice, normalized_cross_correlation, write_metrics  # noqa: E402
-from custom_components.optimization import PairwiseOptimizer  # noqa: E402
-from custom_components.region_metric import RegionSpecificMomentum, label_weights, smooth_weights  # noqa: E402
-from custom_components.smoothing import GaussianKernel, MultiGaussianKernel, smooth_weighted  # noqa: E402
-from custom_components.transforms.surfaces import signed_distance_mm  # noqa: E402
+from custom_components.files import write_metrics
+from custom_components.inference.refinement import PairwiseOptimizer
+from custom_components.losses.registration import RegistrationLoss
+from custom_components.losses.regularization import MeanEnergy
+from custom_components.losses.similarity import MSE
+from custom_components.methods.rdmm.metric import RegionSpecificMomentum
+from custom_components.methods.rdmm.objective import OMTPenalty, RegionLoss
+from custom_components.methods.rdmm.weights import label_weights, smooth_weights
+from custom_components.methods.voxelmorph_probabilistic.surfaces import signed_distance_mm
 
 
 def run(command: Sequence[str] | None = None) -> None:

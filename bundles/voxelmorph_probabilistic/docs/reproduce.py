@@ -33,15 +33,16 @@ from torch import Tensor
 BUNDLE = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(BUNDLE.parents[1]))
 
-from benchmarks.experiments import chosen_variants, interval, read_rows, script_parser, train  # noqa: E402
-from custom_components.data.lists import load_list, subject_of  # noqa: E402
-from custom_components.data.synthetic import random_velocity  # noqa: E402
-from custom_components.deformations import GaussianVelocity  # noqa: E402
-from custom_components.fields import integrate_velocity, jacobian_determinant, warp  # noqa: E402
-from custom_components.gaussian import default_smoothing, prior_trace  # noqa: E402
-from custom_components.inferers import RegistrationInferer  # noqa: E402
-from custom_components.metrics import mean_dice, replacing  # noqa: E402
-from custom_components.transforms.pairs import LoadPaird  # noqa: E402
+from benchmarks.experiments import chosen_variants, interval, read_rows, script_parser, train
+from custom_components.data.lists import load_list, subject_of
+from custom_components.data.phantoms import random_velocity
+from custom_components.evaluation.overlap import mean_dice
+from custom_components.fields import integrate_velocity, jacobian_determinant, warp
+from custom_components.files import replacing
+from custom_components.inference.registration import RegistrationInferer
+from custom_components.methods.voxelmorph_probabilistic.deformation import GaussianVelocity
+from custom_components.methods.voxelmorph_probabilistic.gaussian import default_smoothing, prior_trace
+from custom_components.transforms.load import LoadPaird
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "base": {},

@@ -1,0 +1,1 @@
+"""The commands of `morphzoo`, one file each."""

@@ -1,0 +1,118 @@
+"""`morphzoo atlas`: render a template, sweep over an attribute, register a scan to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .workflow import build_workflow, has_template, read_weights, summary, writable_folder
+
+
+def atlas(
+    scan: str | None = None,
+    output: str = "atlas",
+    *,
+    attributes: str | Mapping[str, Any] | None = None,
+    sweep: str | None = None,
+    label: str | None = None,
+    mask: str | None = None,
+    optimize: int | None = None,
+    affine: str | bool | None = None,
+    bundle: str = "conditional_atlas",
+    weights: str | None = None,
+    device: str | None = None,
+    overlay: str | Sequence[str] = (),
+    **settings: Any,
+) -> dict[str, Any]:
+    """Render the template (atlas) for given attributes, and register a scan to it and back.
+
+    OUTPUT gets template_<attributes>.nii.gz with its affine, a picture, and the template's label map if it has one.
+    With a scan, OUTPUT/<scan> gets the scan on the template's grid (warped.nii.gz), the template and its labels on the
+    scan's own grid (warped_fixed.nii.gz, warped_fixed_label.nii.gz), and the transforms: the template is the fixed
+    image.
+
+    Args:
+        scan: image to register; none to render only.
+        output: folder for the results.
+        attributes: for instance age=40,sex=F; what is not given is taken at the training data's mean (numbers) or must
+            be given (categories).
+        sweep: an attribute's range, for instance age=20:80:13 (13 values from 20 to 80) or sex=F:M: a 4-D image and an
+            animated picture.
+        label, mask: of the scan; labels are compared with the template's, which must have the same ids (those of the
+            shipped weights are in the bundle's docs).
+        optimize: iterations of refinement after the network; default: the bundle's.
+        affine: "itk" (or --affine alone), "rigid", "none" or a transform file, template to scan, as for `register`.
+            Default: the bundle's, "itk".
+        bundle: name of a bundle with a template, or its folder.
+        weights: another checkpoint; its size, attributes and labels are read from it.
+        device: "cpu", "cuda:0", ...; default: the GPU if there is one.
+        overlay: further config files, the last one wins.
+        **settings: any other setting of the bundle's inference.json.
+    """
+    from ..methods.conditional_atlas.files import write_sweep, write_template
+
+    if not has_template(bundle):
+        raise ValueError(f"{bundle} has no template; --bundle conditional_atlas has")
+    settings |= {"weights": weights, "device": device, "optimize": optimize, "output_dir": str(output)}
+    settings["affine"] = "affine" if affine is True else affine
+    files = {"image": scan, "label": label, "mask": mask}
+    item = {key: str(Path(path).absolute()) for key, path in files.items() if path is not None}
+    folder = writable_folder(output)
+    workflow = build_workflow(bundle, [item], overlay, settings)
+    parser = workflow.parser
+    network = parser.get_parsed_content("network")
+    network.load_state_dict(read_weights(parser.get_parsed_content("weights")))
+    encoder = network.template.encoder
+    given = _parse_attributes(attributes)
+    swept, values = _parse_sweep(sweep, encoder) if sweep else ("", [])
+    if set(given) - set(encoder.names):
+        encoder.values(given)  # says which there are
+    for name, categories, mean in zip(encoder.names, encoder.categories, encoder.mean.tolist(), strict=True):
+        if name not in given and not categories:
+            given[name] = float(f"{mean:.4g}")
+            if name != swept or scan is not None:
+                print(f"{name}: not given, the training data's mean {given[name]:g} is taken")
+        elif name not in given and name == swept and scan is None:
+            given[name] = values[0]
+    given = {name: given[name] for name in encoder.names if name in given}  # in the template's order
+    written = write_template(folder, network, given)
+    if sweep:
+        written |= write_sweep(folder, network, given, swept, values)
+    for path in written.values():
+        print(path)
+    if scan is not None:
+        item |= given
+        workflow.run()
+        row = parser.get_parsed_content("handlers")[-1].rows[0]
+        print(summary(row))
+        print(f"\nresults in {folder / row['id']}")
+    return {}
+
+
+def _parse_attributes(text: str | Mapping[str, Any] | None) -> dict[str, Any]:
+    """Of "age=40,sex=F": names to numbers, or to words where it is no number."""
+    from ..data.lists import number_or_text
+
+    if isinstance(text, Mapping):
+        return dict(text)
+    parts = [part.partition("=") for part in str(text or "").split(",") if part]
+    if text is True or any(not name or not value for name, _, value in parts):
+        raise ValueError(f"--attributes: expected name=value, several separated by commas, got {text!r}")
+    return {name.strip(): number_or_text(value.strip()) for name, _, value in parts}
+
+
+def _parse_sweep(text: str, encoder: Any) -> tuple[str, list[Any]]:
+    """Of "age=20:80:13" the name and 13 numbers, of "sex=F:M" the name and the two words."""
+    from ..data.lists import number_or_text
+
+    name, _, rest = str(text).partition("=")
+    values = [number_or_text(value) for value in rest.split(":")]
+    if name not in encoder.names:
+        raise ValueError(f"--sweep: the template's attributes are {', '.join(encoder.names) or 'none'}, got {text!r}")
+    if encoder.categories[encoder.names.index(name)]:
+        return name, values
+    if len(values) != 3 or not all(isinstance(v, float) for v in values) or values[2] not in range(2, 10_000):
+        raise ValueError(f"--sweep: expected name=first:last:number with a whole number of at least 2, got {text!r}")
+    first, last, number = float(values[0]), float(values[1]), int(values[2])
+    return name, [float(f"{first + (last - first) * i / (number - 1):.6g}") for i in range(number)]

@@ -1,0 +1,64 @@
+"""`morphzoo tune`: choose hyper-parameters for a kind of scans."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .workflow import build_workflow, writable_folder
+
+
+def tune(
+    data_list: str,
+    output: str = "tuned",
+    *,
+    bundle: str = "hypermorph",
+    section: str = "validation_pairs",
+    dataset_dir: str | None = None,
+    labels: Sequence[int] | None = None,
+    criterion: str = "auto",
+    iterations: int = 30,
+    sweep: int = 21,
+    overlay: str | Sequence[str] = (),
+    **settings: Any,
+) -> None:
+    """Choose a bundle's hyper-parameters for a kind of scans, by gradient descent on the pairs of a data list.
+
+    OUTPUT gets tuned.json (the values), tuning.csv (the way there) and, where there are labels, sweep.csv (Dice of each
+    structure over the range) and structures.csv (the value best for each).
+
+    Args:
+        data_list: JSON file, see data_lists/README.md.
+        output: folder for the results.
+        bundle: name of a bundle with hyper-parameters, or its folder.
+        section: of the list; its items are pairs.
+        dataset_dir: folder to which the list's paths are relative; default: the list's folder.
+        labels: ids that count; default: all present, without the background.
+        criterion: "labels" (Dice), "regularity" (the most alike at a tolerable irregularity, see the bundle's
+            `regularity_limit`), or "auto": labels if all pairs have them.
+        iterations: of gradient descent, each on 8 pairs.
+        sweep: number of values from 0 to 1 in the table of structures, 0 for none.
+        overlay: further config files, the last one wins.
+        **settings: any setting of the bundle's inference.json; `--hyper` is where the search starts.
+    """
+    from ..data.lists import is_pair, load_list
+    from ..methods.hypermorph.tuning import tune_bundle
+
+    for name in ("optimize", "precision"):
+        if name in settings:
+            raise ValueError(f"tune looks at the network alone, in float32: --{name} has no meaning here")
+    items = load_list(data_list, section, dataset_dir)
+    if not all(is_pair(item) for item in items):
+        raise ValueError(f"section {section!r} of {data_list} holds single scans, expected pairs of moving and fixed")
+    start = settings.pop("hyper", 0.3)
+    if isinstance(start, bool) or not isinstance(start, int | float) or not 0 <= start <= 1:
+        raise ValueError(f"--hyper is the value tuning starts from: expected a number in [0, 1], got {start!r}")
+    labels = [labels] if isinstance(labels, int) else labels
+    folder = writable_folder(output)
+    parser = build_workflow(bundle, items, overlay, {"hyper": 0.5, **settings}).parser
+    options: dict[str, Any] = {"labels": labels, "criterion": criterion, "iterations": iterations, "sweep": sweep}
+    found = tune_bundle(parser, items, folder, start=start, **options)
+    for name, value in found.items():
+        print(f"{name:12s} {value:.3f}")
+    values = [round(value, 4) for value in found.values()]
+    print(f"\nuse it with --hyper {values[0] if len(values) == 1 else values}; results in {folder}")

@@ -1,0 +1,1 @@
+"""From parameters to fields: velocities, momenta, affine maps, and the shooting and kernels behind them."""

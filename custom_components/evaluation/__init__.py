@@ -1,0 +1,1 @@
+"""Measures, pictures and pages of registrations."""

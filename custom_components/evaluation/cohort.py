@@ -1,0 +1,157 @@
+"""Measures of a whole cohort: their summary, the tables, and the HTML page."""
+
+from __future__ import annotations
+
+import html
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from ignite.engine import Engine, Events
+
+from ..files import replacing, write_metrics, write_table
+
+
+def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Mean, sample SD and number of each numeric column over the rows where it is finite.
+
+    Returns:
+        Column to `{"mean", "sd", "n"}` in the order of first appearance; the SD of a single number is NaN.
+    """
+    columns = dict.fromkeys(key for row in rows for key, value in row.items() if _is_number(value))
+    summary = {}
+    for key in columns:
+        values = [float(row[key]) for row in rows if _is_number(row.get(key)) and math.isfinite(row[key])]
+        mean = math.fsum(values) / len(values) if values else math.nan
+        variance = math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1) if len(values) > 1 else math.nan
+        summary[key] = {"mean": mean, "sd": math.sqrt(variance), "n": len(values)}
+    return summary
+
+
+def write_cohort(folder: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Write the metrics of a cohort: `metrics.csv` (one row a pair) and `metrics.json` (rows, mean, SD, number).
+
+    Args:
+        folder: made if needed.
+        rows: one mapping for each pair: texts (`id`, ...) and numbers (of `pair_metrics`); keys may differ.
+    Returns:
+        The summary, see `summarize`.
+    Raises:
+        ValueError: if there are no rows.
+    """
+    if not rows:
+        raise ValueError("expected at least one row of metrics, got none")
+    folder = Path(folder)
+    write_table(folder / "metrics.csv", rows)
+    summary = summarize(rows)
+    write_metrics(folder / "metrics.json", {"num_pairs": len(rows), "summary": summary, "pairs": list(rows)})
+    return summary
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def cohort_page(
+    folder: str | os.PathLike, rows: Sequence[Mapping[str, Any]], *, title: str = "Registration report"
+) -> None:
+    """Write `index.html` for a cohort: mean and SD of each measure, one row for each pair, and the pictures.
+
+    The page needs no other file than the pictures and works from the disk.
+
+    Args:
+        folder: made if needed.
+        rows: one mapping for each pair: `id`, numbers (of `pair_metrics`), and `picture`, the path of a PNG, absolute
+            or relative to the folder. Other texts are shown in the table.
+        title: heading.
+    Raises:
+        ValueError: if there are no rows.
+    """
+    if not rows:
+        raise ValueError("expected at least one row, got none")
+    folder = Path(folder)
+    columns = list(dict.fromkeys(key for row in rows for key in row if key != "picture"))
+    # Measures of single labels are for the CSV file; on a page they would hide the others.
+    columns = [c for c in columns if not c.rpartition("_")[2].isdigit()]
+    numeric = summarize([{k: row[k] for k in columns if k in row} for row in rows])
+    parts = [
+        f"<h1>{html.escape(title)}</h1>",
+        f"<p>{len(rows)} pair{'s' if len(rows) > 1 else ''}. Mean and standard deviation over the pairs.</p>",
+        _table(
+            ["measure", "mean", "SD", "n"],
+            [[k, _number(s["mean"]), _number(s["sd"]), str(s["n"])] for k, s in numeric.items()],
+        ),
+        "<h2>Pairs</h2>",
+        _table(columns, [[_number(row.get(key)) for key in columns] for row in rows]),
+    ]
+    for i, row in enumerate(rows):
+        if "picture" in row:
+            name = html.escape(str(row.get("id", i + 1)))
+            image = f'<img loading="lazy" src="{_link(row["picture"], folder)}" alt="{name}">'
+            parts.append(f"<figure><figcaption>{name}</figcaption>{image}</figure>")
+    page = _PAGE.format(title=html.escape(title), body="\n".join(parts))
+    with replacing(folder / "index.html") as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in heading)
+    body = "\n".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}" if math.isfinite(value) else "n/a"
+    return "" if value is None else str(value)
+
+
+def _link(picture: str | os.PathLike, folder: Path) -> str:
+    path = Path(picture)
+    return quote(Path(os.path.relpath(path, folder) if path.is_absolute() else path).as_posix())
+
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+body {{ font: 15px/1.45 system-ui, sans-serif; color: #1c2126; }}
+body {{ margin: 2rem auto; max-width: 1500px; padding: 0 1.2rem; }}
+h1 {{ font-size: 1.5rem; }} h2 {{ font-size: 1.15rem; margin-top: 2rem; }}
+.scroll {{ overflow-x: auto; }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.88rem; }}
+th, td {{ padding: 0.3rem 0.8rem; border-bottom: 1px solid #dfe3e8; text-align: right; white-space: nowrap; }}
+th:first-child, td:first-child {{ text-align: left; }} th {{ background: #f3f5f7; }}
+figure {{ margin: 1.6rem 0; }} figcaption {{ font-weight: 600; margin-bottom: 0.4rem; }}
+img {{ max-width: 100%; border-radius: 4px; }}
+</style></head><body>
+{body}
+</body></html>
+"""
+
+
+class CohortReport:
+    """After an inference run: all pairs' measures as `metrics.csv`, `metrics.json` and a page, `index.html`.
+
+    Args:
+        output_dir: folder of the run.
+    """
+
+    def __init__(self, output_dir: str | os.PathLike) -> None:
+        self.output_dir = Path(output_dir)
+        self.rows: list[dict[str, Any]] = []
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
+        engine.add_event_handler(Events.COMPLETED, self.write)
+
+    def collect(self, engine: Engine) -> None:
+        self.rows += [item["metrics"] for item in engine.state.output if "metrics" in item]
+
+    def write(self, engine: Engine) -> None:
+        if len(self.rows) > 1:
+            write_cohort(self.output_dir, self.rows)
+            cohort_page(self.output_dir, self.rows)

@@ -1,0 +1,99 @@
+"""Write files so that a cut run leaves the old one or the new one whole; tables, JSON, and weights."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def write_metrics(path: str | os.PathLike, metrics: Mapping[str, Any]) -> None:
+    """Write metrics as JSON (numbers that are not finite become null); an existing file is replaced in one step."""
+    text = json.dumps(_jsonable(metrics), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_table(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as CSV, a column for every key, empty where a row lacks it; a file there is replaced in one step."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    table = io.StringIO()
+    writer = csv.DictWriter(table, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: _plain_number(v) for k, v in row.items()} for row in rows)
+    with replacing(path) as temporary:
+        temporary.write_text(table.getvalue(), encoding="utf-8")
+
+
+@contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block ends well, and vanishes when it fails.
+
+    The temporary name keeps the suffix, by which writers choose the format; missing folders are made.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}.tmp.{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _plain_number(value: Any) -> Any:
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _jsonable(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def save_tensors(path: str | os.PathLike, content: Any) -> None:
+    """Write what `torch.load(..., weights_only=True)` reads: tensors, numbers and text; a file there is replaced in one
+    step."""
+    with replacing(path) as partial:
+        torch.save(content, partial)
+
+
+def load_weights(network: nn.Module, path: str | os.PathLike, name: str) -> None:
+    """Load a state file into a network, where its parameters are.
+
+    Args:
+        name: of the network, for the messages.
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it does not hold this network's weights.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path}: there are no weights of the {name} network; train them")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: these are not weights of this {name} network") from error
+
+
+def load_parts(network: nn.Module, files: Mapping[str, str | os.PathLike]) -> None:
+    """Load the state of parts of a network, by name, each from a file of its own; no file for "none".
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it does not hold the part's weights.
+    """
+    for name, path in files.items():
+        if str(path) != "none":
+            load_weights(network.get_submodule(name), path, name)

@@ -1,0 +1,1 @@
+"""Conditional and unconditional atlases (Dalca et al., 2019)."""

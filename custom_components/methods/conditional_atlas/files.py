@@ -1,0 +1,165 @@
+"""Templates as files: render them, sweep over an attribute, load a scan onto the grid of its template."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.transforms import Transform
+from torch import Tensor
+
+from ...evaluation.overlap import present_labels
+from ...files import write_metrics, write_table
+from ...space.files import publish_together, write_image
+from ...space.grids import voxel_spacing
+from ...transforms.load import LoadPaird
+from ...transforms.save import file_stem
+from .pictures import template_animation, template_picture
+
+logger = logging.getLogger(__name__)
+
+
+@torch.no_grad()
+def render(network: Any, attributes: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
+    """The template image (C, *S) for attributes given by name, and its label map (1, *S) int32 if it has one.
+
+    Negative intensities, where the learned image overshoots beside edges, are set to 0; registration has them.
+
+    Raises:
+        ValueError: if an attribute is missing, unknown or impossible.
+    """
+    template = network.template
+    raw = template.encoder.values(attributes)
+    outside = template.encoder.outside(raw)
+    if outside:
+        logger.warning("beyond the training data: %s", ", ".join(outside))
+    images, logits = template.render(raw[None].to(template.image.device))
+    image = images[0].float().clamp(min=0).cpu()
+    return image, template.most_likely(logits)[0].cpu() if template.label_ids else None
+
+
+def write_template(
+    folder: Path, network: Any, attributes: Mapping[str, Any], *, picture: bool = True
+) -> dict[str, str]:
+    """Write a template with its affine into a folder; the paths of the files by kind.
+
+    template.nii.gz, template_label.nii.gz (if it has labels), template.png (with `picture`), template.json: the
+    attributes. With attributes the names carry them: template_age-40_sex-F.nii.gz.
+    """
+    image, labels = render(network, attributes)
+    parts = [re.sub(r"[^\w.+-]+", "-", f"{name}-{_text(value)}") for name, value in attributes.items()]
+    stem = "_".join(["template", *parts])
+    affine = network.affine.cpu().numpy()
+    with publish_together(folder) as scratch:
+        write_image(scratch / f"{stem}.nii.gz", image[:1], affine)
+        if labels is not None:
+            write_image(scratch / f"{stem}_label.nii.gz", labels, affine)
+        write_metrics(scratch / f"{stem}.json", {"attributes": dict(attributes)})
+        if picture:
+            heading = ", ".join(f"{name} {_text(value)}" for name, value in attributes.items())
+            template_picture(scratch / f"{stem}.png", image, labels, spacing_mm=_spacing(affine), title=heading)
+    kinds = {"template": ".nii.gz", "label": "_label.nii.gz", "picture": ".png"}
+    files = {kind: folder / f"{stem}{ending}" for kind, ending in kinds.items()}
+    if labels is None:
+        files.pop("label")
+    if not picture:
+        files.pop("picture")
+    return {kind: str(path) for kind, path in files.items()}
+
+
+def write_sweep(
+    folder: Path, network: Any, attributes: Mapping[str, Any], name: str, values: Sequence[Any]
+) -> dict[str, str]:
+    """Write the templates for several values of one attribute: sweep.nii.gz (and sweep_label.nii.gz), 4-D, sweep.gif,
+    an animation, and sweep.csv, the attributes of each frame.
+
+    Args:
+        attributes: all attributes by name; that of `name` is replaced.
+        values: at least two.
+    """
+    if len(values) < 2:
+        raise ValueError(f"expected at least two values of {name} to sweep over, got {len(values)}")
+    rows = [{**attributes, name: value} for value in values]
+    rendered = [render(network, row) for row in rows]
+    affine = network.affine.cpu().numpy()
+    images = torch.cat([image[:1] for image, _ in rendered])
+    labels = [label for _, label in rendered if label is not None]
+    with publish_together(folder) as scratch:
+        write_image(scratch / "sweep.nii.gz", images, affine)
+        if labels:
+            write_image(scratch / "sweep_label.nii.gz", torch.cat(labels), affine)
+        write_table(scratch / "sweep.csv", [{"frame": i, **row} for i, row in enumerate(rows)])
+        headings = [f"{name} {_text(value)}" for value in values]
+        template_animation(scratch / "sweep.gif", list(images[:, None]), headings, spacing_mm=_spacing(affine))
+        names = sorted(path.name for path in scratch.iterdir())
+    return {path.partition(".")[0] + "_" + path.rpartition(".")[2]: str(folder / path) for path in names}
+
+
+class LoadToTemplated(Transform):
+    """Load a scan onto the grid of the template for its attributes, and write that template as a file.
+
+    Takes an item with the path of a scan under `image` (or `moving`), optionally `label`, `mask`, `affine`, `id`, and
+    the network's attributes by name. Returns an item as `LoadPaird` makes it of the pair whose moving image is the scan
+    and whose fixed one is the template, with the attributes. The template's file (`write_template`) goes to
+    `output_dir`; the weights must be loaded by then.
+
+    Args:
+        network: `AtlasNetwork`.
+        output_dir: for the template.
+        affine: "none", "rigid", "affine" or a file, as in `LoadPaird`: from the template to the scan.
+        template_label: path of a label map on the template to carry instead of the template's own.
+        **options: of `LoadPaird`.
+    Raises:
+        ValueError: if the item has no scan or lacks an attribute.
+    """
+
+    def __init__(
+        self, network: Any, output_dir: str, affine: str = "none", *, template_label: str | None = None, **options: Any
+    ) -> None:
+        self.network, self.output_dir, self.template_label = network, Path(output_dir), template_label
+        self.load = LoadPaird(None, affine, **options)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        scan = data.get("image") or data.get("moving")
+        if not scan or data.get("fixed"):
+            raise ValueError(f"expected an item with one scan under 'image', got the keys {sorted(map(str, data))}")
+        names = self.network.template.encoder.names
+        attributes = {name: data[name] for name in names if name in data}
+        files = write_template(self.output_dir, self.network, attributes, picture=False)
+        pair = {
+            "moving": str(scan),
+            "fixed": files["template"],
+            "label_fixed": self.template_label or files.get("label"),
+        }
+        for key in ("label", "mask"):
+            pair[f"{key}_moving"] = data.get(key) or data.get(f"{key}_moving")
+        stem = file_stem(str(scan))
+        person = [str(data[key]) for key in ("subject", "session") if key in data and str(data[key]) not in stem]
+        pair["id"] = data.get("id") or "_".join([*person, stem])
+        if data.get("affine"):
+            pair["affine"] = data["affine"]
+        loaded = self.load({key: value for key, value in pair.items() if value})
+        if not np.allclose(loaded["grid_affine"], self.network.affine.cpu(), atol=1e-3):
+            raise ValueError("expected a template whose axes are R, A, S: train it with LoadScand")
+        unknown = sorted(
+            set(present_labels(loaded.get("label_moving", torch.zeros(1)))) - {*self.network.template.label_ids}
+        )
+        if unknown and "label" in files and self.template_label is None:
+            ids = self.network.template.label_ids
+            logger.warning(
+                "%s: its label ids %s are none of the template's, %s; overlap is of equal ids", stem, unknown[:9], ids
+            )
+        return {**loaded, **attributes}
+
+
+def _spacing(affine: np.ndarray) -> list[float]:
+    return [float(s) for s in voxel_spacing(affine)]
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,1 @@
+"""HyperMorph (Hoopes et al., 2021, 2022)."""

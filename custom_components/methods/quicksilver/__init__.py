@@ -1,0 +1,1 @@
+"""Quicksilver (Yang et al., 2017)."""

@@ -1,0 +1,1 @@
+"""SynthMorph (Hoffmann et al., 2022)."""

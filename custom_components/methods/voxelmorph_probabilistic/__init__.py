@@ -1,0 +1,1 @@
+"""Probabilistic VoxelMorph (Dalca et al., 2018, 2019)."""

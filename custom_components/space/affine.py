@@ -1,0 +1,241 @@
+"""Affine pre-alignment of two images in the world, by ITK's registration framework and mutual information.
+
+Convention: the result maps world points of the fixed image to world points of the moving image, RAS millimetres.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from .files import place_itk_image
+from .grids import Grid, canonical_grid, center_of_mass, flip_lps, model_grid
+from .resampling import resample
+from .volumes import Volume, import_itk
+
+_COARSE_VOXELS, _FINE_VOXELS = {2: 2**12, 3: 2**15}, {2: 2**16, 3: 2**19}  # of the fixed image, per level
+
+
+_SAMPLES = 2**15  # points at which the optimiser compares the images
+
+
+_BINS = 32
+
+
+_TURN_DEGREES = 10.0  # of the second round of starts
+
+
+@dataclass(frozen=True)
+class _Level:
+    """Both images (1, *S) with their grids at one resolution, and where the fixed one shows something, (*S) bool."""
+
+    fixed: Tensor
+    fixed_grid: Grid
+    moving: Tensor
+    moving_grid: Grid
+    foreground: Tensor
+
+
+def register_affine(fixed: Volume, moving: Volume, *, transform: str = "affine", seed: int = 0) -> np.ndarray:
+    """Find the affine (or rigid) world map that aligns a moving image with a fixed one, of any contrast.
+
+    Starts from the headers as they are, from the centres of the grids and from the centres of mass, refined rigidly on
+    a coarse grid; the best result and turns of it about each axis are refined on a finer grid, and the best of these
+    once more, by an affine map if asked for. Samples are drawn with `seed` and summed in order, so that equal input
+    gives an equal result.
+
+    Args:
+        transform: "rigid" or "affine".
+    Returns:
+        World matrix (D + 1, D + 1), RAS mm, fixed to moving.
+    Raises:
+        ImportError: if `itk` is not installed.
+        ValueError: if the dimensions differ, or no start makes the images overlap.
+    """
+    if transform not in ("rigid", "affine"):
+        raise ValueError(f"expected transform 'rigid' or 'affine', got {transform!r}")
+    if fixed.affine.shape != moving.affine.shape:
+        dims = [len(v.affine) - 1 for v in (fixed, moving)]
+        raise ValueError(
+            f"expected two images of one dimension, got {fixed.path} in {dims[0]}-D, {moving.path} in {dims[1]}-D"
+        )
+    if _extent(moving.grid) < _extent(fixed.grid):
+        # Compare where the smaller image lies: it is the one that the other contains, slabs in whole heads above all.
+        return np.linalg.inv(register_affine(moving, fixed, transform=transform, seed=seed))
+    itk = import_itk("affine pre-alignment")
+    d = len(fixed.grid.size)
+    fine = _level(fixed.data, fixed.grid, moving.data, moving.grid, voxels=_FINE_VOXELS[d])
+    coarse = _level(fine.fixed, fine.fixed_grid, fine.moving, fine.moving_grid, voxels=_COARSE_VOXELS[d])
+    center = center_of_mass(image_weights(coarse.fixed), coarse.fixed_grid.affine)
+
+    def refine(level: _Level, starts: Sequence[np.ndarray], kind: str) -> np.ndarray:
+        results = [_optimize(itk, level, start, center, kind=kind, seed=seed) for start in starts]
+        found = [matrix for matrix in results if matrix is not None]
+        if not found:
+            raise ValueError(f"{moving.path}: expected an image that can be placed on {fixed.path}, found no overlap")
+        return max(found, key=lambda matrix: _mutual_information(level, matrix))
+
+    best = refine(coarse, _translations(coarse), "rigid")
+    best = refine(fine, [best, *_turned(best, center)], "rigid")
+    return refine(fine, [best], transform)
+
+
+def _extent(grid: Grid) -> float:
+    return float(np.prod(grid.spacing * np.array(grid.size)))
+
+
+def _level(fixed: Tensor, fixed_grid: Grid, moving: Tensor, moving_grid: Grid, *, voxels: int) -> _Level:
+    """Both images no finer than the isotropic spacing at which the fixed one has the given number of voxels."""
+    spacing = (_extent(fixed_grid) / voxels) ** (1 / len(fixed_grid.size))
+    fixed, fixed_grid = _no_finer(fixed, fixed_grid, spacing)
+    moving, moving_grid = _no_finer(moving, moving_grid, spacing)
+    weights = image_weights(fixed)
+    return _Level(fixed, fixed_grid, moving, moving_grid, weights > weights.mean())
+
+
+def _no_finer(image: Tensor, grid: Grid, spacing_mm: float) -> tuple[Tensor, Grid]:
+    spacing = np.maximum(canonical_grid(grid).spacing, spacing_mm).tolist()
+    target = model_grid(grid.affine, grid.size, spacing)
+    image = resample(image, grid.affine, target, antialias=True, padding="border")
+    high = float(np.percentile(image.numpy(), 99.9))  # a few bright voxels would leave most histogram bins empty
+    return image.clamp(max=high) if high > float(image.min()) else image, target
+
+
+def image_weights(image: Tensor) -> Tensor:
+    """How much each voxel (*S) of an image (1, *S) stands out from its background, which may be dark or bright."""
+    image = image[0]
+    inner = image[tuple(slice(1, -1) if n > 2 else slice(None) for n in image.shape)]
+    border_mean = (image.sum() - inner.sum()) / max(1, image.numel() - inner.numel())
+    return image.max() - image if border_mean > inner.mean() else image - image.min()
+
+
+def _translations(level: _Level) -> list[np.ndarray]:
+    """Starts: none, grid centre to grid centre, centre of mass to centre of mass."""
+    d = len(level.fixed_grid.size)
+    masses = [
+        center_of_mass(image_weights(image), grid.affine)
+        for image, grid in ((level.fixed, level.fixed_grid), (level.moving, level.moving_grid))
+    ]
+    shifts = [np.zeros(d), level.moving_grid.center - level.fixed_grid.center, masses[1] - masses[0]]
+    return [_about(np.eye(d), np.zeros(d), shift) for shift in shifts]
+
+
+def _turned(matrix: np.ndarray, center: np.ndarray) -> list[np.ndarray]:
+    """A map preceded by turns of the fixed space about its centre, both ways about each axis."""
+    d = len(center)
+    c, s = math.cos(math.radians(_TURN_DEGREES)), math.sin(math.radians(_TURN_DEGREES))
+    turned = []
+    for i, j in itertools.permutations(range(d), 2):
+        turn = np.eye(d)
+        turn[[i, i, j, j], [i, j, i, j]] = c, -s, s, c
+        turned.append(matrix @ _about(turn, center, np.zeros(d)))
+    return turned
+
+
+def _about(linear: np.ndarray, center: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """The map x -> linear (x - center) + center + shift as a matrix (D + 1, D + 1)."""
+    matrix = np.eye(len(center) + 1)
+    matrix[:-1, :-1], matrix[:-1, -1] = linear, center + shift - linear @ center
+    return matrix
+
+
+def _mutual_information(level: _Level, matrix: np.ndarray) -> float:
+    """Mutual information in nats over the fixed image's foreground; outside the moving image counts as background.
+
+    For choosing between optimised maps. The optimiser itself compares the whole images, whose outlines guide it, but
+    that measure does not tell a head from one pitched by 8 degrees (measured: 0.1 % apart, in the foreground 25 %).
+    """
+    moving = level.moving - level.moving.min()
+    warped = resample(moving, level.moving_grid.affine, level.fixed_grid, world_matrix=matrix)
+    pair = level.fixed[0][level.foreground].numpy(), warped[0][level.foreground].numpy()
+    joint = np.histogram2d(*pair, bins=_BINS)[0] / pair[0].size
+    independent = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
+    filled = joint > 0
+    return float((joint[filled] * np.log(joint[filled] / independent[filled])).sum())
+
+
+def _optimize(
+    itk: Any,
+    level: _Level,
+    start: np.ndarray,
+    center: np.ndarray,
+    *,
+    kind: str,
+    seed: int,
+) -> np.ndarray | None:
+    """One stage of ITK's registration; None if the images do not overlap enough."""
+    d = len(center)
+    image_type = itk.Image[itk.F, d]
+    fixed = _to_itk(itk, level.fixed, level.fixed_grid)
+    moving = _to_itk(itk, level.moving, level.moving_grid)
+    transform = _itk_transform(itk, start, center, kind)
+    metric = itk.MattesMutualInformationImageToImageMetricv4[image_type, image_type].New()
+    metric.SetNumberOfHistogramBins(_BINS)
+    metric.SetMaximumNumberOfWorkUnits(1)  # threads would add up in any order, and the result wander by 0.1 mm
+    metric.SetUseMovingImageGradientFilter(False)
+    metric.SetUseFixedImageGradientFilter(False)
+    spacing = float(level.fixed_grid.spacing.max())
+    scales = itk.RegistrationParameterScalesFromPhysicalShift[type(metric)].New(Metric=metric)
+    optimizer = itk.RegularStepGradientDescentOptimizerv4[itk.D].New(
+        ScalesEstimator=scales,
+        NumberOfIterations=80,
+        MinimumStepLength=spacing / 500,
+        GradientMagnitudeTolerance=1e-9,  # ITK's 1e-4 stops a mutual information of small slope at once
+        RelaxationFactor=0.7,
+        LearningRate=1.0,
+        DoEstimateLearningRateOnce=True,
+        MaximumStepSizeInPhysicalUnits=spacing,
+        ReturnBestParametersAndValue=True,
+    )
+    registration = itk.ImageRegistrationMethodv4[image_type, image_type].New(
+        FixedImage=fixed, MovingImage=moving, Metric=metric, Optimizer=optimizer, InitialTransform=transform
+    )
+    registration.SetNumberOfLevels(1)
+    registration.SetShrinkFactorsPerLevel([1])
+    registration.SetSmoothingSigmasPerLevel([0.0])
+    registration.InPlaceOn()
+    sampling = _SAMPLES / level.fixed.numel()
+    if sampling < 1:
+        registration.SetMetricSamplingStrategy(itk.ImageRegistrationMethodv4Enums.MetricSamplingStrategy_RANDOM)
+        registration.SetMetricSamplingPercentagePerLevel([sampling])
+        registration.MetricSamplingReinitializeSeed(seed)
+    try:
+        registration.Update()
+    except RuntimeError:  # "All samples map outside moving image buffer"
+        return None
+    linear = itk.array_from_matrix(transform.GetMatrix())
+    result = np.eye(d + 1)
+    result[:d, :d], result[:d, d] = linear, np.array(list(transform.GetOffset()))
+    return flip_lps(d) @ result @ flip_lps(d)
+
+
+def _to_itk(itk: Any, image: Tensor, grid: Grid) -> Any:
+    result = itk.image_from_array(np.ascontiguousarray(image[0].numpy().T))
+    place_itk_image(itk, result, grid.affine)
+    return result
+
+
+def _itk_transform(itk: Any, start: np.ndarray, center: np.ndarray, kind: str) -> Any:
+    """An ITK transform about `center` (RAS) that equals a world matrix (RAS)."""
+    d = len(center)
+    if kind == "affine":
+        transform = itk.AffineTransform[itk.D, d].New()
+    else:
+        transform = (itk.Euler3DTransform if d == 3 else itk.Euler2DTransform)[itk.D].New()
+    lps = flip_lps(d) @ start @ flip_lps(d)
+    center_lps = flip_lps(d)[:d, :d] @ center
+    if kind == "rigid":
+        u, _, vt = np.linalg.svd(lps[:d, :d])  # ITK refuses rotations that are inexact in the sixth digit
+        offset = lps[:d, :d] @ center_lps + lps[:d, d]
+        lps[:d, :d] = u @ vt
+        lps[:d, d] = offset - lps[:d, :d] @ center_lps
+    transform.SetCenter([float(x) for x in center_lps])
+    transform.SetMatrix(itk.matrix_from_array(np.ascontiguousarray(lps[:d, :d])))
+    transform.SetTranslation([float(x) for x in lps[:d, d] + lps[:d, :d] @ center_lps - center_lps])
+    return transform

@@ -1,0 +1,88 @@
+"""The training pair of SynthMorph: both label maps of a batch warped, then rendered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from ..affine import compose_affine, invert_affine, voxel_to_centred
+from .contrast import RandomContrast
+from .noise import uniform
+from .warp import RandomWarp
+
+
+class SynthesizePair:
+    """The training pair of SynthMorph: both label maps of a batch warped, then rendered independently.
+
+    Args:
+        warp: draws the spatial augmentation of either map.
+        contrast: draws the images of the moving maps, and of the fixed ones unless `fixed_contrast` is given.
+        fixed_contrast: for the fixed maps.
+        flip: probability that both maps of a sample are flipped along an axis; one number, or one per axis.
+        same_contrast: probability that the labels' means and noise levels are the same in both images; background,
+            blur, bias field and gamma stay independent.
+        strip: probability that both maps lose the labels from `first_extracerebral` on (skull-stripping).
+    """
+
+    def __init__(
+        self,
+        warp: RandomWarp,
+        contrast: RandomContrast,
+        fixed_contrast: RandomContrast | None = None,
+        *,
+        flip: float | Sequence[float] = 0.5,
+        same_contrast: float = 0.0,
+        strip: float = 0.0,
+        first_extracerebral: int = 500,
+    ) -> None:
+        self.warp, self.contrasts = warp, (contrast, fixed_contrast or contrast)
+        if same_contrast and self.contrasts[0].num_labels != self.contrasts[1].num_labels:
+            raise ValueError("expected two contrasts of equal num_labels, so that a pair can share its means")
+        self.same_contrast = same_contrast
+        self.flip, self.strip, self.first_extracerebral = flip, strip, first_extracerebral
+
+    def draw(self, batch: int, size: Sequence[int], generator: Generator) -> dict[str, Any]:
+        """Draw "flip" (B, D) and "strip" (B,), shared by the pair, and the two maps' own draws by name."""
+        contrasts = [contrast.draw(batch, size, generator) for contrast in self.contrasts]
+        same = uniform((0, 1), (batch, 1), generator) < self.same_contrast
+        if self.same_contrast:
+            contrasts[1] |= {key: torch.where(same, contrasts[0][key], contrasts[1][key]) for key in ("mean", "std")}
+        return {
+            "flip": uniform((0, 1), (batch, len(size)), generator) < torch.tensor(self.flip, device=generator.device),
+            "strip": uniform((0, 1), (batch,), generator) < self.strip,
+            "warp": [self.warp.draw(batch, size, generator) for _ in range(2)],
+            "contrast": contrasts,
+        }
+
+    def __call__(self, label_moving: Tensor, label_fixed: Tensor, draw: Mapping[str, Any]) -> dict[str, Tensor]:
+        """`moving`, `fixed` (B, 1, *S), the label maps they show, in the input's type, and matrices (B, D, D + 1).
+
+        `matrix_moving` and `matrix_fixed` are the affine parts of the warps, from each image to its map as it came in,
+        centred coordinates; `matrix` is the map from fixed to moving that aligns the pair if the maps are aligned.
+
+        Raises:
+            ValueError: if the two batches differ in shape, or are not the integer maps of the draw's size.
+        """
+        for labels in (label_moving, label_fixed):
+            if labels.shape != draw["contrast"][0]["noise"].shape or labels.is_floating_point():
+                raise ValueError(
+                    f"expected two batches of integer label maps {tuple(draw['contrast'][0]['noise'].shape)}, "
+                    f"got {labels.dtype} {tuple(labels.shape)}"
+                )
+        result: dict[str, Tensor] = {}
+        shape = (-1, *[1] * (label_moving.ndim - 1))
+        for i, (role, labels) in enumerate((("moving", label_moving), ("fixed", label_fixed))):
+            for axis in range(labels.ndim - 2):
+                labels = torch.where(draw["flip"][:, axis].view(shape), labels.flip(axis + 2), labels)
+            labels = self.warp(labels, draw["warp"][i])
+            labels = labels.masked_fill((labels >= self.first_extracerebral) & draw["strip"].view(shape), 0)
+            result[f"label_{role}"] = labels
+            result[role] = self.contrasts[i](labels, draw["contrast"][i])
+        d = label_moving.ndim - 2
+        for role, warp_draw in zip(("moving", "fixed"), draw["warp"], strict=True):
+            result[f"matrix_{role}"] = voxel_to_centred(warp_draw["matrix"][:, :d], label_moving.shape[2:])
+        result["matrix"] = compose_affine(invert_affine(result["matrix_moving"]), result["matrix_fixed"])
+        return result

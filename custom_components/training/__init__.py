@@ -1,0 +1,1 @@
+"""Handlers for MONAI's trainers: checkpoints, schedules, logs, scores."""

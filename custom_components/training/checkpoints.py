@@ -1,0 +1,220 @@
+"""Checkpoints for training: exact resumption, the best weights so far, averaged weights."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.transforms import Randomizable
+from monai.utils import get_seed
+from torch import Tensor, nn
+
+from ..files import save_tensors
+
+logger = logging.getLogger(__name__)
+
+
+class ResumableCheckpoint:
+    """Save everything a run needs to go on (network, optimiser, schedule, engine position) and resume from it.
+
+    The file is written under another name and renamed, so that a run cut at any moment leaves a whole checkpoint.
+    Only the first process of a distributed run writes; all of them resume.
+
+    Each epoch's random numbers, torch's and those of a dataset that has its own, depend on the run's seed and the epoch
+    alone: a resumed run goes on like one that was not interrupted. A cosine schedule goes on at the length of the new
+    run, so that a finished one can be prolonged.
+
+    Args:
+        path: the checkpoint file; its folder is made.
+        objects: name to object with `state_dict` and `load_state_dict`.
+        interval: epochs between checkpoints; one is always written at the end.
+        resume: continue from `path` if it exists; if False an existing file is replaced at the first save.
+        initial_weights: a file of weights for the object `network` (a shipped model.pt), to start from unless resumed.
+        fresh: parts of the names of weights that `initial_weights` may lack; they keep their initial values, and the
+            log says so (a second head, for instance).
+    Raises:
+        RuntimeError: if the file is of another architecture; on attach, of a checkpoint to resume when the run starts.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        objects: Mapping[str, Any],
+        *,
+        interval: int = 1,
+        resume: bool = False,
+        initial_weights: str | os.PathLike | None = None,
+        fresh: Sequence[str] = (),
+    ) -> None:
+        self.path, self.objects, self.interval, self.resume = Path(path), dict(objects), interval, resume
+        self.initial_weights, self.fresh = initial_weights, tuple(fresh)
+
+    def attach(self, engine: Engine) -> None:
+        if self.resume and self.path.exists():
+            engine.add_event_handler(Events.STARTED, self.load)
+        elif self.initial_weights is not None:
+            weights = torch.load(self.initial_weights, map_location="cpu", weights_only=True)
+            current = unwrap(self.objects["network"]).state_dict() if self.fresh else {}
+            fresh = {k: v for k, v in current.items() if k not in weights and any(part in k for part in self.fresh)}
+            self._restore("network", {**weights, **fresh}, self.initial_weights)
+            if fresh:
+                logger.warning("%s lacks %s: they start afresh", self.initial_weights, ", ".join(fresh))
+        engine.add_event_handler(Events.EPOCH_STARTED, self.seed)
+        engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self.save)
+        engine.add_event_handler(Events.COMPLETED, self.save)
+
+    def seed(self, engine: Engine) -> None:
+        run = get_seed()
+        if run is not None:
+            seed = (run + 1_000_003 * engine.state.epoch) % 2**32
+            torch.manual_seed(seed)
+            dataset = getattr(engine.state.dataloader, "dataset", None)
+            if isinstance(dataset, Randomizable):
+                dataset.set_random_state(seed)
+
+    def load(self, engine: Engine) -> None:
+        checkpoint = torch.load(self.path, map_location="cpu", weights_only=True)
+        for name in self.objects:
+            if name not in checkpoint:
+                raise RuntimeError(f"{self.path} is no checkpoint of this training: it has no {name}")
+            self._restore(name, checkpoint[name], self.path)
+        engine.state.epoch = checkpoint["epoch"]
+        engine.state.iteration = checkpoint["iteration"]
+        if engine.state.max_epochs is not None and checkpoint["epoch"] >= engine.state.max_epochs:
+            logger.warning("%s has all %d epochs: give more max_epochs to go on", self.path, checkpoint["epoch"])
+
+    def _restore(self, name: str, state: Mapping[str, Any], source: str | os.PathLike) -> None:
+        thing = unwrap(self.objects[name])
+        length = getattr(thing, "T_max", None)
+        try:
+            thing.load_state_dict(state)
+            if length is not None and length != thing.T_max:
+                _stretch(thing, length)
+        except (RuntimeError, ValueError, TypeError) as error:
+            reason = str(error).splitlines()[:2][-1].strip()  # torch's first line names the class alone
+            raise RuntimeError(f"{source} is a checkpoint of another {name}: {reason}") from error
+
+    def save(self, engine: Engine) -> None:
+        if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank():
+            return
+        state = {name: unwrap(thing).state_dict() for name, thing in self.objects.items()}
+        save_tensors(self.path, {**state, "epoch": engine.state.epoch, "iteration": engine.state.iteration})
+
+
+class BestCheckpoint:
+    """Save networks whenever validation finds a key metric above all before, also those before a resumption.
+
+    To be attached to the evaluator. A file is a state dict; it is written under another name and renamed.
+
+    Args:
+        folder: of the files; it is made.
+        networks: by the names of their files.
+    """
+
+    def __init__(self, folder: str | os.PathLike, networks: Mapping[str, nn.Module]) -> None:
+        self.folder, self.networks = Path(folder), dict(networks)
+        self.score: float | None = None
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+
+    def save(self, engine: Engine) -> None:
+        score = float(engine.state.metrics[engine.state.key_metric_name])
+        if math.isnan(score):
+            logger.warning("the validation's %s is not a number", engine.state.key_metric_name)
+            score = -math.inf
+        if self.score is not None and score <= self.score:
+            return
+        for name, network in self.networks.items():
+            save_tensors(self.folder / name, unwrap(network).state_dict())
+        self.score = score
+
+    def state_dict(self) -> dict[str, float | None]:
+        return {"score": self.score}
+
+    def load_state_dict(self, state: Mapping[str, float | None]) -> None:
+        self.score = state["score"]
+
+
+class WeightAverage:
+    """Exponential moving average of a network's weights and of its batch statistics, for `AverageWeights`.
+
+    It has a state to be resumed, as an optimiser has.
+
+    Args:
+        network: the trained network.
+        decay: share of the old average at each iteration; 0 for no average.
+    """
+
+    def __init__(self, network: nn.Module, decay: float = 0.999) -> None:
+        self.network, self.decay = network, decay
+        self.average: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def update(self, iteration: int) -> None:
+        """Take in the weights after an iteration, counted from 1."""
+        # Early on the average is a plain mean, so that it does not remember the initial weights.
+        decay = min(self.decay, (iteration - 1) / (iteration + 9))
+        for name, weight in self._values():
+            if name not in self.average:
+                self.average[name] = weight.detach().clone()
+            self.average[name].lerp_(weight, 1 - decay)
+
+    @torch.no_grad()
+    def exchange(self) -> None:
+        """Swap the network's weights and the average."""
+        for name, weight in self._values():
+            if name in self.average:
+                kept = weight.clone()
+                weight.copy_(self.average[name])
+                self.average[name] = kept
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return dict(self.average)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Raises RuntimeError: if it is an average of another network."""
+        values = dict(self._values())
+        if any(name not in values or values[name].shape != value.shape for name, value in state.items()):
+            raise RuntimeError("an average of other weights")
+        self.average = {name: value.to(values[name]) for name, value in state.items()}
+
+    def _values(self) -> Iterator[tuple[str, Tensor]]:
+        yield from self.network.named_parameters()
+        yield from ((name, value) for name, value in self.network.named_buffers() if value.is_floating_point())
+
+
+class AverageWeights:
+    """Keep a `WeightAverage` in training, and use it for validation and for the checkpoints saved there.
+
+    Args:
+        average: with decay 0 the handler does nothing.
+        evaluator: the validation engine; while it runs, the network's weights are the average.
+    """
+
+    def __init__(self, average: WeightAverage, evaluator: Engine) -> None:
+        self.average, self.evaluator = average, evaluator
+
+    def attach(self, engine: Engine) -> None:
+        if self.average.decay > 0:
+            engine.add_event_handler(Events.ITERATION_COMPLETED, lambda e: self.average.update(e.state.iteration))
+            self.evaluator.add_event_handler(Events.STARTED, self.average.exchange)
+            self.evaluator.add_event_handler(Events.COMPLETED, self.average.exchange)
+
+
+def _stretch(scheduler: Any, length: int) -> None:
+    """Give a loaded CosineAnnealingLR another length, with the learning rates that it then has by now."""
+    scheduler.T_max = length
+    share = (1 + math.cos(math.pi * min(1, scheduler.last_epoch / length))) / 2
+    for group, base in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
+        group["lr"] = scheduler.eta_min + (base - scheduler.eta_min) * share
+
+
+def unwrap(thing: Any) -> Any:
+    return thing.module if isinstance(thing, nn.parallel.DistributedDataParallel | nn.DataParallel) else thing

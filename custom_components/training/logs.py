@@ -1,0 +1,118 @@
+"""What a training writes for people: the loss terms, a progress bar, a CSV curve, TensorBoard panels."""
+
+from __future__ import annotations
+
+import csv
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ignite.handlers
+import torch
+from ignite.engine import Engine, Events
+from torch import Tensor
+
+from ..files import write_table
+
+
+def loss_terms(output: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The total loss and its named terms, from a trainer's output (for StatsHandler and TensorBoardStatsHandler)."""
+    return {"loss": output["loss"], **output["pred"].get("terms", {})}
+
+
+class ProgressBar(ignite.handlers.ProgressBar):
+    """ignite's progress bar, one for each epoch, showing the total loss and its terms."""
+
+    def attach(self, engine: Engine, *args: Any, **kwargs: Any) -> None:
+        super().attach(engine, output_transform=lambda output: {k: float(v) for k, v in loss_terms(output).items()})
+
+
+class TrainingCurve:
+    """Write one CSV line per epoch: epoch, iteration, seconds, CPU seconds, mean of each loss term, validation metrics.
+
+    The metrics' cells are empty in epochs without validation. A resumed run goes on in the file: its lines replace
+    those of the same epochs and later ones. In a distributed run the losses are those of the first process's share of
+    the data; the metrics are over all.
+
+    Args:
+        path: the CSV file.
+        evaluator: the validation engine whose metrics are written beside the losses.
+    """
+
+    def __init__(self, path: str | os.PathLike, evaluator: Engine | None = None) -> None:
+        self.path, self.evaluator = Path(path), evaluator
+        self.sums: dict[str, float] = {}
+        self.count = 0
+        self.metrics: dict[str, float] = {}
+        self.start = (time.perf_counter(), time.process_time())
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.write)
+        if self.evaluator is not None:
+            self.evaluator.add_event_handler(Events.COMPLETED, self.collect_metrics)
+
+    def collect(self, engine: Engine) -> None:
+        for name, value in loss_terms(engine.state.output).items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+        self.count += 1
+
+    def collect_metrics(self, engine: Engine) -> None:
+        self.metrics = {name: float(value) for name, value in engine.state.metrics.items()}
+
+    def write(self, engine: Engine) -> None:
+        row: dict[str, Any] = {
+            "epoch": engine.state.epoch,
+            "iteration": engine.state.iteration,
+            "seconds": round(time.perf_counter() - self.start[0], 1),
+            "cpu_seconds": round(time.process_time() - self.start[1], 1),
+        }
+        row |= {name: round(value / self.count, 6) for name, value in self.sums.items()}
+        row |= {name: round(value, 6) for name, value in self.metrics.items()}
+        self.sums, self.count, self.metrics = {}, 0, {}
+        rows = [*self._earlier_rows(engine.state.epoch), row]
+        rows = [{name: str(value) for name, value in line.items()} for line in rows]  # as rounded above
+        write_table(self.path, rows)  # the first validation may come later: columns are added to a file without them
+
+    def _earlier_rows(self, epoch: int) -> list[dict[str, Any]]:
+        if epoch == 1 or not self.path.exists():
+            return []
+        with open(self.path, newline="") as file:
+            return [line for line in csv.DictReader(file) if int(line["epoch"]) < epoch]
+
+
+class WarpedPanel:
+    """Show middle slices of moving, fixed, warped and the difference in TensorBoard, one panel per validation.
+
+    Args:
+        log_dir: TensorBoard's folder.
+    """
+
+    def __init__(self, log_dir: str | os.PathLike) -> None:
+        self.log_dir = str(log_dir)
+        self.panels = 0
+        self.writer: Any = None
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.COMPLETED, self.write)
+
+    def write(self, engine: Engine) -> None:
+        if self.writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(self.log_dir)
+        self.panels += 1
+        output = engine.state.output
+        targets, warped = output["label"], output["pred"]["warped"]
+        fixed = targets["fixed"] if "fixed" in targets else output["pred"]["template"]
+        images = [targets["moving"], fixed, warped, (warped - fixed).abs()]
+        panel = torch.cat([_middle_slice(image).float().cpu() for image in images], dim=1)
+        self.writer.add_image("moving | fixed | warped | difference", panel.clamp(0, 1), self.panels, dataformats="HW")
+        self.writer.flush()
+
+
+def _middle_slice(image: Tensor) -> Tensor:
+    first = image[0, 0]
+    return first if first.ndim == 2 else first[:, :, first.shape[2] // 2]

@@ -1,0 +1,26 @@
+"""The score by which validation chooses the best weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..evaluation.metrics import normalized_cross_correlation
+from ..evaluation.overlap import mean_dice
+from ..fields import warp
+
+
+def registration_score(output: Mapping[str, Any]) -> Tensor:
+    """The higher, the better: mean Dice after registration where labels exist, else normalised cross-correlation.
+
+    Args:
+        output: an evaluator's output, not decollated: "label" is the targets' dictionary, "pred" the fields.
+    """
+    targets, pred = output["label"], output["pred"]
+    if "label_moving" in targets and "label_fixed" in targets:
+        warped = warp(targets["label_moving"], pred["ddf"], mode="nearest")
+        return torch.as_tensor(mean_dice(warped, targets["label_fixed"])).float().nanmean()
+    return torch.as_tensor(normalized_cross_correlation(pred["warped"], targets["fixed"])).float().mean()

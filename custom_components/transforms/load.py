@@ -1,0 +1,238 @@
+"""Dictionary transforms that load pairs and scans onto a model grid, and that save a registered pair.
+
+Convention: a loaded item holds tensors (1, *S) on one grid under `moving`, `fixed` and, where the list gives them,
+`label_moving`, `label_fixed`, `mask_moving`, `mask_fixed`; the network's input `image` (2, *S) is moving, then fixed.
+Beside them travels what is needed to go back to the files: `*_path`, `grid_affine` and `world_matrix`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from monai.transforms import Transform
+from torch import Tensor
+
+from ..space.affine import register_affine
+from ..space.files import read_affine_transform
+from ..space.grids import center_of_mass, fixed_size_grid, model_grid
+from ..space.resampling import resample
+from ..space.volumes import Volume, load_image, load_labels
+
+logger = logging.getLogger(__name__)
+
+
+def scale_intensity(image: Tensor, percentiles: tuple[float, float] = (0.0, 99.9), *, nonzero: bool = False) -> Tensor:
+    """Map the given percentiles of an image (of its nonzero voxels if `nonzero`) to 0 and 1 and clip beyond them."""
+    values = image[image != 0] if nonzero else image
+    low, high = np.percentile(values.numpy(), percentiles)
+    if high <= low:  # nearly all voxels alike, a few bright ones: the percentiles say nothing, the range does
+        low, high = float(image.min()), float(image.max())
+    return ((image - low) / (high - low)).clamp(0, 1)
+
+
+class LoadPaird(Transform):
+    """Load a pair of images, and its labels and masks, onto one model grid in the fixed image's space.
+
+    Intensities are scaled to [0, 1] on their own grid, smoothed where the model grid is coarser, and interpolated
+    linearly; labels and masks are looked up by nearest neighbour. Outside the moving image all are 0.
+
+    Args:
+        spacing: of the model grid in mm, one number or one per axis (R, A, S); None keeps the fixed image's own.
+        affine: "none" trusts the headers; "rigid" or "affine" ("itk" is the same) aligns with ITK first; "learned" asks
+            the aligner; anything else is the path of a transform file with matrices, fixed to moving. An item's own
+            entry `affine` goes first.
+        moving_key, fixed_key: entries that hold the paths of the two images.
+        multiple: the sizes of the model grid become multiples of this.
+        percentiles, nonzero: see `scale_intensity`.
+        aligner: for "learned": from both volumes, fixed then moving, intensities in [0, 1], to the matrix from fixed
+            world points to moving ones (`physical.NetworkAligner`).
+    """
+
+    def __init__(
+        self,
+        spacing: float | Sequence[float] | None = None,
+        affine: str = "none",
+        moving_key: str = "moving",
+        fixed_key: str = "fixed",
+        *,
+        spatial_dims: int | None = None,
+        multiple: int = 1,
+        percentiles: tuple[float, float] = (0.0, 99.9),
+        nonzero: bool = False,
+        aligner: Callable[[Volume, Volume], np.ndarray] | None = None,
+    ) -> None:
+        self.spacing = spacing
+        self.affine = affine
+        self.source_keys = {"moving": moving_key, "fixed": fixed_key}
+        self.spatial_dims = spatial_dims
+        self.multiple = multiple
+        self.percentiles = percentiles
+        self.nonzero = nonzero
+        self.aligner = aligner
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Raises ValueError, FileNotFoundError: if a file is no image, or the two do not go together."""
+        result = dict(data)
+        volumes = {role: load_image(path_of(data, key)) for role, key in self.source_keys.items()}
+        fixed, moving = volumes["fixed"], volumes["moving"]
+        if fixed.data.ndim != moving.data.ndim:
+            raise ValueError(
+                f"expected two images of one dimension, got {fixed.path} of shape {fixed.file_shape} and "
+                f"{moving.path} of shape {moving.file_shape}"
+            )
+        if self.spatial_dims not in (None, fixed.data.ndim - 1):
+            raise ValueError(
+                f"expected {self.spatial_dims}-D images, as the network is for, got {fixed.path} of shape "
+                f"{fixed.file_shape}; configs/inference_2d.json is for 2-D ones"
+            )
+        scaled = {
+            role: replace(volume, data=scale_intensity(volume.data, self.percentiles, nonzero=self.nonzero))
+            for role, volume in volumes.items()
+        }
+        affine = str(data.get("affine") or self.affine)
+        if affine == "learned":
+            if self.aligner is None:
+                raise ValueError("affine 'learned' needs an aligner: the overlay learned_affine.json has one")
+            world_matrix = self.aligner(scaled["fixed"], scaled["moving"])
+        else:
+            world_matrix = self._world_matrix(fixed, moving, affine)
+        grid = model_grid(fixed.affine, fixed.grid.size, self.spacing, multiple=self.multiple)
+        for role, volume in volumes.items():
+            matrix = world_matrix if role == "moving" else None
+            result[role] = resample(scaled[role].data, volume.affine, grid, world_matrix=matrix, antialias=True)
+            result[f"{role}_path"] = volume.path
+            result[f"label_{role}_path"] = ""
+            for key in (f"label_{role}", f"mask_{role}"):
+                if data.get(key):
+                    labels = load_labels_for(str(data[key]), volume)
+                    result[key] = resample(labels.data, labels.affine, grid, world_matrix=matrix, mode="nearest")
+                    result[f"{key}_path"] = labels.path
+        result["image"] = torch.cat([result["moving"], result["fixed"]])
+        result["grid_affine"] = torch.from_numpy(grid.affine)
+        result["world_matrix"] = torch.from_numpy(world_matrix)
+        return result
+
+    def _world_matrix(self, fixed: Volume, moving: Volume, affine: str) -> np.ndarray:
+        d = len(fixed.affine) - 1
+        if affine == "none":
+            return np.eye(d + 1)
+        if affine in ("rigid", "affine", "itk"):
+            return register_affine(fixed, moving, transform="rigid" if affine == "rigid" else "affine")
+        matrix = read_affine_transform(affine)
+        if matrix.shape != (d + 1, d + 1):
+            raise ValueError(f"{affine}: expected a transform of {d}-D points, got one of {len(matrix) - 1}-D points")
+        return matrix
+
+
+def path_of(data: Mapping[Hashable, Any], key: str) -> str:
+    if not data.get(key):
+        raise ValueError(
+            f"expected an item with the path of an image under {key!r}, got the keys {sorted(map(str, data))}"
+        )
+    return str(data[key])
+
+
+def load_labels_for(path: str, image: Volume) -> Volume:
+    """Read the label map of an image; on another grid it must say where it lies.
+
+    Raises:
+        ValueError: if the sizes differ and one of the two files has no world frame, or the dimensions differ.
+    """
+    labels = load_labels(path)
+    if labels.data.ndim != image.data.ndim:
+        raise ValueError(f"{path}: expected labels for {image.path} {image.file_shape}, got shape {labels.file_shape}")
+    same_size = labels.grid.size == image.grid.size
+    if not (labels.has_frame and image.has_frame):
+        if not same_size:
+            raise ValueError(
+                f"{path}: expected labels of size {image.grid.size} as {image.path}, got {labels.grid.size} and no "
+                "world frame to relate the two"
+            )
+        labels = replace(labels, affine=image.affine)
+    elif not same_size or not np.allclose(labels.affine, image.affine, atol=1e-3):
+        logger.info("%s: labels on another grid than %s, looked up in world coordinates", path, image.path)
+    if not labels.data.any():
+        logger.warning("%s: the label map is empty, every voxel is 0", path)
+    return labels
+
+
+class LoadScand(Transform):
+    """Load one scan and its labels onto a RAS grid of fixed size, for training sets that share a template space.
+
+    An item's entry `affine` names a transform file that maps template points to the scan's points (as written by a
+    registration with the template as fixed image); the scan is then read through it, with one interpolation.
+
+    Args:
+        spacing: mm, one number or one per axis. size: voxels per axis.
+        center: the world point in the middle of the grid: "world" (the origin), "image" (the middle of the file's
+            grid), "mass" (centre of mass of the intensities, or of the labels' voxels without image), or coordinates.
+        image_key, label_key, mask_key: entries that hold paths; any may be absent, but not all.
+        contrast_key: entry with the path of another image, aligned with the first; loaded likewise if there is one.
+        percentiles, nonzero: see `scale_intensity`.
+    """
+
+    def __init__(
+        self,
+        spacing: float | Sequence[float],
+        size: Sequence[int],
+        center: str | Sequence[float] = "world",
+        image_key: str = "image",
+        label_key: str = "label",
+        mask_key: str = "mask",
+        contrast_key: str = "contrast",
+        *,
+        percentiles: tuple[float, float] = (0.0, 99.9),
+        nonzero: bool = False,
+    ) -> None:
+        if isinstance(center, str) and center not in ("world", "image", "mass"):
+            raise ValueError(f"expected center 'world', 'image', 'mass' or coordinates, got {center!r}")
+        self.spacing = spacing
+        self.size = size
+        self.center = center
+        self.image_key = image_key
+        self.contrast_key, self.label_keys = contrast_key, (label_key, mask_key)
+        self.percentiles = percentiles
+        self.nonzero = nonzero
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Raises ValueError, FileNotFoundError: if a file is no image, or the item has neither image nor labels."""
+        result = dict(data)
+        keys = [key for key in (self.image_key, self.contrast_key) if data.get(key)]
+        images = {key: load_image(str(data[key])) for key in keys}
+        image = images.get(self.image_key)
+        maps = {}
+        for key in self.label_keys:
+            if data.get(key):
+                path = str(data[key])
+                maps[key] = load_labels(path) if image is None else load_labels_for(path, image)
+        if image is None and not maps:
+            raise ValueError(
+                f"expected an item with {self.image_key!r} or one of {self.label_keys}, "
+                f"got the keys {sorted(map(str, data))}"
+            )
+        matrix = read_affine_transform(str(data["affine"])) if data.get("affine") else None
+        grid = fixed_size_grid(self.spacing, self.size, self._center(image or next(iter(maps.values()))))
+        for key, volume in images.items():
+            scaled = scale_intensity(volume.data, self.percentiles, nonzero=self.nonzero)
+            result[key] = resample(scaled, volume.affine, grid, world_matrix=matrix, antialias=True)
+            result[f"{key}_path"] = volume.path
+        for key, labels in maps.items():
+            result[key] = resample(labels.data, labels.affine, grid, world_matrix=matrix, mode="nearest")
+            result[f"{key}_path"] = labels.path
+        result["grid_affine"] = torch.from_numpy(grid.affine)
+        return result
+
+    def _center(self, volume: Volume) -> np.ndarray | None:
+        if not isinstance(self.center, str):
+            return np.asarray(self.center, dtype=np.float64)
+        if self.center == "world":
+            return None
+        if self.center == "image":
+            return volume.grid.center
+        data = volume.data[0]
+        return center_of_mass(data - data.min() if data.is_floating_point() else data != 0, volume.affine)

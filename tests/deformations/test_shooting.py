@@ -1,0 +1,692 @@
+"""Geodesic shooting: reference numbers, conservation, symmetries, orders of convergence, gradients, limits."""
+
+import itertools
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+
+from custom_components import fields
+from custom_components.deformations.kernels import GaussianKernel, HelmholtzKernel, MultiGaussianKernel
+from custom_components.deformations.momentum import VectorMomentum
+from custom_components.deformations.shooting import _Advect, _Stretch, _Transport, shoot
+
+KERNEL = GaussianKernel(0.1, padding="zeros")
+both = pytest.mark.parametrize("size", [(17, 17), (13, 13, 13)], ids=["2-D", "3-D"])
+tiny = pytest.mark.parametrize("size", [(5, 6), (4, 5, 3)], ids=["2-D", "3-D"])
+checkpoints = pytest.mark.parametrize("checkpoint", [False, True])
+MODELS = ["vector", "stationary", "scalar"]
+models = pytest.mark.parametrize("model", MODELS)
+
+
+def bump(size, centre, width):
+    """A Gaussian of height 1 on the grid that spans [0, 1] along each axis."""
+    axes = torch.meshgrid(*[torch.arange(n, dtype=torch.float64) / (n - 1) for n in size], indexing="ij")
+    return torch.exp(-sum((x - c) ** 2 for x, c in zip(axes, centre, strict=False)) / (2 * width**2))
+
+
+def bumps(size, amplitude=0.3):
+    """A smooth momentum, the same function of the unit square or cube on every grid."""
+    centres = [(0.4, 0.5, 0.55), (0.6, 0.55, 0.45), (0.5, 0.4, 0.5)][: len(size)]
+    heights = [0.9 * amplitude, -0.6 * amplitude, 0.7 * amplitude]
+    return torch.stack([a * bump(size, c, 0.08) for a, c in zip(heights, centres, strict=False)])[None]
+
+
+def smooth_image(size):
+    return (bump(size, (0.5, 0.45, 0.5), 0.12) + 0.5 * bump(size, (0.4, 0.6, 0.45), 0.1))[None, None]
+
+
+def scalar_bumps(size, amplitude=0.04):
+    return amplitude * (bump(size, (0.4, 0.45, 0.5), 0.12) - bump(size, (0.6, 0.5, 0.5), 0.12))[None, None]
+
+
+def unit_spacing(size):
+    return tuple(1 / (n - 1) for n in size)
+
+
+def shoot_model(model, momentum, image, kernel, **kwargs):
+    if model == "scalar":
+        return shoot(momentum, kernel, image=image, **kwargs)
+    return shoot(momentum, kernel, stationary=model == "stationary", **kwargs)
+
+
+def random_case(model, size, batch=1, dtype=torch.float64):
+    """Momentum, image and kernel, all in voxels, for a displacement of about half a voxel."""
+    generator = torch.Generator().manual_seed(7)
+    channels = 2 if model == "scalar" else len(size)
+    momentum = 2 * torch.randn(batch, channels, *size, dtype=torch.float64, generator=generator)
+    image = torch.rand(batch, channels, *size, dtype=torch.float64, generator=generator)
+    return momentum.to(dtype), image.to(dtype), GaussianKernel(1.3, padding="zeros")
+
+
+def energy_of(momentum, kernel, spacing):
+    return (momentum * kernel(momentum, spacing)).sum(1).flatten(1).mean(1)
+
+
+@pytest.fixture(scope="module")
+def golden():
+    """The case whose numbers were computed with the `mermaid` package and, without its limits, independently."""
+    size = (64, 64)
+    momentum = torch.stack([0.9 * bump(size, (0.4, 0.5), 0.08), -0.6 * bump(size, (0.6, 0.55), 0.06)])[None].float()
+    return momentum, MultiGaussianKernel(nearest=True), 1 / 63
+
+
+def test_reference_numbers_of_velocity_and_energy(golden):
+    momentum, kernel, spacing = golden
+    velocity = kernel(momentum, spacing)[0]
+    torch.testing.assert_close(velocity.abs().amax((1, 2)), torch.tensor([0.193753, 0.086610]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(velocity[:, 32, 32], torch.tensor([0.145449, -0.061348]), rtol=0, atol=1e-5)
+    hamiltonian = 0.5 * float((momentum[0] * velocity).sum()) * spacing**2
+    assert hamiltonian == pytest.approx(0.00317075, abs=1e-8)
+
+
+def test_reference_numbers_of_the_map(golden):
+    momentum, kernel, spacing = golden
+    shot = shoot(momentum, kernel, spacing=spacing, num_steps=20)
+    phi = (fields.identity_grid((64, 64)) + shot.ddf[0]) / 63
+    torch.testing.assert_close(phi[:, 32, 32], torch.tensor([0.348188, 0.528140]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(phi[:, 25, 30], torch.tensor([0.284330, 0.489616]), rtol=0, atol=1e-5)
+    drift = energy_of(shot.momentum, kernel, spacing) / shot.energy - 1
+    assert drift.item() == pytest.approx(-1.5e-6, abs=3e-6)
+    assert shot.num_steps == 20
+    assert shot.ddf.dtype == torch.float32
+
+
+def test_reference_numbers_of_the_stationary_map(golden):
+    momentum, kernel, spacing = golden
+    shot = shoot(momentum, kernel, spacing=spacing, num_steps=20, stationary=True)
+    phi = (fields.identity_grid((64, 64)) + shot.ddf[0]) / 63
+    torch.testing.assert_close(phi[:, 25, 30], torch.tensor([0.241917, 0.491997]), rtol=0, atol=1e-5)
+    assert torch.equal(shot.momentum, momentum)
+
+
+def test_reference_number_of_the_largest_momentum(golden):
+    """Over all stages of all steps, which the kernel sees one after the other, and one more at the start."""
+    momentum, kernel, spacing = golden
+    largest = []
+
+    def watched(m, h):
+        largest.append(float(m.abs().max()))
+        return kernel(m, h)
+
+    shoot(momentum, watched, spacing=spacing, num_steps=20)
+    assert len(largest) == 1 + 4 * 20
+    assert max(largest) == pytest.approx(1.449, abs=5e-4)
+    assert largest.index(max(largest)) > 70
+
+
+def test_a_momentum_scaled_by_t_gets_as_far_as_the_momentum_at_time_t():
+    """m(1) from t m(0) is t m(t): the equation is quadratic."""
+    momentum, spacing, t = bumps((17, 17)), 1 / 16, 0.4
+    part = shoot(t * momentum, KERNEL, spacing=spacing)
+    rest = shoot((1 - t) / t * part.momentum, KERNEL, spacing=spacing)
+    whole = shoot(momentum, KERNEL, spacing=spacing)
+    torch.testing.assert_close(rest.momentum / (1 - t), whole.momentum, rtol=0, atol=1e-5)
+    assert (fields.compose(part.ddf, rest.ddf) - whole.ddf).abs().max() < 0.05 * whole.ddf.abs().max()
+
+
+@both
+def test_the_energy_is_constant(size):
+    momentum, spacing = bumps(size), unit_spacing(size)
+    shot = shoot(momentum, KERNEL, spacing=spacing)
+    torch.testing.assert_close(shot.velocity, KERNEL(momentum, spacing), rtol=0, atol=0)
+    torch.testing.assert_close(shot.energy, energy_of(momentum, KERNEL, spacing))
+    torch.testing.assert_close(energy_of(shot.momentum, KERNEL, spacing), shot.energy, rtol=1e-5, atol=0)
+    assert (shot.momentum - momentum).abs().max() > 0.1 * momentum.abs().max()
+
+
+@both
+@pytest.mark.parametrize("kernel", [HelmholtzKernel(0.01, 1.0), HelmholtzKernel(0.01, 1.0, 0.01, power=2)], ids=str)
+def test_the_energy_of_helmholtz_kernels_is_constant(size, kernel):
+    spacing = unit_spacing(size)
+    shot = shoot(bumps(size), kernel, spacing=spacing)
+    torch.testing.assert_close(energy_of(shot.momentum, kernel, spacing), shot.energy, rtol=1e-4, atol=0)
+
+
+@both
+def test_the_energy_of_the_scalar_model_is_constant(size):
+    spacing = unit_spacing(size)
+    shot = shoot(scalar_bumps(size), KERNEL, spacing=spacing, image=smooth_image(size))
+    assert shot.ddf.abs().max() > 0.4
+    torch.testing.assert_close(energy_of(shot.momentum, KERNEL, spacing), shot.energy, rtol=1e-4, atol=0)
+
+
+@both
+def test_the_way_back_starts_with_the_negative_momentum(size):
+    spacing = unit_spacing(size)
+    there = shoot(bumps(size), KERNEL, spacing=spacing, inverse=True)
+    back = shoot(-there.momentum, KERNEL, spacing=spacing, inverse=True)
+    torch.testing.assert_close(back.momentum, -bumps(size), rtol=0, atol=1e-5)
+    assert (back.ddf - there.inverse_ddf).abs().max() < 0.12 * there.ddf.abs().max()
+    assert (back.inverse_ddf - there.ddf).abs().max() < 0.12 * there.ddf.abs().max()
+
+
+@models
+def test_the_inverse_map_is_the_inverse_to_second_order(model):
+    errors = []
+    for n in (17, 33, 65):
+        size, spacing = (n, n), 1 / (n - 1)
+        momentum = scalar_bumps(size) if model == "scalar" else bumps(size)
+        shot = shoot_model(model, momentum, smooth_image(size), KERNEL, spacing=spacing, inverse=True)
+        both_ways = [fields.compose(shot.ddf, shot.inverse_ddf), fields.compose(shot.inverse_ddf, shot.ddf)]
+        errors.append([float(error.norm(dim=1).mean()) * spacing for error in both_ways])
+    assert max(errors[0]) < 1e-3
+    for coarse, fine in itertools.pairwise(errors):
+        assert all(2.5 < c / f < 6 for c, f in zip(coarse, fine, strict=True)), errors
+
+
+def test_the_inverse_map_is_the_inverse_in_3d():
+    size = (17, 17, 17)
+    shot = shoot(bumps(size, 0.6), KERNEL, spacing=1 / 16, inverse=True)
+    assert shot.ddf.abs().max() > 1.5
+    assert fields.compose(shot.ddf, shot.inverse_ddf).norm(dim=1).mean() < 0.005
+    assert fields.jacobian_determinant(shot.ddf).min() > 0
+
+
+@both
+def test_the_stationary_map_is_the_exponential_of_minus_the_velocity(size):
+    shot = shoot(bumps(size), KERNEL, spacing=unit_spacing(size), stationary=True, inverse=True)
+    velocity = shot.velocity * (size[0] - 1)
+    largest = velocity.abs().max()
+    assert (shot.ddf - fields.integrate_velocity(-velocity, 10)).abs().max() < 0.15 * largest
+    assert (shot.inverse_ddf - fields.integrate_velocity(velocity, 10)).abs().max() < 0.05 * largest
+    assert torch.equal(shot.momentum, bumps(size))
+
+
+def test_the_stationary_map_converges_to_the_exponential():
+    errors = []
+    for n in (17, 33, 65):
+        shot = shoot(bumps((n, n)), KERNEL, spacing=1 / (n - 1), stationary=True)
+        expected = fields.integrate_velocity(-shot.velocity * (n - 1), 10)
+        errors.append(float((shot.ddf - expected).norm(dim=1).mean()) / (n - 1))
+    assert all(2.5 < coarse / fine < 6 for coarse, fine in itertools.pairwise(errors)), errors
+
+
+def test_the_scalar_model_converges_to_the_vector_model():
+    errors = []
+    for n in (17, 33, 65):
+        size, spacing = (n, n), 1 / (n - 1)
+        scalar, image = scalar_bumps(size), smooth_image(size)
+        momentum = scalar * fields.spatial_gradient(image)[:, 0] / spacing
+        one = shoot(scalar, KERNEL, spacing=spacing, image=image)
+        other = shoot(momentum, KERNEL, spacing=spacing)
+        torch.testing.assert_close(one.velocity, other.velocity)
+        torch.testing.assert_close(one.energy, other.energy)
+        errors.append(float((one.ddf - other.ddf).abs().max() / other.ddf.abs().max()))
+    assert errors[-1] < 0.005
+    assert all(coarse / fine > 2.5 for coarse, fine in itertools.pairwise(errors)), errors
+
+
+def test_channels_of_the_scalar_model_add():
+    size, spacing = (17, 17), 1 / 16
+    scalar, image = scalar_bumps(size), smooth_image(size)
+    one = shoot(scalar, KERNEL, spacing=spacing, image=image)
+    doubled = torch.cat([image, 2 * image], 1)
+    two = shoot(torch.cat([0.5 * scalar, 0.25 * scalar], 1), KERNEL, spacing=spacing, image=doubled)
+    for a, b in zip(one[:1] + one[2:5], two[:1] + two[2:5], strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@models
+def test_runge_kutta_is_of_fourth_order(model):
+    size, spacing = (16, 16), 1 / 15
+    momentum = scalar_bumps(size) if model == "scalar" else bumps(size)
+    truth = shoot_model(model, momentum, smooth_image(size), KERNEL, spacing=spacing, num_steps=64)
+    errors = []
+    for num_steps in (4, 8, 16):
+        shot = shoot_model(model, momentum, smooth_image(size), KERNEL, spacing=spacing, num_steps=num_steps)
+        assert shot.num_steps == num_steps
+        errors.append([float((a - b).abs().max()) for a, b in ((shot.ddf, truth.ddf), (shot.momentum, truth.momentum))])
+    for coarse, fine in itertools.pairwise(errors):
+        orders = [math.log2(c / f) for c, f in zip(coarse, fine, strict=True) if c > 0]
+        assert all(3.6 < order < 4.6 for order in orders), errors
+
+
+@pytest.mark.parametrize("size", [(9, 8), (6, 7, 5)], ids=["2-D", "3-D"])
+@pytest.mark.parametrize("stationary", [False, True])
+def test_a_constant_momentum_is_a_translation(size, stationary):
+    shift = torch.tensor([1.5, -0.7, 0.4], dtype=torch.float64)[: len(size)].view(1, -1, *[1] * len(size))
+    momentum = shift.expand(1, -1, *size)
+    shot = shoot(momentum, GaussianKernel(1.5), stationary=stationary, inverse=True)
+    torch.testing.assert_close(shot.ddf, -momentum)
+    torch.testing.assert_close(shot.inverse_ddf, momentum)
+    torch.testing.assert_close(shot.momentum, momentum)
+
+
+def test_the_middle_of_a_wide_velocity_is_translated():
+    size = (41, 41)
+    axes = fields.identity_grid(size, dtype=torch.float64) - 20
+    plateau = torch.sigmoid((14 - axes.abs()) * 2).prod(0)
+    momentum = torch.stack([1.5 * plateau, -0.5 * plateau])[None]
+    shot = shoot(momentum, GaussianKernel(1.0, padding="zeros"), stationary=True, inverse=True)
+    expected = torch.tensor([1.5, -0.5], dtype=torch.float64)
+    torch.testing.assert_close(shot.inverse_ddf[0, :, 20, 20], expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(shot.ddf[0, :, 20, 20], -expected, rtol=0, atol=1e-4)
+    assert shot.ddf[..., 0, 0].abs().max() < 1e-4
+
+
+@models
+@tiny
+def test_no_momentum_is_the_identity(model, size):
+    momentum, image, kernel = random_case(model, size, 2)
+    shot = shoot_model(model, torch.zeros_like(momentum), image, kernel, inverse=True)
+    assert not any(part.any() for part in shot[:5])
+
+
+def test_transposing_the_grid_transposes_the_map():
+    size, order = (8, 6, 7), (2, 0, 1)
+    momentum, _, kernel = random_case("vector", size, 2)
+    spacing = (1.0, 0.8, 1.3)
+    shot = shoot(momentum, kernel, spacing=spacing, inverse=True)
+    axes = [0, 1, *[a + 2 for a in order]]
+    turned = shoot(momentum[:, order].permute(axes), kernel, spacing=[spacing[a] for a in order], inverse=True)
+    for a, b in zip(shot[:4], turned[:4], strict=True):
+        torch.testing.assert_close(a[:, order].permute(axes), b)
+
+
+def test_a_volume_of_equal_slices_is_a_plane():
+    momentum, _, kernel = random_case("vector", (9, 8))
+    kernel = replace(kernel, padding="none")
+    volume = torch.cat([momentum, torch.zeros_like(momentum[:, :1])], 1)[..., None].expand(-1, -1, -1, -1, 4)
+    flat, deep = shoot(momentum, kernel, inverse=True), shoot(volume, kernel, inverse=True)
+    for a, b in zip(flat[:4], deep[:4], strict=True):
+        torch.testing.assert_close(b[:, :2], a[..., None].expand_as(b[:, :2]))
+        assert b[:, 2].abs().max() < 1e-12
+
+
+@models
+@tiny
+def test_a_batch_is_its_samples(model, size):
+    momentum, image, kernel = random_case(model, size, 3)
+    momentum = momentum * torch.tensor([1.0, 0.3, -0.8]).view(-1, *[1] * (len(size) + 1))
+    batch = shoot_model(model, momentum, image, kernel, inverse=True)
+    for i in range(3):
+        single = shoot_model(model, momentum[i : i + 1], image[i : i + 1], kernel, inverse=True)
+        assert single.num_steps == batch.num_steps
+        for a, b in zip(single[:5], batch[:5], strict=True):
+            torch.testing.assert_close(a, b[i : i + 1])
+
+
+def test_the_unit_of_length_does_not_matter():
+    momentum, _, kernel = random_case("vector", (9, 8))
+    one = shoot(momentum, kernel, spacing=(1.0, 0.7), inverse=True)
+    wide = replace(kernel, sigmas=[10 * sigma for sigma in kernel.sigmas])
+    other = shoot(10 * momentum, wide, spacing=(10.0, 7.0), inverse=True)
+    for a, b, factor in zip(one[:5], other[:5], (1, 1, 10, 10, 100), strict=True):
+        torch.testing.assert_close(factor * a, b)
+
+
+@models
+def test_anisotropic_grids_give_the_isotropic_result(model):
+    shots = []
+    for size in ((49, 49), (25, 49)):
+        momentum = scalar_bumps(size) if model == "scalar" else bumps(size)
+        spacing = unit_spacing(size)
+        shot = shoot_model(model, momentum, smooth_image(size), KERNEL, spacing=spacing, inverse=True)
+        unit = torch.tensor(spacing).view(1, 2, 1, 1)
+        shots.append((shot.ddf * unit, shot.inverse_ddf * unit, shot.velocity))
+    for fine, coarse in zip(*shots, strict=True):
+        assert (fine[:, :, ::2] - coarse).abs().max() < 0.05 * fine.abs().max()
+
+
+@checkpoints
+@models
+@tiny
+def test_shooting_is_differentiable(model, size, checkpoint):
+    momentum, image, kernel = random_case(model, size)
+    spacing = (1.0, 0.8, 1.3)[: len(size)]
+
+    def parts(m, i):
+        shot = shoot_model(
+            model, m, i, kernel, spacing=spacing, num_steps=2, inverse=True, checkpoint=checkpoint, max_steps=2
+        )
+        return shot.ddf, shot.inverse_ddf, shot.momentum, shot.velocity, shot.energy
+
+    inputs = momentum.requires_grad_(), image.requires_grad_(model == "scalar")
+    assert gradcheck(parts, inputs, fast_mode=len(size) == 3 or checkpoint)
+
+
+@pytest.mark.parametrize("kernel", [HelmholtzKernel(1.0, 1.0, 0.5), MultiGaussianKernel((1.0, 2.0))], ids=str)
+def test_shooting_is_differentiable_with_every_kernel(kernel):
+    momentum, _, _ = random_case("vector", (5, 6))
+    assert gradcheck(lambda m: shoot(m, kernel, num_steps=3, checkpoint=False).ddf, (momentum.requires_grad_(),))
+
+
+@models
+@tiny
+def test_checkpoints_do_not_change_the_gradient(model, size):
+    momentum, image, kernel = random_case(model, size, 2)
+    results = []
+    for checkpoint in (False, True):
+        m, i = momentum.clone().requires_grad_(), image.clone().requires_grad_()
+        shot = shoot_model(model, m, i, kernel, num_steps=4, inverse=True, checkpoint=checkpoint)
+        loss = (shot.ddf - 1).square().mean() + shot.inverse_ddf.square().mean() + shot.momentum.pow(3).mean()
+        (loss + shot.energy.sum()).backward()
+        results.append((*shot[:5], m.grad, *([i.grad] if model == "scalar" else [])))
+    for plain, recomputed in zip(*results, strict=True):
+        torch.testing.assert_close(plain, recomputed)
+
+
+def test_descent_on_the_momentum_brings_an_image_to_another():
+    size, spacing = (17, 17), 1 / 16
+    moving, fixed = smooth_image(size), fields.warp(smooth_image(size), torch.full((1, 2, *size), 1.0))
+    momentum = torch.zeros(1, 2, *size, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.Adam([momentum], 0.05)
+    losses = []
+    for _ in range(15):
+        warped = fields.warp(moving, shoot(momentum, KERNEL, spacing=spacing, num_steps=5).ddf)
+        losses.append((warped - fixed).square().mean())
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < 0.1 * losses[0]
+
+
+SHAPES = [(4, 5), (1, 4), (2, 3), (1, 2), (1, 1), (3, 1, 2), (2, 4, 3)]
+shapes = pytest.mark.parametrize("size", SHAPES, ids=str)
+
+
+def random_pair(size, channels):
+    generator = torch.Generator().manual_seed(3)
+    f, w = (torch.randn(2, c, *size, dtype=torch.float64, generator=generator) for c in (channels, len(size)))
+    return f.requires_grad_(), w.requires_grad_()
+
+
+@shapes
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("operator", [_Transport, _Advect])
+def test_transport_and_advection_are_differentiable(operator, channels, size):
+    assert gradcheck(operator.apply, random_pair(size, channels))
+
+
+@shapes
+def test_stretching_is_differentiable(size):
+    assert gradcheck(lambda m, v: _Stretch.apply(m, v, (1.0, 0.7, 1.4)[: len(size)]), random_pair(size, len(size)))
+
+
+def neumann(f, axis, spacing=1.0):
+    """Central differences, 0 at both ends."""
+    n, result = f.shape[axis], torch.zeros_like(f)
+    if n > 2:
+        middle = (f.narrow(axis, 2, n - 2) - f.narrow(axis, 0, n - 2)) / (2 * spacing)
+        result.narrow(axis, 1, n - 2).copy_(middle)
+    return result
+
+
+@shapes
+@torch.no_grad()
+def test_the_operators_are_their_formulas(size):
+    d, spacing = len(size), (1.0, 0.7, 1.4)
+    m, v = random_pair(size, d)
+    image = random_pair(size, 1)[0]
+    transport = -sum(neumann(m * v[:, j : j + 1], j + 2) for j in range(d))
+    torch.testing.assert_close(_Transport.apply(m, v), transport)
+    stretch = torch.stack([-(neumann(v, k + 2, spacing[k]) * m).sum(1) for k in range(d)], 1)
+    torch.testing.assert_close(_Stretch.apply(m, v, spacing[:d]), stretch)
+    advect = -(fields.spatial_gradient(image)[:, 0] * v).sum(1, keepdim=True)
+    torch.testing.assert_close(_Advect.apply(image, v), advect)
+
+
+def test_a_large_momentum_raises_the_number_of_steps():
+    size = (24, 24)
+    shot = shoot(bumps(size, 1.0), KERNEL, spacing=1 / 23, num_steps=4)
+    assert shot.num_steps > 4
+    assert shot.ddf.abs().max() > 5
+    assert torch.isfinite(shot.ddf).all()
+    assert fields.jacobian_determinant(shot.ddf).min() > 0
+    again = shoot(bumps(size, 1.0), KERNEL, spacing=1 / 23, num_steps=shot.num_steps)
+    assert again.num_steps == shot.num_steps
+    assert torch.equal(again.ddf, shot.ddf)
+
+
+@checkpoints
+def test_gradients_survive_a_raised_number_of_steps(checkpoint):
+    num_steps, gradients = 2, []
+    for _ in range(2):
+        momentum = bumps((16, 16), 1.0).requires_grad_()
+        shot = shoot(momentum, KERNEL, spacing=1 / 15, num_steps=num_steps, checkpoint=checkpoint)
+        shot.ddf.square().mean().backward()
+        gradients.append(momentum.grad)
+        num_steps = shot.num_steps
+    assert num_steps > 2
+    assert torch.equal(*gradients)
+
+
+def test_one_fast_sample_slows_the_whole_batch():
+    size = (24, 24)
+    batch = torch.cat([bumps(size, 0.1), bumps(size, 1.0)])
+    alone = [shoot(m[None], KERNEL, spacing=1 / 23, num_steps=3).num_steps for m in batch]
+    assert alone[0] == 3 < alone[1] == shoot(batch, KERNEL, spacing=1 / 23, num_steps=3).num_steps
+
+
+@models
+def test_too_many_steps_are_refused(model):
+    size = (16, 16)
+    momentum = 50 * (scalar_bumps(size) if model == "scalar" else bumps(size))
+    with pytest.raises(RuntimeError, match=r"too large for this grid: \d+ integration steps needed, 8 allowed"):
+        shoot_model(model, momentum, smooth_image(size), KERNEL, spacing=1 / 15, max_steps=8)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@models
+def test_a_momentum_that_is_not_finite_is_refused(model, bad):
+    momentum, image, kernel = random_case(model, (5, 6), 2)
+    momentum[1, 0, 2, 2] = bad
+    with pytest.raises(RuntimeError, match="not finite"):
+        shoot_model(model, momentum, image, kernel)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda k: shoot(torch.zeros(1, 3, 8, 8), k), r"got \(1, 3, 8, 8\)"),
+        (lambda k: shoot(torch.zeros(1, 2, 8, 8, 8), k), r"got \(1, 2, 8, 8, 8\)"),
+        (lambda k: shoot(torch.zeros(1, 1, 8), k), r"got \(1, 1, 8\)"),
+        (lambda k: shoot(torch.zeros(2, 8, 8), k), r"got \(2, 8, 8\)"),
+        (lambda k: shoot(torch.zeros(1, 2, 8, 8), k, image=torch.zeros(1, 1, 8, 8)), "one channel for each"),
+        (lambda k: shoot(torch.zeros(1, 1, 8, 8), k, image=torch.zeros(1, 1, 8, 9)), r"image \(1, 1, 8, 9\)"),
+        (lambda k: shoot(torch.zeros(2, 1, 8, 8), k, image=torch.zeros(1, 1, 8, 8)), "an image like the momentum"),
+        (lambda k: shoot(torch.zeros(1, 1, 8, 8), k, image=torch.zeros(1, 1, 8, 8), stationary=True), "not stationary"),
+        (lambda k: shoot(torch.zeros(1, 2, 8, 8), k, num_steps=0), "num_steps of at least 1"),
+        (lambda k: shoot(torch.zeros(1, 2, 8, 8), k, spacing=(1.0, 1.0, 1.0)), "expected a positive spacing"),
+        (lambda k: shoot(torch.zeros(1, 2, 8, 8), k, spacing=0.0), "expected a positive spacing"),
+    ],
+)
+def test_wrong_arguments_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(GaussianKernel(1.5))
+
+
+@checkpoints
+@models
+def test_autocast_changes_nothing(model, checkpoint):
+    momentum, image, kernel = random_case(model, (8, 9), 2, torch.float32)
+    results = []
+    for enabled in (False, True):
+        m = momentum.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            shot = shoot_model(model, m, image, kernel, num_steps=3, inverse=True, checkpoint=checkpoint)
+        shot.ddf.square().sum().backward()
+        results.append((*shot[:5], m.grad))
+    for plain, mixed in zip(*results, strict=True):
+        assert mixed.dtype == torch.float32
+        assert torch.equal(plain, mixed)
+
+
+@models
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_low_precision_is_raised_to_float32(model, dtype):
+    momentum, image, kernel = random_case(model, (8, 9), 1, dtype)
+    low = shoot_model(model, momentum, image, kernel, inverse=True)
+    high = shoot_model(model, momentum.float(), image.float(), kernel, inverse=True)
+    for a, b in zip(low[:5], high[:5], strict=True):
+        assert a.dtype == torch.float32
+        assert torch.equal(a, b)
+
+
+@models
+def test_float32_agrees_with_float64(model):
+    momentum, image, kernel = random_case(model, (8, 9))
+    single = shoot_model(model, momentum.float(), image.float(), kernel, inverse=True)
+    double = shoot_model(model, momentum, image, kernel, inverse=True)
+    for a, b in zip(single[:5], double[:5], strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-4)
+
+
+def test_the_inverse_is_only_there_if_asked_for():
+    momentum, _, kernel = random_case("vector", (5, 6))
+    without, with_inverse = shoot(momentum, kernel), shoot(momentum, kernel, inverse=True)
+    assert without.inverse_ddf is None
+    torch.testing.assert_close(without.ddf, with_inverse.ddf)
+
+
+def deformed(deformation, size, amplitude=1.0):
+    """Smooth parameters for images of a size, and what the deformation makes of them."""
+    small = deformation.parameter_size(size)
+    parameters = amplitude * bumps(small, 1.0) * 4 / deformation.stride
+    return parameters, deformation(parameters, size, inverse=True)
+
+
+GRIDS = [((33, 28), (1.0, 0.8)), ((15, 16, 13), (1.0, 0.8, 1.3))]
+grids = pytest.mark.parametrize(("size", "spacing"), GRIDS, ids=["2-D", "3-D"])
+WIDE = GaussianKernel(2.5, padding="zeros")
+
+
+@grids
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("stationary", [False, True])
+def test_parameters_are_a_momentum_in_voxels_of_their_grid(size, spacing, stride, stationary):
+    deformation = VectorMomentum(WIDE, spacing, num_steps=6, stride=stride, stationary=stationary)
+    parameters, pred = deformed(deformation, size)
+    unit = torch.tensor(deformation.parameter_spacing(parameters, size), dtype=torch.float64)
+    unit = unit.view(1, -1, *[1] * len(size))
+    shot = shoot(
+        parameters * unit,
+        WIDE,
+        spacing=unit.flatten().tolist(),
+        num_steps=6,
+        stationary=stationary,
+        inverse=True,
+    )
+    assert pred["momentum"] is parameters
+    torch.testing.assert_close(pred["ddf"], fields.resize_field(shot.ddf, size))
+    torch.testing.assert_close(pred["inverse_ddf"], fields.resize_field(shot.inverse_ddf, size))
+    torch.testing.assert_close(pred["velocity"] * unit, shot.velocity)
+    torch.testing.assert_close(pred["energy"], (parameters * pred["velocity"] * unit**2).sum(1).flatten(1).mean(1))
+
+
+@grids
+@pytest.mark.parametrize("stationary", [False, True])
+def test_the_inverse_field_is_the_inverse(size, spacing, stationary):
+    deformation = VectorMomentum(WIDE, spacing, stationary=stationary)
+    _, pred = deformed(deformation, size, 1.0 if len(size) == 2 else 3.0)
+    assert pred["ddf"].abs().max() > 0.5
+    assert fields.compose(pred["ddf"], pred["inverse_ddf"]).norm(dim=1).mean() < 0.03
+    assert "inverse_ddf" not in deformation(pred["momentum"], size)
+
+
+def test_stationary_momenta_differ_from_geodesics():
+    size = (33, 28)
+    ddfs = [deformed(VectorMomentum(WIDE, stationary=s), size)[1]["ddf"] for s in (False, True)]
+    assert (ddfs[0] - ddfs[1]).abs().max() > 0.05 * ddfs[0].abs().max()
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_grids_of_odd_sizes_are_rounded_up_and_span_the_image(stride):
+    deformation, size = VectorMomentum(WIDE, (1.0, 2.0), stride=stride), (33, 28)
+    small = deformation.parameter_size(size)
+    assert small == [-(-n // stride) for n in size]
+    zero = torch.zeros(2, 2, *small)
+    extents = [h * (n - 1) for h, n in zip(deformation.parameter_spacing(zero, size), small, strict=True)]
+    assert extents == pytest.approx([32.0, 54.0])
+    pred = deformation(zero, size, inverse=True)
+    assert pred["ddf"].shape == pred["inverse_ddf"].shape == (2, 2, *size)
+    assert not any(part.any() for part in pred.values())
+
+
+def test_an_axis_of_one_voxel_keeps_its_spacing():
+    deformation = VectorMomentum(WIDE, (1.0, 2.0, 3.0))
+    assert deformation.parameter_spacing(torch.zeros(1, 3, 4, 1, 4), (8, 1, 7)) == pytest.approx((7 / 3, 2.0, 6.0))
+    pred = deformation(torch.rand(1, 3, 4, 1, 4), (8, 1, 7))
+    assert pred["ddf"].shape == (1, 3, 8, 1, 7)
+    assert torch.isfinite(pred["ddf"]).all()
+
+
+def test_no_spacing_is_a_spacing_of_one():
+    without, with_one = (deformed(VectorMomentum(WIDE, s), (17, 15))[1] for s in (None, 1.0))
+    assert torch.equal(without["ddf"], with_one["ddf"])
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel", [GaussianKernel(10.0, padding="zeros"), HelmholtzKernel(100.0, 1.0)], ids=str)
+def test_another_grid_keeps_the_deformation(kernel, stride):
+    size, small = (97, 81), (65, 61)
+    deformation = VectorMomentum(kernel, (1.0, 1.2), stride=stride)
+    parameters, pred = deformed(deformation, size, 6.0)
+    coarse = deformation.on_grid(size, small)
+    assert deformation.spacing == (1.0, 1.2)
+    resized = fields.resize_field(parameters, coarse.parameter_size(small))
+    other = coarse(resized, small, inverse=True)
+    assert pred["ddf"].abs().max() > 4
+    for name in ("ddf", "inverse_ddf"):
+        error = fields.resize_field(other[name], size) - pred[name]
+        assert error.abs().max() < 0.05 * pred[name].abs().max()
+    torch.testing.assert_close(other["energy"], pred["energy"], rtol=0.03, atol=0)
+
+
+@grids
+@pytest.mark.parametrize(
+    "kernel",
+    [WIDE, MultiGaussianKernel((1.0, 3.0)), HelmholtzKernel(4.0, 1.0), HelmholtzKernel(4.0, 1.0, 2.0, power=2)],
+    ids=str,
+)
+def test_unknowns_are_momenta_and_back(size, spacing, kernel):
+    deformation = VectorMomentum(kernel, spacing)
+    parameters, _ = deformed(VectorMomentum(WIDE, spacing), size)
+    unknown = deformation.to_unknown(parameters, size)
+    assert unknown.shape == parameters.shape
+    torch.testing.assert_close(deformation.from_unknown(unknown, size), parameters)
+    torch.testing.assert_close(deformation.to_unknown(deformation.from_unknown(parameters, size), size), parameters)
+    assert not torch.allclose(unknown, parameters, rtol=0.01)
+
+
+@pytest.mark.parametrize("kernel", [GaussianKernel(2.0), HelmholtzKernel(4.0, 0.5, 1.0)], ids=str)
+def test_the_energy_is_the_square_of_the_unknown(kernel):
+    size, floor = (17, 15), 0.05
+    deformation = VectorMomentum(kernel, stride=1, floor=floor)
+    parameters = 0.1 * bumps(size)
+    unknown = deformation.to_unknown(parameters, size)
+    gain = kernel(torch.ones_like(parameters))
+    square = (unknown.square() - floor * gain * parameters.square()).sum(1).flatten(1).mean(1)
+    torch.testing.assert_close(deformation(parameters, size)["energy"], square)
+
+
+@pytest.mark.parametrize("size", [(9, 8), (6, 7, 5)], ids=["2-D", "3-D"])
+def test_deformations_are_differentiable(size):
+    deformation = VectorMomentum(WIDE, (1.0, 0.8, 1.3)[: len(size)], num_steps=2)
+    generator = torch.Generator().manual_seed(1)
+    parameters = torch.randn(
+        1, len(size), *deformation.parameter_size(size), dtype=torch.float64, generator=generator
+    ).requires_grad_()
+
+    def parts(p):
+        pred = deformation(p, size, inverse=True)
+        return pred["ddf"], pred["inverse_ddf"], pred["velocity"], pred["energy"]
+
+    assert gradcheck(parts, (parameters,), fast_mode=True)
+    unknown = deformation.to_unknown(parameters.detach(), size).requires_grad_()
+    assert gradcheck(lambda u: deformation(deformation.from_unknown(u, size), size)["ddf"], (unknown,), fast_mode=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@models
+@tiny
+def test_gpu_agrees_with_cpu(model, size):
+    momentum, image, kernel = random_case(model, size, 2, torch.float32)
+    on_cpu = shoot_model(model, momentum, image, kernel, inverse=True)
+    on_gpu = shoot_model(model, momentum.cuda(), image.cuda(), kernel, inverse=True)
+    for a, b in zip(on_cpu[:5], on_gpu[:5], strict=True):
+        torch.testing.assert_close(b.cpu(), a, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,255 @@
+"""Loading pairs and scans, slicing, and saving a registered pair so that ITK agrees with what we write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.data import decollate_batch, list_data_collate
+from support import ROTATION, blobs, oriented
+
+from custom_components.fields import compose, integrate_velocity
+from custom_components.space import load_image, read_transform, resample, write_affine_transform
+from custom_components.transforms.load import LoadPaird, LoadScand, scale_intensity
+from custom_components.transforms.save import SavePaird
+
+
+def write_pair(folder: Path, fixed: tuple[str, tuple, tuple, bool], moving: tuple[str, tuple, tuple, bool]) -> dict:
+    item = {}
+    for role, (codes, size, spacing, oblique) in (("fixed", fixed), ("moving", moving)):
+        affine = oriented(codes, size, spacing, oblique=oblique)
+        image = blobs(size, affine, 0.0 if role == "fixed" else 1.5)
+        nib.save(nib.Nifti1Image(image, affine), folder / f"{role}.nii.gz")
+        nib.save(nib.Nifti1Image((image > 50).astype(np.uint8) * 7, affine), folder / f"{role}_seg.nii.gz")
+        item |= {role: str(folder / f"{role}.nii.gz"), f"label_{role}": str(folder / f"{role}_seg.nii.gz")}
+    return item
+
+
+def registered(item: dict[str, Any], amplitude: float = 1.5) -> dict[str, Any]:
+    """The item with a smooth random diffeomorphism as its prediction, decollated as the engine does."""
+    size, d = item["fixed"].shape[1:], item["fixed"].ndim - 1
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randn(1, d, *[4] * d, generator=generator)
+    mode = "bicubic" if d == 2 else "trilinear"
+    velocity = torch.nn.functional.interpolate(coarse, size=tuple(size), mode=mode, align_corners=True) * amplitude
+    batch = list_data_collate([item])
+    batch["pred"] = {"ddf": integrate_velocity(velocity), "inverse_ddf": integrate_velocity(-velocity)}
+    return decollate_batch(batch)[0]
+
+
+CASES = [
+    pytest.param(("RAS", (20, 24, 18), (2, 2, 2), False), ("LIA", (31, 27, 33), (1.5, 1.5, 1.5), False), id="LIA"),
+    pytest.param(("LPS", (25, 23, 17), (2, 1.5, 2.5), False), ("RAS", (24, 30, 21), (2, 1.6, 2), False), id="LPS"),
+    pytest.param(("LIA", (21, 19, 25), (2, 2.4, 1.5), True), ("PSR", (30, 25, 27), (1.5, 2, 1.7), True), id="oblique"),
+]
+
+
+@pytest.mark.parametrize(("fixed", "moving"), CASES)
+@pytest.mark.parametrize("aligned", [False, True])
+def test_itk_resamples_the_original_as_we_do(tmp_path: Path, fixed: tuple, moving: tuple, aligned: bool) -> None:
+    itk = pytest.importorskip("itk")
+    item = write_pair(tmp_path, fixed, moving)
+    if aligned:
+        matrix = nib.affines.from_matvec(np.eye(3) + 0.05 * ROTATION, [2.0, -1, 1.5])
+        write_affine_transform(tmp_path / "pre.tfm", matrix)
+        item["affine"] = str(tmp_path / "pre.tfm")
+    data = registered(LoadPaird(spacing=2.0)(item))
+    files = SavePaird(str(tmp_path / "out"))(data)["output_files"]
+    assert ("affine" in files) == aligned
+    assert Path(files["warped"]).parent.name == "fixed__moving"
+
+    transform = itk.transformread(files["transform"])[0]
+    target, original = (itk.imread(item[role], itk.F) for role in ("fixed", "moving"))
+    warped = itk.array_from_image(itk.imread(files["warped"], itk.F))
+    by_composite = itk_resample(itk, original, target, transform)
+    separate = itk.CompositeTransform[itk.D, 3].New()
+    if aligned:
+        separate.AddTransform(itk.transformread(files["affine"])[0])
+    separate.AddTransform(displacement_transform(itk, files["forward"]))
+    by_parts = itk_resample(itk, original, target, separate)
+    inside = well_inside(item, files["transform"])
+    assert inside.mean() > 0.4
+    for theirs in (by_composite, by_parts):
+        assert np.abs(theirs - warped)[inside].mean() < 1e-3 * np.ptp(warped)
+        assert np.abs(theirs - warped)[inside].max() < 1e-2 * np.ptp(warped)
+    # Not by chance: the images differ.
+    identity = itk_resample(itk, original, target, itk.CompositeTransform[itk.D, 3].New())
+    assert np.abs(identity - warped)[inside].mean() > 1e-2 * np.ptp(warped)
+
+    inverse = itk.transformread(files["inverse_transform"])[0]
+    center = original.TransformIndexToPhysicalPoint([n // 2 for n in itk.size(original)])
+    there_and_back = np.array(list(transform.TransformPoint(inverse.TransformPoint(center))))
+    assert np.linalg.norm(there_and_back - np.array(list(center))) < 0.2
+
+
+def itk_resample(itk: Any, image: Any, target: Any, transform: Any) -> np.ndarray:
+    return itk.array_from_image(
+        itk.resample_image_filter(image, transform=transform, use_reference_image=True, reference_image=target)
+    )
+
+
+def well_inside(item: dict[str, str], transform: str) -> np.ndarray:
+    """Where the fixed grid looks up between voxel centres of the moving image, in ITK's axis order.
+
+    Half a voxel beyond the outermost centres ITK continues the border value and we fade to zero.
+    """
+    fixed, moving = load_image(item["fixed"]), load_image(item["moving"])
+    ones = torch.ones_like(moving.data)
+    return resample(ones, moving.affine, fixed.grid, steps=read_transform(transform))[0].numpy().T > 0.999
+
+
+def displacement_transform(itk: Any, path: str) -> Any:
+    """The field as ITK itself reads it; points are looked up as double."""
+    field = itk.imread(path)
+    transform = itk.DisplacementFieldTransform[itk.F, 3].New()
+    transform.SetDisplacementField(field)
+    itk.transformwrite([transform], path + ".h5")
+    return itk.transformread(path + ".h5")[0]
+
+
+def test_forward_and_inverse_compose_to_the_identity(tmp_path: Path) -> None:
+    data = registered(LoadPaird(spacing=2.0)(write_pair(tmp_path, *CASES[0].values)))
+    residual = compose(data["pred"]["ddf"][None], data["pred"]["inverse_ddf"][None])
+    assert residual.square().sum(1).sqrt()[:, 2:-2, 2:-2, 2:-2].mean() < 0.1
+
+
+def test_pair_lands_on_one_grid_with_everything_collatable(tmp_path: Path) -> None:
+    item = LoadPaird(spacing=3.0, multiple=8)(write_pair(tmp_path, *CASES[1].values))
+    assert item["image"].shape == (2, *item["fixed"].shape[1:])
+    assert torch.equal(item["image"][:1], item["moving"])
+    assert all(n % 8 == 0 for n in item["fixed"].shape[1:])
+    assert item["fixed"].min() == 0
+    assert 0.8 < item["fixed"].max() <= 1
+    assert item["label_fixed"].unique().tolist() == [0, 7]
+    assert not item["label_fixed"].is_floating_point()
+    assert item["world_matrix"].dtype == item["grid_affine"].dtype == torch.float64
+    assert item["label_moving_path"].endswith("moving_seg.nii.gz")
+    batch = list_data_collate([item, item])
+    assert batch["image"].shape[0] == 2
+    # The two grids show the same world: the formulas differ by a shift of 1.5 mm only.
+    assert np.corrcoef(item["fixed"].flatten(), item["moving"].flatten())[0, 1] > 0.85
+
+
+def test_labels_are_saved_in_their_own_type(tmp_path: Path) -> None:
+    data = registered(LoadPaird()(write_pair(tmp_path, *CASES[2].values)))
+    dice = []
+    for mode in ("nearest", "linear"):
+        result = SavePaird(str(tmp_path / mode), write=["warped_label", "warped_fixed"], label_mode=mode)(data)
+        assert sorted(p.name for p in Path(result["output_dir"]).iterdir()) == [
+            "warped_fixed.nii.gz",
+            "warped_label.nii.gz",
+        ]
+        image = nib.load(result["output_files"]["warped_label"])
+        assert image.get_data_dtype() == np.uint8
+        assert image.shape == nib.load(data["fixed_path"]).shape
+        dice.append(np.asarray(image.dataobj) == 7)
+    assert 2 * (dice[0] & dice[1]).sum() / (dice[0].sum() + dice[1].sum()) > 0.95
+
+
+def test_pairs_with_different_origins_in_the_plane(test_data: Path, tmp_path: Path) -> None:
+    folder = test_data / "pairs2d_multimodal"
+    item = {"id": "brain", "fixed": str(folder / "r16.nii.gz"), "moving": str(folder / "r64.nii.gz")}
+    item |= {"mask_fixed": str(folder / "r16_mask.nii.gz"), "mask_moving": str(folder / "r64_mask.nii.gz")}
+    write_affine_transform(tmp_path / "shift.tfm", np.array([[1.0, 0, -100], [0, 1, -100], [0, 0, 1]]))
+    far, near = LoadPaird(spacing=2.0)(item), LoadPaird(spacing=2.0, affine=str(tmp_path / "shift.tfm"))(item)
+    overlap = [(i["mask_fixed"] & i["mask_moving"]).sum() / i["mask_fixed"].sum() for i in (far, near)]
+    assert overlap[0] < 0.6 < 0.9 < overlap[1]
+    result = SavePaird(str(tmp_path / "out"))(registered(near))
+    assert Path(result["output_dir"]).name == "brain"
+    warped = load_image(result["output_files"]["warped"])
+    assert warped.data.shape == (1, 256, 256)
+    itk = pytest.importorskip("itk")
+    transform = itk.transformread(result["output_files"]["transform"])[0]
+    original, target = itk.imread(item["moving"], itk.F), itk.imread(item["fixed"], itk.F)
+    theirs = itk_resample(itk, original, target, transform)
+    inside = well_inside(item, result["output_files"]["transform"])
+    assert np.abs(theirs - warped.data[0].numpy().T)[inside].mean() < 1e-3 * 255
+
+
+def test_scans_meet_on_a_template_grid(tmp_path: Path) -> None:
+    item = write_pair(tmp_path, *CASES[2].values)
+    load = LoadScand(2.0, (16, 18, 20))
+    fixed = load({"image": item["fixed"], "label": item["label_fixed"]})
+    moving = load({"image": item["moving"], "label": item["label_moving"]})
+    assert fixed["image"].shape == fixed["label"].shape == (1, 16, 18, 20)
+    assert torch.equal(fixed["grid_affine"], moving["grid_affine"])
+    labels_only = LoadScand(2.0, (16, 18, 20), center="mass")({"label": item["label_fixed"]})
+    assert labels_only["label"].any()
+    assert "image" not in labels_only
+    with pytest.raises(ValueError, match="got the keys"):
+        load({"scan": 1})
+
+
+def test_another_contrast_of_a_scan_lands_on_the_same_grid(tmp_path: Path) -> None:
+    item = write_pair(tmp_path, ("RAS", (20, 22, 24), (2, 2, 2), False), ("LPI", (24, 20, 22), (2, 2, 2), False))
+    load = LoadScand(2.0, (16, 18, 20))
+    both = load({"image": item["fixed"], "contrast": item["moving"], "label": item["label_fixed"]})
+    alone = load({"image": item["moving"]})
+    assert both["contrast_path"] == item["moving"]
+    torch.testing.assert_close(both["contrast"], alone["image"])
+    torch.testing.assert_close(both["image"], load({"image": item["fixed"]})["image"])
+
+
+def test_scaling_is_robust_to_a_few_bright_voxels() -> None:
+    image = torch.rand(1, 20, 20, 20)
+    image[0, 0, 0, 0] = 1e4
+    assert 0.4 < scale_intensity(image).mean() < 0.6
+    sparse = torch.zeros(1, 20, 20, 20)
+    sparse[0, 0, 0, 0] = 5
+    assert scale_intensity(sparse).max() == 1
+
+
+def test_labels_on_another_grid(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    item = write_pair(tmp_path, *CASES[0].values)
+    affine = oriented("LPI", (30, 30, 30), (2.0, 2.0, 2.0))
+    nib.save(nib.Nifti1Image((blobs((30, 30, 30), affine) > 50).astype("u1") * 7, affine), tmp_path / "other.nii.gz")
+    with caplog.at_level("INFO"):
+        other = LoadPaird()({**item, "label_fixed": str(tmp_path / "other.nii.gz")})
+    assert "another grid" in caplog.text
+    a, b = LoadPaird()(item)["label_fixed"] > 0, other["label_fixed"] > 0
+    assert 2 * (a & b).sum() / (a.sum() + b.sum()) > 0.9
+    lost = nib.Nifti1Image(np.ones((9, 9, 9), np.uint8), None)
+    lost.set_sform(None, 0)
+    lost.set_qform(None, 0)
+    nib.save(lost, tmp_path / "lost.nii.gz")
+    with pytest.raises(ValueError, match=r"no world frame"):
+        LoadPaird()({**item, "label_fixed": str(tmp_path / "lost.nii.gz")})
+    nib.save(nib.Nifti1Image(np.zeros((30, 30, 30), np.uint8), affine), tmp_path / "empty.nii.gz")
+    LoadPaird()({**item, "label_fixed": str(tmp_path / "empty.nii.gz")})
+    assert "label map is empty" in caplog.text
+
+
+def test_pairs_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
+    item = write_pair(tmp_path, *CASES[0].values)
+    nib.save(nib.Nifti1Image(blobs((8, 8, 1), np.eye(4)), np.eye(4)), tmp_path / "flat.nii.gz")
+    nib.save(nib.Nifti1Image(np.ones((8, 8, 8, 3), "f4"), np.eye(4)), tmp_path / "three.nii.gz")
+    with pytest.raises(ValueError, match="of one dimension"):
+        LoadPaird()({**item, "moving": str(tmp_path / "flat.nii.gz")})
+    flat = dict.fromkeys(("moving", "fixed"), str(tmp_path / "flat.nii.gz"))
+    assert LoadPaird(spatial_dims=2)(flat)["image"].shape == (2, 8, 8)
+    with pytest.raises(ValueError, match=r"expected 3-D images, .*flat\.nii\.gz of shape \(8, 8, 1\); .*inference_2d"):
+        LoadPaird(spatial_dims=3)(flat)
+    with pytest.raises(ValueError, match="one channel"):
+        LoadPaird()({**item, "moving": str(tmp_path / "three.nii.gz")})
+    with pytest.raises(ValueError, match="under 'moving'"):
+        LoadPaird()({"fixed": item["fixed"]})
+    with pytest.raises(FileNotFoundError, match="no such transform file"):
+        LoadPaird(affine=str(tmp_path / "missing.tfm"))(item)
+
+
+def test_results_stay_when_a_later_run_fails(tmp_path: Path) -> None:
+    data = registered(LoadPaird(spacing=3.0)(write_pair(tmp_path, *CASES[0].values)))
+    save = SavePaird(str(tmp_path / "out"), write=["warped", "jacobian", "forward"])
+    files = save(data)["output_files"]
+    before = {name: Path(path).read_bytes() for name, path in files.items()}
+    data["pred"]["ddf"] = data["pred"]["ddf"][:, 1:]
+    (tmp_path / "moving.nii.gz").write_bytes(b"broken")
+    with pytest.raises(ValueError, match="damaged"):
+        save(data)
+    assert {name: Path(path).read_bytes() for name, path in files.items()} == before
+    with pytest.raises(ValueError, match="expected outputs among"):
+        SavePaird("out", write=["wraped"])
