@@ -5,29 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
-from typing import TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..fields import resize_field
+from .base import Deformation, Fields
 from .kernels import Kernel, Spacing, per_axis
 from .shooting import shoot
 
-Grid = TypeVar("Grid", bound="MomentumGrid")
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
-class MomentumGrid:
+class MomentumGrid(Deformation):
     """The grid of a deformation's parameters in units of length: `stride` times coarser than the image, which it spans.
 
     Convention: `spacing` is that of the image grid, one number or one for each axis.
     """
 
     spacing: Spacing
-    stride: int
-
-    def parameter_size(self, size: Sequence[int]) -> list[int]:
-        return [-(-n // self.stride) for n in size]
 
     def parameter_spacing(self, parameters: Tensor, size: Sequence[int]) -> tuple[float, ...]:
         """Spacing of the momentum's grid, which spans an image grid of the given size."""
@@ -35,7 +33,7 @@ class MomentumGrid:
         grids = zip(image, size, parameters.shape[2:], strict=True)
         return tuple(h * (n - 1) / (m - 1) if m > 1 else h for h, n, m in grids)
 
-    def on_grid(self: Grid, full: Sequence[int], size: Sequence[int]) -> Grid:
+    def on_grid(self, full: Sequence[int], size: Sequence[int]) -> Self:
         """The same deformation for images resampled from one size to another over the same extent."""
         factors = [(n - 1) / (m - 1) if m > 1 else 1.0 for n, m in zip(full, size, strict=True)]
         coarse = copy(self)
@@ -82,7 +80,7 @@ class VectorMomentum(MomentumGrid):
         self.num_steps, self.stride = num_steps, stride
         self.stationary, self.checkpoint = stationary, checkpoint
 
-    def __call__(self, parameters: Tensor, size: Sequence[int], *, inverse: bool = False) -> dict[str, Tensor]:
+    def __call__(self, parameters: Tensor, size: Sequence[int], *, inverse: bool = False) -> Fields:
         parameters = parameters if parameters.dtype == torch.float64 else parameters.float()
         spacing = self.parameter_spacing(parameters, size)
         unit = parameters.new_tensor(spacing).view(1, -1, *[1] * len(size))

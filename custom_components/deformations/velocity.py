@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..fields import integrate_velocity, invert, resize_field
+from .base import Deformation, Fields
 
 
-class StationaryVelocity:
+class StationaryVelocity(Deformation):
     """phi = exp(v): the parameters are a stationary velocity field, integrated on its own grid, then upsampled.
 
     Args:
@@ -22,17 +23,14 @@ class StationaryVelocity:
     def __init__(self, num_steps: int = 7, stride: int = 2) -> None:
         self.num_steps, self.stride = num_steps, stride
 
-    def parameter_size(self, size: Sequence[int]) -> list[int]:
-        return [-(-n // self.stride) for n in size]
-
-    def __call__(self, parameters: Tensor, size: Sequence[int], *, inverse: bool = False) -> dict[str, Tensor]:
+    def __call__(self, parameters: Tensor, size: Sequence[int], *, inverse: bool = False) -> Fields:
         fields = {"svf": parameters, "ddf": resize_field(integrate_velocity(parameters, self.num_steps), size)}
         if inverse:
             fields["inverse_ddf"] = resize_field(integrate_velocity(-parameters, self.num_steps), size)
         return fields
 
 
-class Displacement:
+class Displacement(Deformation):
     """phi = id + u: the parameters are the displacement itself, as in the first VoxelMorph papers; it may fold.
 
     The inverse is found by fixed-point iteration, without gradient; its residual (voxels, one per sample) is
@@ -45,10 +43,7 @@ class Displacement:
     def __init__(self, stride: int = 1) -> None:
         self.stride = stride
 
-    def parameter_size(self, size: Sequence[int]) -> list[int]:
-        return [-(-n // self.stride) for n in size]
-
-    def __call__(self, parameters: Tensor, size: Sequence[int], *, inverse: bool = False) -> dict[str, Tensor]:
+    def __call__(self, parameters: Tensor, size: Sequence[int], *, inverse: bool = False) -> Fields:
         fields = {"ddf": resize_field(parameters, size)}
         if inverse:
             fields["inverse_ddf"], fields["inverse_residual"] = invert(fields["ddf"].detach())

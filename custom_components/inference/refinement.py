@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from ..deformations.base import Deformation
 from ..deformations.shooting import ShootingError
-from ..fields import resize_field, warp
+from ..fields import warp
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +32,7 @@ class PairwiseOptimizer:
     `optimizer(moving, fixed, parameters=None)` it returns the optimised parameters, without gradient.
 
     Args:
-        deformation: parameters to fields; has `parameter_size`. Its parameters must be a field (they are resized from
-            level to level, vectors rescaled), unless it has `parameter_channels` and `resize_parameters` of its own.
+        deformation: parameters to fields.
         loss: called as `loss(pred, batch)`, as in training. If it has a `schedule` (as the loss of RDMM has), its
             `epoch` is half of the iterations so far, over all levels; with given parameters the schedule is at its end.
         loss_across: the loss for pairs of different contrast (see `same_contrast`); None uses `loss` for all. Which one
@@ -49,7 +49,7 @@ class PairwiseOptimizer:
 
     def __init__(
         self,
-        deformation: Any,
+        deformation: Deformation,
         loss: Loss,
         *,
         loss_across: Loss | None = None,
@@ -77,7 +77,7 @@ class PairwiseOptimizer:
         parameters: Tensor | None = None,
         masks: dict[str, Tensor] | None = None,
         constants: Mapping[str, Tensor] | None = None,
-        deformation: Any = None,
+        deformation: Deformation | None = None,
     ) -> Tensor:
         """Optimise.
 
@@ -99,7 +99,7 @@ class PairwiseOptimizer:
             return parameters
         batch = {"moving": moving.detach(), "fixed": fixed.detach(), **(masks or {})}
         whole = self.deformation if deformation is None else deformation
-        channels = _channels(whole, fixed)
+        channels = whole.parameter_channels(fixed.ndim - 2)
         field = None if parameters is None else parameters[:, :channels]
         if parameters is not None and parameters.shape[1] > channels:
             wanted = whole.parameter_size(fixed.shape[2:])
@@ -113,9 +113,7 @@ class PairwiseOptimizer:
             for i, factor in enumerate(self.levels):
                 level = {key: shrink(image, factor) for key, image in batch.items()} | dict(constants or {})
                 field = _start(field, level["fixed"], whole)
-                coarse = whole
-                if hasattr(whole, "on_grid"):
-                    coarse = whole.on_grid(fixed.shape[2:], level["fixed"].shape[2:])
+                coarse = whole.on_grid(fixed.shape[2:], level["fixed"].shape[2:])
                 done = sum(self.iterations[:i]) if parameters is None else _AT_THE_END
                 field = self._optimize_level(field, coarse, level, loss, self.iterations[i], done, bar)
                 bar.set_postfix_str(f"level 1/{factor} done")
@@ -126,7 +124,7 @@ class PairwiseOptimizer:
         return torch.cat([field, parameters[:, channels:].detach()], 1)
 
     @torch.no_grad()
-    def _choose(self, batch: dict[str, Tensor], parameters: Tensor | None, deformation: Any) -> Loss:
+    def _choose(self, batch: dict[str, Tensor], parameters: Tensor | None, deformation: Deformation) -> Loss:
         if self.loss_across is None:
             return self.loss
         warped = batch["moving"]
@@ -141,7 +139,7 @@ class PairwiseOptimizer:
     def _optimize_level(
         self,
         field: Tensor,
-        deformation: Any,
+        deformation: Deformation,
         batch: dict[str, Tensor],
         objective: Any,
         iterations: int,
@@ -149,8 +147,7 @@ class PairwiseOptimizer:
         bar: tqdm,
     ) -> Tensor:
         size = batch["fixed"].shape[2:]
-        searched = hasattr(deformation, "from_unknown")
-        field = (deformation.to_unknown(field, size) if searched else field.clone()).requires_grad_()
+        field = deformation.to_unknown(field, size).detach().clone().requires_grad_()
         # The loss is a mean; times the number of voxels, its gradient at a voxel does not depend on the image's size.
         voxels = batch["fixed"][:, 0].numel()
 
@@ -163,7 +160,7 @@ class PairwiseOptimizer:
                 return known[1]
             optimizer.zero_grad()
             try:
-                pred = deformation(deformation.from_unknown(field, size) if searched else field, size)
+                pred = deformation(deformation.from_unknown(field, size), size)
             except ShootingError:
                 if not known or self.method == "adam":
                     raise
@@ -196,21 +193,15 @@ class PairwiseOptimizer:
             if len(history) > 10 and history[-11] - history[-1] < self.tolerance * abs(history[-11]):
                 bar.update(iterations - iteration - 1)
                 break
-        return (deformation.from_unknown(field, size) if searched else field).detach()
+        return deformation.from_unknown(field, size).detach()
 
 
-def _channels(deformation: Any, image: Tensor) -> int:
-    dims = image.ndim - 2
-    own = getattr(deformation, "parameter_channels", None)
-    return dims if own is None else own(dims)
-
-
-def _start(field: Tensor | None, image: Tensor, deformation: Any) -> Tensor:
-    size = deformation.parameter_size(image.shape[2:])
+def _start(field: Tensor | None, image: Tensor, deformation: Deformation) -> Tensor:
+    size, channels = deformation.parameter_size(image.shape[2:]), deformation.parameter_channels(image.ndim - 2)
     if field is None:
-        return image.new_zeros(image.shape[0], _channels(deformation, image), *size, dtype=torch.float32)
-    field = getattr(deformation, "resize_parameters", resize_field)(field.detach(), size)
-    missing = _channels(deformation, image) - field.shape[1]
+        return image.new_zeros(image.shape[0], channels, *size, dtype=torch.float32)
+    field = deformation.resize(field.detach(), size)
+    missing = channels - field.shape[1]
     return torch.cat([field, field.new_zeros(len(field), missing, *size)], 1) if missing > 0 else field
 
 

@@ -10,6 +10,7 @@ import torch
 from monai.inferers import Inferer
 from torch import Tensor
 
+from ..deformations import base
 from ..fields import plain, warp
 
 Deformation = Callable[..., dict[str, Tensor]]
@@ -54,7 +55,8 @@ class RegistrationInferer(Inferer):
         if precision not in ("float32", "bfloat16", "float16"):
             raise ValueError(f"expected precision float32, bfloat16 or float16, got {precision!r}")
         self.deformation, self.inverse, self.refinement = deformation, inverse, refinement
-        if samples < 0 or (samples and not hasattr(deformation, "draw")):
+        is_random = isinstance(deformation, base.Deformation) and deformation.is_random
+        if samples < 0 or (samples and not is_random):
             raise ValueError(
                 f"expected samples of a deformation that has uncertainty, got {samples} samples of "
                 f"{type(deformation).__name__}"

@@ -28,6 +28,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...deformations.base import Fields
 from ...deformations.kernels import MultiGaussianKernel, Spacing, per_axis, smooth_weighted
 from ...deformations.momentum import MomentumGrid
 from ...deformations.shooting import State, VectorFlow, coadjoint, integrate, shoot
@@ -218,7 +219,7 @@ class RegionSpecificMomentum(MomentumGrid):
     def _has_weights(self) -> bool:
         return self.pre_weights is None and self.predictor is None
 
-    def __call__(self, parameters: Tensor, size: Sequence[int], *, inverse: bool = False) -> dict[str, Tensor]:
+    def __call__(self, parameters: Tensor, size: Sequence[int], *, inverse: bool = False) -> Fields:
         d = len(size)
         if parameters.ndim != d + 2 or parameters.shape[1] != self.parameter_channels(d):
             raise ValueError(
@@ -292,7 +293,7 @@ class RegionSpecificMomentum(MomentumGrid):
         other.predictor = predictor
         return other
 
-    def resize_parameters(self, parameters: Tensor, size: Sequence[int]) -> Tensor:
+    def resize(self, parameters: Tensor, size: Sequence[int]) -> Tensor:
         """Bring parameters onto another grid over the same extent: vectors are rescaled, x is not."""
         d = parameters.ndim - 2
         momentum = resize_field(parameters[:, :d], size)

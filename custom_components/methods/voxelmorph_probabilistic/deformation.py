@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ...deformations.base import Fields
 from ...deformations.velocity import StationaryVelocity
 from .gaussian import default_smoothing, smooth, smoothed_variance
 
@@ -31,6 +32,8 @@ class GaussianVelocity(StationaryVelocity):
     References: Dalca et al., Medical Image Analysis 57, 2019.
     """
 
+    is_random = True
+
     def __init__(
         self, num_steps: int = 7, stride: int = 2, *, prior_precision: float = 10.0, smoothing: float | None = None
     ) -> None:
@@ -41,7 +44,7 @@ class GaussianVelocity(StationaryVelocity):
             )
         self.prior_precision, self.smoothing = prior_precision, smoothing
 
-    def __call__(self, parameters: Tensor, size: Sequence[int], *, inverse: bool = False) -> dict[str, Tensor]:
+    def __call__(self, parameters: Tensor, size: Sequence[int], *, inverse: bool = False) -> Fields:
         if parameters.shape[1] == len(size):
             return super().__call__(parameters, size, inverse=inverse)
         return {**super().__call__(self._split(parameters)[0], size, inverse=inverse), "posterior": parameters}
@@ -53,7 +56,7 @@ class GaussianVelocity(StationaryVelocity):
         *,
         inverse: bool = False,
         generator: torch.Generator | None = None,
-    ) -> dict[str, Tensor]:
+    ) -> Fields:
         """As a call, of one sample of each distribution; the inverse is that of the same sample.
 
         Args:

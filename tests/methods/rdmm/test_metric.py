@@ -582,11 +582,9 @@ def test_another_grid_keeps_the_deformation():
     pred = deformation(parameters, size)
     coarse = deformation.on_grid(size, small)
     assert deformation.spacing == (1.0, 1.2)
-    resized = deformation.resize_parameters(parameters, coarse.parameter_size(small))
+    resized = deformation.resize(parameters, coarse.parameter_size(small))
     assert resized.shape == (1, 5, *coarse.parameter_size(small))
-    torch.testing.assert_close(
-        deformation.resize_parameters(momentum, (33, 31)), fields.resize_field(momentum, (33, 31))
-    )
+    torch.testing.assert_close(deformation.resize(momentum, (33, 31)), fields.resize_field(momentum, (33, 31)))
     other = coarse(resized, small)
     assert pred["ddf"].abs().max() > 3
     error = fields.resize_field(other["ddf"], size) - pred["ddf"]
