@@ -111,7 +111,7 @@ def integrate_velocity(velocity: Tensor, num_steps: int = 7) -> Tensor:
     velocity = at_least_float32(velocity)
     # The loop works in grid_sample's own units and axis order, so that a step is one add, one lookup and one add.
     size = velocity.shape[2:]
-    scale = velocity.new_tensor([_scale(n) for n in reversed(size)]).view(1, -1, *[1] * len(size))
+    scale = per_channel([_scale(n) for n in reversed(size)], velocity)
     field = velocity.flip(1) * (scale * 2.0**-num_steps)
     identity = _normalized_grid(torch.zeros_like(velocity[:1]), size, relative=True).movedim(-1, 1).contiguous()
     for _ in range(num_steps):
@@ -165,7 +165,7 @@ def resize_field(field: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(size) == tuple(old):
         return field
     factors = [(new - 1) / (n - 1) if n > 1 and new > 1 else 1.0 for new, n in zip(size, old, strict=True)]
-    scale = field.new_tensor(factors).view(1, -1, *[1] * len(old))
+    scale = per_channel(factors, field)
     resized = F.interpolate(field, size=tuple(size), mode=_INTERPOLATE[len(old)], align_corners=True)
     return resized * scale
 
@@ -257,6 +257,11 @@ def plain(value: Any) -> Any:
 def at_least_float32(tensor: Tensor) -> Tensor:
     """The tensor itself if it is float32 or float64, else as float32."""
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+def per_channel(values: Sequence[float], like: Tensor) -> Tensor:
+    """One number for each channel of (B, C, *S), to multiply it with: shape (1, C, 1, ...), of its type and device."""
+    return like.new_tensor(values).view(1, -1, *[1] * (like.ndim - 2))
 
 
 def _scale(n: int) -> float:

@@ -158,7 +158,7 @@ class MultiGaussianKernel(Kernel):
         return torch.as_tensor(total)
 
 
-def GaussianKernel(sigma: float = 0.15, *, nearest: bool = False, padding: str = "none") -> MultiGaussianKernel:
+def gaussian_kernel(sigma: float = 0.15, *, nearest: bool = False, padding: str = "none") -> MultiGaussianKernel:
     """One Gaussian of unit gain, see `MultiGaussianKernel`."""
     return MultiGaussianKernel((sigma,), (1.0,), nearest, padding=padding)
 
@@ -258,7 +258,7 @@ class _Multiply(torch.autograd.Function):
 
 
 def _multiply(values: Tensor, kernel: Kernel, spacing: tuple[float, ...], power: float, floor: float) -> Tensor:
-    values = values if values.dtype in (torch.float32, torch.float64) else values.float()
+    values = at_least_float32(values)
     size = tuple(values.shape[2:])
     padded = _padded_size(size, spacing, kernel)
     axes = list(range(2, values.ndim))

@@ -7,10 +7,9 @@ from copy import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
-from ..fields import resize_field
+from ..fields import at_least_float32, per_channel, resize_field
 from .base import Deformation, Fields
 from .kernels import Kernel, Spacing, per_axis
 from .shooting import shoot
@@ -81,9 +80,9 @@ class VectorMomentum(MomentumGrid):
         self.stationary, self.checkpoint = stationary, checkpoint
 
     def __call__(self, parameters: Tensor, size: Sequence[int], *, inverse: bool = False) -> Fields:
-        parameters = parameters if parameters.dtype == torch.float64 else parameters.float()
+        parameters = at_least_float32(parameters)
         spacing = self.parameter_spacing(parameters, size)
-        unit = parameters.new_tensor(spacing).view(1, -1, *[1] * len(size))
+        unit = per_channel(spacing, parameters)
         if self.quantity == "velocity":
             parameters = self.kernel.powered(parameters * unit, -1.0, spacing) / unit
         elif self.quantity == "root":

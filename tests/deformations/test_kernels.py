@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from custom_components.deformations.kernels import (
-    GaussianKernel,
     HelmholtzKernel,
     Kernel,
     MultiGaussianKernel,
+    gaussian_kernel,
     per_axis,
     smooth_weighted,
 )
@@ -23,9 +23,9 @@ all_sizes = pytest.mark.parametrize("size", SIZES, ids=str)
 both = pytest.mark.parametrize("size", [(9, 12), (7, 6, 5)], ids=["2-D", "3-D"])
 paddings = pytest.mark.parametrize("padding", ["none", "zeros", "reflect"])
 KERNELS = [
-    GaussianKernel(1.5),
-    GaussianKernel(0.3),
-    GaussianKernel(6.0),
+    gaussian_kernel(1.5),
+    gaussian_kernel(0.3),
+    gaussian_kernel(6.0),
     MultiGaussianKernel((0.7, 2.0, 5.0)),
     MultiGaussianKernel((0.7, 2.0), (3.0, 1.0), nearest=True),
     HelmholtzKernel(1.0, 0.5),
@@ -133,9 +133,9 @@ def test_the_norm_of_a_momentum_is_positive(kernel, size):
 @pytest.mark.parametrize("size", [(16, 16), (15, 12)], ids=str)
 def test_only_the_nearest_copies_of_a_wide_gaussian_are_not_positive(size):
     wide = [6.0, 12.0]
-    assert all(GaussianKernel(s, nearest=True).symbol(size, (1.0, 1.0)).min() < -1e-3 for s in wide)
-    assert all(GaussianKernel(s).symbol(size, (1.0, 1.0)).min() > -1e-15 for s in wide)
-    narrow = [GaussianKernel(1.0, nearest=nearest).symbol(size, (1.0, 1.0)) for nearest in (False, True)]
+    assert all(gaussian_kernel(s, nearest=True).symbol(size, (1.0, 1.0)).min() < -1e-3 for s in wide)
+    assert all(gaussian_kernel(s).symbol(size, (1.0, 1.0)).min() > -1e-15 for s in wide)
+    narrow = [gaussian_kernel(1.0, nearest=nearest).symbol(size, (1.0, 1.0)) for nearest in (False, True)]
     torch.testing.assert_close(*narrow, rtol=0, atol=1e-6)
 
 
@@ -148,7 +148,7 @@ def test_gaussians_agree_with_dense_separable_convolution(size, nearest, sigma):
     for axis, (n, h) in enumerate(zip(size, spacing, strict=True)):
         matrix = gaussian_matrix(n, sigma / h, 0 if nearest else 40)
         expected = np.moveaxis(np.tensordot(matrix, expected, (1, axis + 2)), 0, axis + 2)
-    smoothed = GaussianKernel(sigma, nearest=nearest)(field, spacing)
+    smoothed = gaussian_kernel(sigma, nearest=nearest)(field, spacing)
     torch.testing.assert_close(smoothed, torch.from_numpy(expected).contiguous())
 
 
@@ -172,12 +172,12 @@ def test_zeros_are_a_convolution_without_periodic_copies(size, padding):
         before, inside, after = matrix[:, :n], matrix[:, n : 2 * n], matrix[:, 2 * n :]
         beyond = {"none": before + after, "zeros": 0, "reflect": (before + after)[:, ::-1]}[padding]
         expected = np.moveaxis(np.tensordot(inside + beyond, expected, (1, axis + 2)), 0, axis + 2)
-    smoothed = GaussianKernel(sigma, padding=padding)(field)
+    smoothed = gaussian_kernel(sigma, padding=padding)(field)
     torch.testing.assert_close(smoothed, torch.from_numpy(expected).contiguous(), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    "kernel", [GaussianKernel(2.0), MultiGaussianKernel((1.0, 2.0), nearest=True), HelmholtzKernel(1.0, 1.0)], ids=str
+    "kernel", [gaussian_kernel(2.0), MultiGaussianKernel((1.0, 2.0), nearest=True), HelmholtzKernel(1.0, 1.0)], ids=str
 )
 def test_padding_decouples_opposite_borders(kernel):
     impulse = torch.zeros(1, 2, 20, 17, dtype=torch.float64)
@@ -196,7 +196,7 @@ def test_odd_sizes_keep_their_shape(kernel, size):
     assert torch.isfinite(smoothed).all()
 
 
-@pytest.mark.parametrize("kernel", [GaussianKernel(0.3), MultiGaussianKernel((0.25, 0.6))], ids=str)
+@pytest.mark.parametrize("kernel", [gaussian_kernel(0.3), MultiGaussianKernel((0.25, 0.6))], ids=str)
 def test_lengths_are_physical(kernel):
     def wave(n, m):
         x = torch.arange(n, dtype=torch.float64).view(-1, 1) / n
@@ -345,7 +345,7 @@ def test_float32_agrees_with_float64(kernel):
 
 
 def test_a_symbol_cached_in_inference_mode_serves_training():
-    kernel, field = GaussianKernel(1.2345), random_field((6, 7))
+    kernel, field = gaussian_kernel(1.2345), random_field((6, 7))
     with torch.inference_mode():
         kernel(field)
     training = field.clone().requires_grad_()
@@ -381,16 +381,16 @@ def test_weights_survive_their_repr(components):
 
 def test_kernels_differ_in_every_setting():
     gaussians = [
-        GaussianKernel(1.0),
-        GaussianKernel(2.0),
-        GaussianKernel(1.0, nearest=True),
-        GaussianKernel(1.0, padding="zeros"),
+        gaussian_kernel(1.0),
+        gaussian_kernel(2.0),
+        gaussian_kernel(1.0, nearest=True),
+        gaussian_kernel(1.0, padding="zeros"),
         MultiGaussianKernel((1.0, 2.0)),
         MultiGaussianKernel((1.0, 2.0), (1.0, 1.0)),
         *[HelmholtzKernel(beta=beta, power=power) for beta in (0.0, 0.1) for power in (1, 2)],
     ]
     assert len(set(gaussians)) == len(gaussians)
-    assert GaussianKernel(2) == MultiGaussianKernel([2.0], [7.0])
+    assert gaussian_kernel(2) == MultiGaussianKernel([2.0], [7.0])
 
 
 def test_kernels_reach_as_far_as_their_widest_part():
@@ -417,22 +417,22 @@ def test_a_spacing_is_one_number_or_one_for_each_axis():
         (lambda: MultiGaussianKernel((1.0, 2.0), (1.0,)), "as many weights"),
         (lambda: MultiGaussianKernel((1.0, 2.0), (1.0, -1.0)), "positive standard deviations"),
         (lambda: MultiGaussianKernel(()), "positive standard deviations"),
-        (lambda: GaussianKernel(-1.0), "positive standard deviations"),
-        (lambda: GaussianKernel(1.0, padding="wrap"), "expected padding none, zeros or reflect, got 'wrap'"),
+        (lambda: gaussian_kernel(-1.0), "positive standard deviations"),
+        (lambda: gaussian_kernel(1.0, padding="wrap"), "expected padding none, zeros or reflect, got 'wrap'"),
         (lambda: HelmholtzKernel(padding="border"), "expected padding none, zeros or reflect"),
         (lambda: HelmholtzKernel(0.0), "alpha, gamma above 0"),
         (lambda: HelmholtzKernel(1.0, -1.0), "alpha, gamma above 0"),
         (lambda: HelmholtzKernel(1.0, 1.0, -0.1), "beta of at least 0"),
         (lambda: HelmholtzKernel(1.0, 1.0, power=3), "power 1 or 2"),
-        (lambda: GaussianKernel(1.0)(torch.zeros(1, 2, 4, 4), (1.0, 1.0, 1.0)), "expected a positive spacing"),
-        (lambda: GaussianKernel(1.0)(torch.zeros(1, 2, 4, 4), 0), "expected a positive spacing"),
-        (lambda: GaussianKernel(1.0)(torch.zeros(1, 2, 4, 4), (1.0, math.nan)), "expected a positive spacing"),
+        (lambda: gaussian_kernel(1.0)(torch.zeros(1, 2, 4, 4), (1.0, 1.0, 1.0)), "expected a positive spacing"),
+        (lambda: gaussian_kernel(1.0)(torch.zeros(1, 2, 4, 4), 0), "expected a positive spacing"),
+        (lambda: gaussian_kernel(1.0)(torch.zeros(1, 2, 4, 4), (1.0, math.nan)), "expected a positive spacing"),
         (
             lambda: smooth_weighted(torch.zeros(1, 2, 4, 4), torch.ones(1, 3, 4, 4), MultiGaussianKernel((1.0, 2.0))),
             "2 channels of weights",
         ),
         (
-            lambda: smooth_weighted(torch.zeros(1, 2, 4, 4), torch.ones(1, 1, 4, 4), GaussianKernel(1.0), form="cube"),
+            lambda: smooth_weighted(torch.zeros(1, 2, 4, 4), torch.ones(1, 1, 4, 4), gaussian_kernel(1.0), form="cube"),
             "expected form sqrt or square",
         ),
     ],

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from custom_components.data.phantoms import phantom_pair, random_velocity
-from custom_components.deformations.kernels import GaussianKernel, HelmholtzKernel
+from custom_components.deformations.kernels import HelmholtzKernel, gaussian_kernel
 from custom_components.deformations.momentum import VectorMomentum
 from custom_components.deformations.shooting import ShootingError
 from custom_components.deformations.velocity import StationaryVelocity
@@ -152,7 +152,7 @@ def shot_pair(size=(41, 35), spacing=(1.0, 1.2), stationary=False):
     """A textured image, the same deformed by a smooth momentum, the deformation and its displacement."""
     deformation = Levels(HelmholtzKernel(9.0, 1.0, power=2), spacing, 5, stationary=stationary)
     generator = torch.Generator().manual_seed(2)
-    texture = GaussianKernel(1.5)(torch.randn(1, 1, *size, generator=generator))
+    texture = gaussian_kernel(1.5)(torch.randn(1, 1, *size, generator=generator))
     moving = 0.5 + 0.15 * texture / texture.std()
     small = deformation.parameter_size(size)
     momentum = random_velocity(small, amplitude=4.0, spacings=(6.0,), generator=generator)

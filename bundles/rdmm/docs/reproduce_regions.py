@@ -32,7 +32,7 @@ from tqdm import tqdm
 REPOSITORY = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(REPOSITORY))
 
-from custom_components.deformations.kernels import GaussianKernel, MultiGaussianKernel, smooth_weighted
+from custom_components.deformations.kernels import MultiGaussianKernel, gaussian_kernel, smooth_weighted
 from custom_components.deformations.momentum import VectorMomentum
 from custom_components.evaluation.metrics import landmark_error_mm, normalized_cross_correlation
 from custom_components.evaluation.overlap import mean_dice
@@ -115,7 +115,7 @@ def make_scene(seed: int, size: int = 64, motion: float = 2.5) -> dict[str, Tens
 
     def smooth_noise(sigma: float, channels: int) -> Tensor:
         values = torch.randn(1, channels, size, size, generator=generator)
-        smooth = GaussianKernel(sigma, padding="reflect")(values)
+        smooth = gaussian_kernel(sigma, padding="reflect")(values)
         return smooth / smooth.std()
 
     grid = identity_grid((size, size)) - (size - 1) / 2
@@ -130,7 +130,7 @@ def make_scene(seed: int, size: int = 64, motion: float = 2.5) -> dict[str, Tens
         regions = torch.where(radius < 0.155 * size, number + 2, regions)
         rings = torch.where(radius < 0.155 * size, radius, rings)
     regions = regions[None, None]
-    clean = (0.5 + 0.2 * smooth_noise(1.5, 1)).clamp(0.1, 1) * GaussianKernel(0.7)((regions > 0).float())
+    clean = (0.5 + 0.2 * smooth_noise(1.5, 1)).clamp(0.1, 1) * gaussian_kernel(0.7)((regions > 0).float())
     pre_weights = label_weights(regions, SHARES, OBJECT)
     weights = smooth_weights(pre_weights, WEIGHT_SIGMA)
     push = sum(weights[:, i, None].square() * smooth_noise(1.5 * sigma, 2) for i, sigma in enumerate(SIGMAS))
@@ -140,7 +140,7 @@ def make_scene(seed: int, size: int = 64, motion: float = 2.5) -> dict[str, Tens
     gain = torch.zeros_like(speed)
     for label in (1, *SHARES):
         gain = torch.where(regions == label, 1 / speed[regions == label].quantile(0.9), gain)
-    momentum = momentum * GaussianKernel(1.0)(gain)
+    momentum = momentum * gaussian_kernel(1.0)(gain)
     speed = smooth_weighted(momentum, weights, KERNEL, form="square").norm(dim=1)
     truth = RegionSpecificMomentum(KERNEL, stride=1, weight_sigma=WEIGHT_SIGMA).given(pre_weights)
     found = truth(momentum * motion / speed.max(), (size, size))

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...deformations.kernels import GaussianKernel, Spacing, per_axis
-from ...fields import at_least_float32, resize_map, spatial_gradient
+from ...deformations.kernels import Spacing, gaussian_kernel, per_axis
+from ...fields import at_least_float32, per_channel, resize_map, spatial_gradient
 from ...training.schedules import falling_weight
 
 
@@ -43,7 +43,7 @@ class OMTPenalty(nn.Module):
 
     def forward(self, weights: Tensor) -> Tensor:
         weights = _checked(weights, len(self.costs))
-        costs = _column(self.costs, weights)
+        costs = per_channel(self.costs, weights)
         return (costs * (weights.square() if self.squared else weights)).sum(1).mean()
 
 
@@ -64,7 +64,7 @@ class RangePenalty(nn.Module):
 
     def forward(self, weights: Tensor) -> Tensor:
         weights = _checked(weights, len(self.base))
-        return (weights - _column(self.base, weights)).square().sum(1).mean()
+        return (weights - per_channel(self.base, weights)).square().sum(1).mean()
 
 
 class InputRangePenalty(nn.Module):
@@ -85,7 +85,7 @@ class InputRangePenalty(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = _checked(x, len(self.base))
-        entries = _column(self.base, x) + x - x.mean(1, keepdim=True)
+        entries = per_channel(self.base, x) + x - x.mean(1, keepdim=True)
         return (entries - entries.clamp(self.minimum, 1)).square().sum(1).mean()
 
 
@@ -147,7 +147,7 @@ class WeightTotalVariation(nn.Module):
         spacing = per_axis(self.spacing if spacing is None else spacing, d)
         image = resize_map(at_least_float32(image.detach()), weights.shape[2:])
         if self.sigma:
-            image = GaussianKernel(self.sigma, padding="reflect")(image, spacing)
+            image = gaussian_kernel(self.sigma, padding="reflect")(image, spacing)
         slope = spatial_gradient(image) / image.new_tensor(spacing).view(1, 1, -1, *[1] * d)
         steepest = slope.square().sum(2).sqrt().amax(1, keepdim=True)
         return (1 / (1 + self.edges * steepest * min(spacing))).to(weights)
@@ -262,7 +262,3 @@ def _checked(weights: Tensor, n: int) -> Tensor:
     if weights.ndim < 3 or weights.shape[1] != n:
         raise ValueError(f"expected {n} channels, one for each Gaussian, got shape {tuple(weights.shape)}")
     return at_least_float32(weights)
-
-
-def _column(values: Sequence[float], like: Tensor) -> Tensor:
-    return like.new_tensor(values).view(1, -1, *[1] * (like.ndim - 2))

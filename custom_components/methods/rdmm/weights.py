@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ...deformations.kernels import GaussianKernel, Spacing
-from ...fields import at_least_float32
+from ...deformations.kernels import Spacing, gaussian_kernel
+from ...fields import at_least_float32, per_channel
 
 
 def smooth_weights(weights: Tensor, sigma: float, spacing: Spacing = 1.0) -> Tensor:
@@ -18,7 +18,7 @@ def smooth_weights(weights: Tensor, sigma: float, spacing: Spacing = 1.0) -> Ten
     """
     if sigma == 0:
         return weights
-    return GaussianKernel(sigma, padding="reflect").each(weights.unsqueeze(1), spacing)[:, 0]
+    return gaussian_kernel(sigma, padding="reflect").each(weights.unsqueeze(1), spacing)[:, 0]
 
 
 def border_mask(
@@ -45,7 +45,7 @@ def border_mask(
     inside[(slice(None), slice(None), *[slice(m, n - m) for m, n in zip(margins, size, strict=True)])] = 1
     if sigma == 0:
         return inside
-    return GaussianKernel(sigma, padding="zeros").each(inside.unsqueeze(1), spacing)[:, 0].square()
+    return gaussian_kernel(sigma, padding="zeros").each(inside.unsqueeze(1), spacing)[:, 0].square()
 
 
 def softmax_weights(x: Tensor, base: Sequence[float], *, squared: bool = False, limit: float = 1.5) -> Tensor:
@@ -126,8 +126,8 @@ def label_weights(
             raise ValueError(f"expected {len(elsewhere)} weights of at least 0 for {name}, got {tuple(weights)}")
 
     def roots(weights: Sequence[float]) -> Tensor:
-        values = torch.tensor(weights, dtype=torch.float32, device=labels.device)
-        return (values / values.sum()).sqrt().view(1, -1, *[1] * (labels.ndim - 2))
+        values = per_channel(weights, labels.float())
+        return (values / values.sum()).sqrt()
 
     result = roots(elsewhere).expand(labels.shape[0], -1, *labels.shape[2:])
     for label, weights in regions.items():
@@ -146,5 +146,5 @@ def _base(base: Sequence[float], x: Tensor) -> Tensor:
     """The base as shares, (1, N, 1, ...), of the type of x but at least float32."""
     if len(base) != x.shape[1] or min(base) <= 0:
         raise ValueError(f"expected {x.shape[1]} positive base weights for x of shape {tuple(x.shape)}, got {base}")
-    shares = at_least_float32(x).new_tensor(base).view(1, -1, *[1] * (x.ndim - 2))
+    shares = per_channel(base, at_least_float32(x))
     return shares / shares.sum()

@@ -11,7 +11,7 @@ from torch import nn
 
 from custom_components.data.batches import prepare_pair_batch
 from custom_components.data.phantoms import random_velocity
-from custom_components.deformations.kernels import GaussianKernel, HelmholtzKernel
+from custom_components.deformations.kernels import HelmholtzKernel, gaussian_kernel
 from custom_components.deformations.momentum import VectorMomentum
 from custom_components.fields import identity_grid, resize_field, warp
 from custom_components.methods.quicksilver.dataset import MomentumPatchDataset
@@ -702,7 +702,7 @@ def test_an_inferer_without_predictor_changes_nothing(tmp_path):
 
 def smooth_pair(size, batch=1, seed=0):
     """Textured images above 0."""
-    image = GaussianKernel(1.5)(torch.randn(batch, 2, *size, generator=torch.Generator().manual_seed(seed)))
+    image = gaussian_kernel(1.5)(torch.randn(batch, 2, *size, generator=torch.Generator().manual_seed(seed)))
     return 0.5 + 0.15 * image / image.std()
 
 

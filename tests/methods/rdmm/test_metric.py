@@ -10,7 +10,7 @@ from torch.autograd import gradcheck
 
 from custom_components import fields
 from custom_components.data.phantoms import phantom_pair
-from custom_components.deformations.kernels import GaussianKernel, MultiGaussianKernel, smooth_weighted
+from custom_components.deformations.kernels import MultiGaussianKernel, gaussian_kernel, smooth_weighted
 from custom_components.deformations.momentum import VectorMomentum
 from custom_components.deformations.shooting import coadjoint, integrate, shoot
 from custom_components.inference.refinement import PairwiseOptimizer
@@ -92,7 +92,7 @@ def test_the_energy_is_constant(size, spacing):
 
 def force(momentum, weights, slopes, spacing):
     """By the kernels' Fourier transforms, Gaussian by Gaussian."""
-    smoother, total = GaussianKernel(SIGMA, padding="reflect"), 0.0
+    smoother, total = gaussian_kernel(SIGMA, padding="reflect"), 0.0
     for i, gaussian in enumerate(KERNEL.components()):
         product = (momentum * gaussian(weights[:, i : i + 1] * momentum, spacing)).sum(1, keepdim=True)
         total = total + smoother(product, spacing) * slopes[:, i]
@@ -103,7 +103,7 @@ def force(momentum, weights, slopes, spacing):
 def test_the_right_hand_side_is_its_formula(size, spacing):
     momentum, h = scene(size, spacing)
     rates, voxels = _RegionFlow(KERNEL, SIGMA, spacing, None, True)((momentum, h, 0 * momentum, 0 * momentum))
-    weights = GaussianKernel(SIGMA, padding="reflect")(h, spacing)
+    weights = gaussian_kernel(SIGMA, padding="reflect")(h, spacing)
     velocity = smooth_weighted(momentum, weights, KERNEL, spacing, form="square")
     torch.testing.assert_close(voxels * torch.tensor(spacing).view(1, -1, *[1] * len(size)), velocity)
     slopes = fields.spatial_gradient(h)
@@ -314,7 +314,7 @@ def test_each_gaussian_is_a_kernel_of_its_own(padding, nearest, size):
 
 
 def test_matrices_made_in_inference_mode_serve_training():
-    kernel = GaussianKernel(1.2345)
+    kernel = gaussian_kernel(1.2345)
     with torch.inference_mode():
         kernel.each(torch.rand(1, 1, 2, 6, 7))
     values = torch.rand(1, 1, 2, 6, 7, requires_grad=True)
@@ -355,7 +355,7 @@ def test_the_metric_is_symmetric_and_positive(size, form, masked):
 def test_smoothed_weights_keep_constants_and_sums():
     h = torch.rand(2, 3, 7, 6, dtype=torch.float64)
     smoothed = smooth_weights(h, 1.3, (1.0, 0.7))
-    torch.testing.assert_close(smoothed, GaussianKernel(1.3, padding="reflect")(h, (1.0, 0.7)))
+    torch.testing.assert_close(smoothed, gaussian_kernel(1.3, padding="reflect")(h, (1.0, 0.7)))
     torch.testing.assert_close(smooth_weights(torch.ones_like(h), 1.3), torch.ones_like(h))
     torch.testing.assert_close(smoothed.sum((2, 3)), h.sum((2, 3)))
     assert smooth_weights(h, 0.0) is h
@@ -466,7 +466,7 @@ def parameters_for(deformation, size, batch=1, amplitude=3.0, dtype=torch.float6
     generator = torch.Generator().manual_seed(4)
     channels = deformation.parameter_channels(d)
     noise = torch.randn(batch, channels, *small, dtype=torch.float64, generator=generator)
-    smooth = GaussianKernel(1.5, padding="zeros")(noise)
+    smooth = gaussian_kernel(1.5, padding="zeros")(noise)
     smooth = smooth / smooth.abs().amax()
     return torch.cat([amplitude * smooth[:, :d], 2 * smooth[:, d:]], 1).to(dtype)
 
