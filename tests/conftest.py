@@ -1,4 +1,4 @@
-"""Shared fixtures: where the real test data lie, phantoms, a folder of phantom scans."""
+"""Shared fixtures: where the real test data lie, phantoms, a folder of phantom scans, statistics of labels."""
 
 from __future__ import annotations
 
@@ -34,3 +34,13 @@ def phantom_list(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_phantom_scans(
         tmp_path_factory.mktemp("phantoms"), 5, (20, 24, 16), spacing_mm=(1.0, 1.0, 2.0), axcodes="LIA"
     )
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """Left and right white matter have equal statistics; id 6 and 7 are not in the file."""
+    path = tmp_path / "labels.csv"
+    rows = ["id,name,t1_prior_mean,t1_prior_mean_spread", "0,air,7,2", "1,cortex,100,8", "2,left white,160,20"]
+    rows += ["3,right white,160,20", "4,ventricle,40,0", "5,pallidum,250,30", "8,skull,30,5", "500,scalp,144,9"]
+    path.write_text("\n".join(rows) + "\n")
+    return path

@@ -17,6 +17,7 @@ from custom_components.evaluation.cohort import write_cohort
 from custom_components.evaluation.metrics import (
     folding_fraction,
     foreground_mask,
+    gradient_energy,
     inverse_consistency_mm,
     landmark_error_mm,
     normalized_cross_correlation,
@@ -259,3 +260,52 @@ def test_best_values_leave_out_labels_that_are_nowhere():
         {"label": 1, "lambda": 0.0, "dice": pytest.approx(0.2)},
         {"label": 3, "lambda": 1.0, "dice": pytest.approx(0.5)},
     ]
+
+
+SIZES = [(24, 28), (12, 14, 10)]
+both = pytest.mark.parametrize("size", SIZES, ids=["2-D", "3-D"])
+# Phantoms move along axes of 16 voxels and more.
+phantom_sizes = pytest.mark.parametrize("size", [(24, 28), (18, 20, 16)], ids=["2-D", "3-D"])
+
+
+def random(*shape, seed=1):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0), (2.0, 0.5), (1.0, 1.0, 1.0), (0.7, 1.5, 3.0)], ids=str)
+def test_energy_of_a_ramp_is_the_square_of_its_slope(spacing):
+    size, slopes = (9, 7, 5)[: len(spacing)], torch.tensor([0.3, -1.2, 0.5][: len(spacing)])
+    grids = torch.meshgrid(*[torch.arange(n) * s for n, s in zip(size, spacing, strict=True)], indexing="ij")
+    ramp = sum(slope * grid for slope, grid in zip(slopes, grids, strict=True))[None, None]
+    images = torch.cat([ramp, 2 * ramp, torch.ones_like(ramp)])
+    expected = slopes.square().sum() * torch.tensor([1.0, 4, 0], dtype=torch.float64)
+    torch.testing.assert_close(gradient_energy(images, spacing_mm=spacing), expected, rtol=1e-4, atol=1e-6)
+
+
+@both
+def test_energy_is_that_within_the_mask(size):
+    image = torch.zeros(2, 1, *size)
+    image[:, :, 6:] = torch.arange(size[0] - 6.0).view(-1, *[1] * (len(size) - 1)) * 2
+    mask = torch.zeros(1, 1, *size)
+    mask[:, :, 8:] = 1
+    assert gradient_energy(image, mask, spacing_mm=[1.0] * len(size)).tolist() == pytest.approx([4, 4])
+    assert gradient_energy(image, 1 - mask, spacing_mm=[1.0] * len(size)).max() < 4
+
+
+@both
+def test_energies_of_channels_are_averaged(size):
+    image, spacing = random(2, 3, *size), [1.0] * len(size)
+    each = torch.stack([gradient_energy(image[:, i : i + 1], spacing_mm=spacing) for i in range(3)])
+    torch.testing.assert_close(gradient_energy(image, spacing_mm=spacing), each.mean(0))
+
+
+@phantom_sizes
+def test_blurring_lowers_the_energy(size):
+    image, spacing = phantom_pair(size)["fixed"], [1.0] * len(size)
+    pool = torch.nn.functional.avg_pool2d if len(size) == 2 else torch.nn.functional.avg_pool3d
+    energies = [float(gradient_energy(image, spacing_mm=spacing))]
+    for _ in range(3):
+        image = pool(image, 3, 1, 1, count_include_pad=False)
+        energies.append(float(gradient_energy(image, spacing_mm=spacing)))
+    assert energies == sorted(energies, reverse=True)
+    assert energies[-1] < 0.6 * energies[0]

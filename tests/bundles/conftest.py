@@ -1,0 +1,31 @@
+"""Fixtures that several test files of this folder share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from bundle_cases import BUNDLES, STATISTICS, train, with_ages
+
+from custom_components.data.phantoms import write_phantom_scans
+
+
+@pytest.fixture(scope="session", params=BUNDLES, ids=lambda path: path.name)
+def bundle(request: pytest.FixtureRequest) -> Path:
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five phantoms of 32 x 32 x 32 voxels of 1 mm, two of them for validation, and their labels' statistics."""
+    folder = Path(write_phantom_scans(tmp_path_factory.mktemp("scans"), 5, (32, 32, 32))).parent
+    (folder / "labels.csv").write_text(STATISTICS)
+    return with_ages(folder)
+
+
+@pytest.fixture(scope="session")
+def trained(bundle: Path, scans: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A folder with two epochs of training, and the loss of each step; not to be changed."""
+    folder = tmp_path_factory.mktemp(bundle.name)
+    return SimpleNamespace(folder=folder, losses=train(bundle, scans, folder))

@@ -1,0 +1,107 @@
+"""What is written in each bundle: metadata, configs, overlays. A folder in bundles/ is found by itself."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bundle_cases import BUNDLES, OVERLAYS, REPOSITORY, TINY, has_template, read_json, workflow
+from monai.bundle import ConfigParser
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+SCHEMA = REPOSITORY / "tests" / "data" / "meta_schema_20240725.json"
+SCHEMA_SHA256 = "341be94f63b0341bb8267d56a862879f13546fd542ea501054763d0dc27c55be"
+
+
+def configs_of(bundle: Path) -> list[Path]:
+    return [path for path in sorted((bundle / "configs").glob("*.json")) if path.name != "metadata.json"]
+
+
+def targets_in(config: Any) -> Iterator[str]:
+    if isinstance(config, dict):
+        if isinstance(config.get("_target_"), str):
+            yield config["_target_"]
+        yield from (name for value in config.values() for name in targets_in(value))
+    elif isinstance(config, list):
+        yield from (name for value in config for name in targets_in(value))
+
+
+@cache
+def imports(target: str) -> bool:
+    if "." not in target:  # a bare name is looked up in MONAI
+        from monai.bundle.config_item import ComponentLocator
+
+        return ComponentLocator(excludes=["testing", "apps"]).get_component_module_name(target) is not None
+    module, _, name = target.rpartition(".")
+    return hasattr(importlib.import_module(module), name)
+
+
+def test_there_is_a_bundle():
+    assert BUNDLES
+
+
+def test_metadata_follow_the_schema(bundle):
+    jsonschema = pytest.importorskip("jsonschema")
+    assert hashlib.sha256(SCHEMA.read_bytes()).hexdigest() == SCHEMA_SHA256
+    metadata = read_json(bundle / "configs" / "metadata.json")
+    assert metadata["schema"].endswith(SCHEMA.name)
+    jsonschema.validate(metadata, read_json(SCHEMA))
+
+
+def test_version_is_in_the_changelog(bundle):
+    metadata = read_json(bundle / "configs" / "metadata.json")
+    assert metadata["version"] in metadata["changelog"]
+
+
+@pytest.mark.parametrize(("kind", "config"), [("train", "train.json"), ("infer", "inference.json")])
+def test_workflow_has_every_property_monai_asks_for(bundle, scans, trained, tmp_path, kind, config):
+    settings = {"dataset_dir": str(scans), "output_dir": str(tmp_path), "ckpt_dir": str(tmp_path), **TINY}
+    section = "validation" if has_template(bundle) else "validation_pairs"
+    settings |= {"section": section, "weights": str(trained.folder / "model.pt")}
+    job = workflow(bundle, kind, [bundle / "configs" / config], settings)
+    job.initialize()
+    assert job.check_properties() == []
+
+
+@pytest.mark.parametrize("name", ["network_def", "deformation"])
+def test_training_and_inference_agree_on_the(bundle, name):
+    train_config, inference = (read_json(bundle / "configs" / f"{job}.json") for job in ("train", "inference"))
+    assert train_config[name] == inference[name]
+
+
+def test_configs_are_short(bundle):
+    lengths = {path.name: len(path.read_text().splitlines()) for path in configs_of(bundle)}
+    assert max(lengths.values()) <= 110, lengths
+
+
+def test_every_target_in_the_configs_imports(bundle):
+    names = {
+        name for path in configs_of(bundle) + sorted(OVERLAYS.glob("*.json")) for name in targets_in(read_json(path))
+    }
+    assert names
+    assert [name for name in sorted(names) if not imports(name)] == []
+
+
+def test_every_id_an_overlay_overrides_exists(bundle):
+    for overlay, base in (("smoke", "train"), ("evaluate", "inference")):
+        parser = ConfigParser(read_json(bundle / "configs" / f"{base}.json"))
+        for name in read_json(OVERLAYS / f"{overlay}.json"):
+            parent = name.rpartition("#")[0]
+            assert not parent or parent in parser, f"{overlay}.json overrides {name}, and {base}.json has no {parent}"
+
+
+def test_handlers_that_write_logs_stand_last(bundle):
+    """The multi-GPU overlay gives the last three to the first process alone, the others to every process."""
+    names = [
+        h["_target_"].rpartition(".")[2] for h in read_json(bundle / "configs" / "train.json")["train"]["handlers"]
+    ]
+    writers = {"TrainingCurve", "TensorBoardStatsHandler", "ProgressBar", "StatsHandler"}
+    assert "@train#handlers[:-3]" in read_json(OVERLAYS / "multi_gpu.json")["train#trainer#train_handlers"]
+    assert not writers & set(names[:-3])
+    assert writers >= set(names[-3:])

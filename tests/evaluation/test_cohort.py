@@ -1,0 +1,39 @@
+"""The page of a cohort."""
+
+import csv
+import json
+
+import pytest
+from ignite.engine import Engine
+
+from custom_components.evaluation.cohort import CohortReport
+
+
+def read_rows(path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def run_cohort(folder, outputs: list[list[dict]]) -> None:
+    engine = Engine(lambda engine, batch: batch)
+    CohortReport(folder).attach(engine)
+    engine.run(outputs, max_epochs=1)
+
+
+def test_cohort_report_writes_a_table_numbers_and_a_page(tmp_path):
+    run_cohort(tmp_path, [[{"metrics": {"id": name, "dice_after": dice}}] for name, dice in (("a", 0.5), ("b", 0.7))])
+    assert [row["id"] for row in read_rows(tmp_path / "metrics.csv")] == ["a", "b"]
+    result = json.loads((tmp_path / "metrics.json").read_text())
+    assert result["num_pairs"] == 2
+    assert result["summary"]["dice_after"]["mean"] == pytest.approx(0.6)
+    assert "dice_after" in (tmp_path / "index.html").read_text()
+
+
+def test_one_pair_needs_no_cohort_report(tmp_path):
+    run_cohort(tmp_path, [[{"metrics": {"id": "a"}}]])
+    assert not list(tmp_path.iterdir())
+
+
+def test_items_without_measures_are_passed_over(tmp_path):
+    run_cohort(tmp_path, [[{"warped": 0}, {"metrics": {"id": "a", "x": 1.0}}], [{"metrics": {"id": "b", "x": 2.0}}]])
+    assert [row["id"] for row in read_rows(tmp_path / "metrics.csv")] == ["a", "b"]

@@ -1,0 +1,118 @@
+"""Images are read in any orientation and format, or refused in one sentence."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from space.cases import OBLIQUE, noise, save
+
+from custom_components.space import (
+    load_image,
+    load_labels,
+    register_affine,
+    write_composite_transform,
+)
+
+
+@pytest.mark.parametrize("ending", ["nii", "nii.gz", "mgz"])
+def test_every_format_of_nibabel_keeps_values_and_affine(tmp_path: Path, ending: str) -> None:
+    array = noise(5, 6, 7)
+    image = nib.MGHImage(array, OBLIQUE) if ending == "mgz" else nib.Nifti1Image(array, OBLIQUE)
+    nib.save(image, tmp_path / f"a.{ending}")
+    volume = load_image(tmp_path / f"a.{ending}")
+    assert volume.data.dtype == torch.float32
+    np.testing.assert_allclose(volume.data[0], array, atol=1e-6)
+    np.testing.assert_allclose(volume.affine, OBLIQUE, atol=1e-5)
+
+
+@pytest.mark.parametrize("ending", ["nrrd", "mha"])
+def test_itk_formats_are_converted_to_ras(tmp_path: Path, ending: str) -> None:
+    itk = pytest.importorskip("itk")
+    save(tmp_path / "a.nii.gz", noise(5, 6, 7), OBLIQUE)
+    itk.imwrite(itk.imread(str(tmp_path / "a.nii.gz")), str(tmp_path / f"a.{ending}"))
+    volume, expected = load_image(tmp_path / f"a.{ending}"), load_image(tmp_path / "a.nii.gz")
+    np.testing.assert_allclose(volume.data, expected.data)
+    np.testing.assert_allclose(volume.affine, expected.affine, atol=1e-4)
+
+
+def test_bad_files_are_refused_in_one_sentence(tmp_path: Path) -> None:
+    whole = gzip.compress(nib.Nifti1Image(noise(16, 16, 16), np.eye(4)).to_bytes())
+    (tmp_path / "truncated.nii.gz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.nii").write_text("not an image")
+    rgb = np.zeros((4, 4, 4), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+    broken = noise(4, 4, 4)
+    broken[1, 1, 1] = np.nan
+    cases = {
+        "truncated.nii.gz": "truncated or damaged",
+        "text.nii": "truncated or damaged",
+        save(tmp_path / "four.nii.gz", noise(4, 4, 4, 2)): r"2-D or 3-D image.*\(4, 4, 4, 2\)",
+        save(tmp_path / "rgb.nii.gz", rgb): "grey-value",
+        save(tmp_path / "nan.nii.gz", broken): "finite values, got 1 NaN",
+        save(tmp_path / "constant.nii.gz", np.ones((4, 4, 4), np.float32)): "constant 1",
+    }
+    for name, message in cases.items():
+        with pytest.raises(ValueError, match=message) as error:
+            load_image(tmp_path / name)
+        assert name.rpartition("/")[2] in str(error.value)
+    with pytest.raises(FileNotFoundError, match=r"none\.nii"):
+        load_image(tmp_path / "none.nii")
+    save(tmp_path / "half.nii.gz", np.full((4, 4, 4), 0.5, np.float32))
+    with pytest.raises(ValueError, match="label map of integers"):
+        load_labels(tmp_path / "half.nii.gz")
+
+
+def test_affine_that_cannot_be_inverted_is_refused(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(noise(4, 4, 4), np.eye(4))
+    image.set_qform(None, 0)
+    image.header["sform_code"] = 1
+    image.header["srow_z"] = 0
+    image.to_filename(tmp_path / "flat.nii")
+    raw = bytearray((tmp_path / "flat.nii").read_bytes())
+    raw[312:328] = np.zeros(4, "<f4").tobytes()  # srow_z
+    (tmp_path / "flat.nii").write_bytes(raw)
+    with pytest.raises(ValueError, match="invertible affine"):
+        load_image(tmp_path / "flat.nii")
+
+
+def test_last_axis_of_one_frame_is_dropped(tmp_path: Path) -> None:
+    assert load_image(save(tmp_path / "a.nii.gz", noise(4, 5, 6, 1))).data.shape == (1, 4, 5, 6)
+
+
+def test_labels_keep_integers(tmp_path: Path) -> None:
+    values = np.array([0, 3, 40000, 1], dtype=np.int32).reshape(2, 2, 1).repeat(2, axis=2)
+    assert load_labels(save(tmp_path / "a.nii.gz", values)).data.dtype == torch.int32
+    assert load_labels(save(tmp_path / "b.nii.gz", (values % 5).astype(np.float32))).data.dtype == torch.int16
+
+
+def test_absent_frame_is_read_as_itk_does_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    image = nib.Nifti1Image(noise(4, 5, 6), None)
+    image.header.set_zooms((2, 3, 4))
+    image.set_sform(None, 0)
+    image.set_qform(None, 0)
+    nib.save(image, tmp_path / "a.nii.gz")
+    for _ in range(2):
+        volume = load_image(tmp_path / "a.nii.gz")
+    assert not volume.has_frame
+    assert [r.message for r in caplog.records if "no world frame" in r.message].__len__() == 1
+    np.testing.assert_array_equal(volume.affine, np.diag([-2.0, -3, 4, 1]))
+
+
+def test_a_slice_of_any_world_plane_is_two_dimensional(tmp_path: Path) -> None:
+    flat = load_image(save(tmp_path / "axial.nii.gz", noise(6, 5), np.diag([-2.0, -3, 1, 1])))
+    np.testing.assert_array_equal(flat.affine, np.diag([-2.0, -3, 1]))
+    coronal = np.array([[0.0, -2, 0, 7], [0, 0, 1, 50], [3, 0, 0, -4], [0, 0, 0, 1]])  # axes S, L
+    flat = load_image(save(tmp_path / "coronal.nii.gz", noise(6, 5, 1), coronal))
+    np.testing.assert_allclose(flat.affine, [[0, -2, 7], [3, 0, -4], [0, 0, 1]])
+
+
+def test_missing_itk_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "itk", None)
+    volume = load_image(save(tmp_path / "a.nii.gz", noise(8, 8, 8)))
+    with pytest.raises(ImportError, match=r"morphzoo\[demo\]"):
+        register_affine(volume, volume)
+    assert not write_composite_transform(tmp_path / "t.h5", [np.eye(4)])

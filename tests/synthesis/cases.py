@@ -1,0 +1,26 @@
+"""What several test files of this folder share."""
+
+import functools
+
+import pytest
+import torch
+
+from custom_components.data.phantoms import phantom_pair
+from custom_components.synthesis.warp import RandomWarp
+
+SIZES = [(33, 38), (21, 24, 19)]
+both = pytest.mark.parametrize("size", SIZES, ids=["2d", "3d"])
+# Nothing random but the means: an image that is exactly a table look-up.
+QUIET = {"std": (0, 0), "background_std": (0, 0), "zero_background": 0.0, "blur": (0, 0), "bias": 0.0, "gamma": 0.0}
+AFFINE = {"rotation_degrees": 10.0, "scaling": 0.1, "shear": 0.05, "shift": 2.0}
+STILL = RandomWarp(0.0)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@functools.cache
+def labels_of(size, side: str = "moving") -> torch.Tensor:
+    """Two phantoms' label maps, int16, ids 0 to 4, all present; not to be changed in place."""
+    return phantom_pair(size, seed=2, batch=2)[f"label_{side}"]
