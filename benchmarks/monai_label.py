@@ -39,7 +39,7 @@ from custom_components.commands.exporting import export_for_monai_label
 from custom_components.data.lists import load_list
 from custom_components.evaluation.overlap import mean_dice, present_labels
 from custom_components.space import load_labels, resample
-from custom_components.synthesis.contrast import RandomContrast
+from custom_components.synthesis.brains import BrainContrast
 
 COMMAND = REPOSITORY / "docs" / "monai_label_server.py"
 ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {
@@ -153,8 +153,7 @@ def render_studies(data_list: Path, folder: Path) -> None:
         raise ValueError(f"{data_list}: expected at least two label maps in section 'validation'")
     for name in ("studies", "truth"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    table = {"statistics": data_list.parent / "labels.csv", "std": (2.5, 5), "background_std": (0, 3)}
-    render = RandomContrast(zero_background=0.5, bias=0.2, gamma=0.1, **table)
+    render = BrainContrast(data_list.parent / "labels.csv", std=(2.5, 5), gamma=0.1)
     generator = torch.Generator().manual_seed(1)
     for scan, names in zip(scans, ((ATLAS,), *STUDIES), strict=False):
         file = nib.load(scan["label"])

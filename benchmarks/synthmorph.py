@@ -30,7 +30,7 @@ from custom_components.evaluation.metrics import normalized_cross_correlation
 from custom_components.evaluation.overlap import label_overlap, mean_dice
 from custom_components.fields import jacobian_determinant, warp
 from custom_components.space import load_image, load_labels
-from custom_components.synthesis.contrast import RandomContrast
+from custom_components.synthesis.brains import BrainContrast
 from custom_components.synthesis.pairs import SynthesizePair
 from custom_components.synthesis.warp import RandomWarp
 from custom_components.transforms.load import LoadPaird, LoadScand, scale_intensity
@@ -77,7 +77,7 @@ def contrasts(
     maps = [load(scan)["label"][None].to(torch.int16) for scan in load_list(data_list, "validation", folder)]
     table = {"statistics": folder / "labels.csv", "std": (2, 8), "background_std": (0, 3), "bias": 0.15, "gamma": 0.1}
     for fixed in ("t1", "t2", "inverted"):
-        sides = [RandomContrast(contrast=name, zero_background=1.0, **table) for name in ("t1", fixed)]
+        sides = [BrainContrast(contrast=name, zero_background=1.0, **table) for name in ("t1", fixed)]
         synthesis, rows = SynthesizePair(RandomWarp(0.0), *sides, flip=0.0, strip=strip), []
         pairs = [(i, j) for i in range(len(maps)) for j in range(len(maps)) if i != j]
         for k, (i, j) in enumerate(pairs):

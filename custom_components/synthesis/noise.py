@@ -10,8 +10,6 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 Draw = dict[str, Tensor]
-
-
 Range = tuple[float, float]
 
 
@@ -66,3 +64,9 @@ def uniform(bounds: Sequence[float], shape: Sequence[int], generator: Generator)
     """Draws from U(low, high), float32, on the generator's device."""
     low, high = bounds
     return low + (high - low) * torch.rand(*shape, generator=generator, device=generator.device)
+
+
+def pass_over(generator: Generator, *shapes: Sequence[int]) -> None:
+    """Leave a generator as draws from U(0, 1) of these shapes would."""
+    for shape in shapes:
+        torch.rand(*shape, generator=generator, device=generator.device)

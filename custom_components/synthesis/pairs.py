@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TypedDict
 
 import torch
 from torch import Generator, Tensor
 
 from ..affine import compose_affine, invert_affine, voxel_to_centred
-from .contrast import RandomContrast
-from .noise import uniform
+from .contrast import ContrastDraw, RandomContrast
+from .noise import Draw, uniform
 from .warp import RandomWarp
+
+
+class PairDraw(TypedDict):
+    """The random numbers of a batch of pairs: "flip" (B, D) and "strip" (B,) are shared, the rest is of each map."""
+
+    flip: Tensor
+    strip: Tensor
+    warp: list[Draw]
+    contrast: list[ContrastDraw]
 
 
 class SynthesizePair:
@@ -39,17 +48,18 @@ class SynthesizePair:
         first_extracerebral: int = 500,
     ) -> None:
         self.warp, self.contrasts = warp, (contrast, fixed_contrast or contrast)
-        if same_contrast and self.contrasts[0].num_labels != self.contrasts[1].num_labels:
+        if same_contrast and self.contrasts[0].intensities.num_labels != self.contrasts[1].intensities.num_labels:
             raise ValueError("expected two contrasts of equal num_labels, so that a pair can share its means")
         self.same_contrast = same_contrast
         self.flip, self.strip, self.first_extracerebral = flip, strip, first_extracerebral
 
-    def draw(self, batch: int, size: Sequence[int], generator: Generator) -> dict[str, Any]:
-        """Draw "flip" (B, D) and "strip" (B,), shared by the pair, and the two maps' own draws by name."""
+    def draw(self, batch: int, size: Sequence[int], generator: Generator) -> PairDraw:
+        """All random numbers of `batch` pairs."""
         contrasts = [contrast.draw(batch, size, generator) for contrast in self.contrasts]
         same = uniform((0, 1), (batch, 1), generator) < self.same_contrast
         if self.same_contrast:
-            contrasts[1] |= {key: torch.where(same, contrasts[0][key], contrasts[1][key]) for key in ("mean", "std")}
+            first, second = (contrast["intensities"] for contrast in contrasts)
+            second |= {key: torch.where(same, first[key], second[key]) for key in ("mean", "std")}
         return {
             "flip": uniform((0, 1), (batch, len(size)), generator) < torch.tensor(self.flip, device=generator.device),
             "strip": uniform((0, 1), (batch,), generator) < self.strip,
@@ -57,7 +67,7 @@ class SynthesizePair:
             "contrast": contrasts,
         }
 
-    def __call__(self, label_moving: Tensor, label_fixed: Tensor, draw: Mapping[str, Any]) -> dict[str, Tensor]:
+    def __call__(self, label_moving: Tensor, label_fixed: Tensor, draw: PairDraw) -> dict[str, Tensor]:
         """`moving`, `fixed` (B, 1, *S), the label maps they show, in the input's type, and matrices (B, D, D + 1).
 
         `matrix_moving` and `matrix_fixed` are the affine parts of the warps, from each image to its map as it came in,
@@ -66,10 +76,11 @@ class SynthesizePair:
         Raises:
             ValueError: if the two batches differ in shape, or are not the integer maps of the draw's size.
         """
+        drawn = draw["contrast"][0]["intensities"]["noise"].shape
         for labels in (label_moving, label_fixed):
-            if labels.shape != draw["contrast"][0]["noise"].shape or labels.is_floating_point():
+            if labels.shape != drawn or labels.is_floating_point():
                 raise ValueError(
-                    f"expected two batches of integer label maps {tuple(draw['contrast'][0]['noise'].shape)}, "
+                    f"expected two batches of integer label maps {tuple(drawn)}, "
                     f"got {labels.dtype} {tuple(labels.shape)}"
                 )
         result: dict[str, Tensor] = {}

@@ -8,6 +8,7 @@ from custom_components.data.batches import SynthesizedBatch, prepare_pair_batch
 from custom_components.data.pairs import ScanPairDataset
 from custom_components.data.phantoms import phantom_pair
 from custom_components.synthesis.contrast import RandomContrast
+from custom_components.synthesis.intensities import LabelIntensities
 from custom_components.synthesis.pairs import SynthesizePair
 from custom_components.synthesis.slices import TakeSlices
 from custom_components.synthesis.warp import RandomWarp
@@ -23,7 +24,7 @@ def labels_of(size) -> dict[str, torch.Tensor]:
 
 
 def make_batch(**settings) -> SynthesizedBatch:
-    return SynthesizedBatch(SynthesizePair(RandomWarp(), RandomContrast(5), strip=0.5), **settings)
+    return SynthesizedBatch(SynthesizePair(RandomWarp(), RandomContrast(LabelIntensities(5)), strip=0.5), **settings)
 
 
 @both
@@ -116,7 +117,7 @@ def test_synthesis_records_no_gradient():
             result = super().__call__(*args)
             return {**result, "moving": result["moving"] * torch.ones(1, requires_grad=True)}
 
-    prepare = SynthesizedBatch(Learned(RandomWarp(), RandomContrast(5)))
+    prepare = SynthesizedBatch(Learned(RandomWarp(), RandomContrast(LabelIntensities(5))))
     assert not prepare(labels_of(SIZES[0]))[0].requires_grad
     assert torch.is_grad_enabled()
 

@@ -5,20 +5,29 @@ import io
 
 import pytest
 import torch
-from synthesis.cases import AFFINE, QUIET, STILL, both, labels_of, seeded
+from synthesis.cases import AFFINE, QUIET, STILL, both, contrast_of, labels_of, seeded
 
 from custom_components.affine import affine_to_ddf, centred_to_voxel
 from custom_components.fields import warp
 from custom_components.synthesis.contrast import RandomContrast
+from custom_components.synthesis.crop import CropFieldOfView
+from custom_components.synthesis.intensities import LabelIntensities
 from custom_components.synthesis.pairs import SynthesizePair
+from custom_components.synthesis.thick_slices import ThickSlices
 from custom_components.synthesis.warp import RandomWarp
 
-# Everything that can be switched on.
-LOUD = {"thick_slices": 1.0, "thickness": (2, 5), "crop": 1.0}
+
+def loud() -> RandomContrast:
+    """Everything that there is."""
+    default = RandomContrast(LabelIntensities(5))
+    background, blur, *rest = default.effects
+    return RandomContrast(
+        default.intensities, [background, blur, ThickSlices(1.0, (2, 5)), *rest, CropFieldOfView(1.0)]
+    )
 
 
 def make_pair(size, seed: int = 0, labels=None, **settings) -> dict:
-    settings = {"warp": RandomWarp(**AFFINE), "contrast": RandomContrast(5, **LOUD), **settings}
+    settings = {"warp": RandomWarp(**AFFINE), "contrast": loud(), **settings}
     synthesis = SynthesizePair(settings.pop("warp"), settings.pop("contrast"), **settings)
     moving, fixed = labels or (labels_of(size), labels_of(size, "fixed"))
     return synthesis(moving, fixed, synthesis.draw(len(moving), size, seeded(seed)))
@@ -52,7 +61,7 @@ def test_equal_seeds_give_equal_pairs_and_others_do_not(size):
 @both
 def test_the_matrix_of_a_pair_aligns_what_the_warps_took_apart(size):
     labels = labels_of(size)
-    synthesis = SynthesizePair(RandomWarp(0.0, **AFFINE), RandomContrast(5, **LOUD))
+    synthesis = SynthesizePair(RandomWarp(0.0, **AFFINE), loud())
     pair = synthesis(labels, labels, synthesis.draw(len(labels), size, seeded()))
     ddf = affine_to_ddf(centred_to_voxel(pair["matrix"], size), size)
     before, after = (
@@ -64,7 +73,7 @@ def test_the_matrix_of_a_pair_aligns_what_the_warps_took_apart(size):
 
 @both
 def test_stored_draw_replays_exactly(size):
-    synthesis = SynthesizePair(RandomWarp(**AFFINE), RandomContrast(5, **LOUD), strip=0.5)
+    synthesis = SynthesizePair(RandomWarp(**AFFINE), loud(), strip=0.5)
     labels = (labels_of(size).clone(), labels_of(size, "fixed").clone())
     draw = synthesis.draw(2, size, seeded())
     before = copy.deepcopy(draw)
@@ -81,7 +90,7 @@ def test_stored_draw_replays_exactly(size):
 
 @both
 def test_successive_draws_of_a_generator_differ(size):
-    contrast, generator = RandomContrast(5), seeded()
+    contrast, generator = contrast_of(5), seeded()
     images = [contrast(labels_of(size), contrast.draw(2, size, generator)) for _ in range(2)]
     assert not torch.equal(*images)
 
@@ -98,7 +107,7 @@ def test_samples_of_a_batch_differ(size):
 
 @both
 def test_sample_does_not_depend_on_the_others_of_its_batch(size):
-    synthesis = SynthesizePair(RandomWarp(**AFFINE), RandomContrast(5, **LOUD), strip=0.5)
+    synthesis = SynthesizePair(RandomWarp(**AFFINE), loud(), strip=0.5)
     moving, fixed = labels_of(size), labels_of(size, "fixed")
     draw = synthesis.draw(2, size, seeded())
     whole = synthesis(moving, fixed, draw)
@@ -130,14 +139,14 @@ def test_labels_keep_their_type_and_ids_and_images_are_float32_in_0_to_1(size, d
 
 def test_map_of_one_label_gives_a_finite_image():
     size = (9, 11)
-    contrast = RandomContrast(5, **QUIET)
+    contrast = contrast_of(5, **QUIET)
     assert not contrast(torch.full((2, 1, *size), 3), contrast.draw(2, size, seeded())).any()
 
 
 @both
 def test_flip_is_shared_by_the_pair(size):
     moving, fixed = labels_of(size), labels_of(size, "fixed")
-    synthesis = SynthesizePair(STILL, RandomContrast(5), flip=0.5)
+    synthesis = SynthesizePair(STILL, contrast_of(5), flip=0.5)
     generator = seeded()
     flips = set()
     for _ in range(6):
@@ -170,7 +179,7 @@ def with_scalp(size) -> tuple[torch.Tensor, ...]:
 
 @both
 def test_stripping_takes_the_outer_labels_from_maps_and_images(size):
-    colours = RandomContrast(502, **{**QUIET, "background_mean": (10, 10)})
+    colours = contrast_of(502, **{**QUIET, "zero_background": 1.0})
     maps = with_scalp(size)
     result = make_pair(size, warp=STILL, contrast=colours, labels=maps, flip=0.0, strip=1.0)
     for side, labels in zip(("moving", "fixed"), maps, strict=True):
@@ -186,7 +195,7 @@ def test_stripping_takes_the_outer_labels_from_maps_and_images(size):
 def test_stripping_is_shared_by_the_pair_and_drawn_for_each_sample(size):
     seen = set()
     for seed in range(8):
-        result = make_pair(size, seed, labels=with_scalp(size), contrast=RandomContrast(502), strip=0.5)
+        result = make_pair(size, seed, labels=with_scalp(size), contrast=contrast_of(502), strip=0.5)
         stripped = [(result[f"label_{side}"] < 500).flatten(1).all(1).tolist() for side in ("moving", "fixed")]
         assert stripped[0] == stripped[1]
         seen.add(tuple(stripped[0]))
@@ -200,24 +209,24 @@ def test_first_extracerebral_label_is_a_setting(size):
 
 @both
 def test_fixed_images_may_have_a_contrast_of_their_own(size):
-    bright = RandomContrast(5, **{**QUIET, "background_mean": (255, 255)})
-    dark = RandomContrast(5, **{**QUIET, "background_mean": (0, 0)})
-    result = make_pair(size, warp=STILL, contrast=dark, fixed_contrast=bright)
+    grey, dark = contrast_of(5, **QUIET), contrast_of(5, **{**QUIET, "zero_background": 1.0})
+    result = make_pair(size, warp=STILL, contrast=dark, fixed_contrast=grey)
     assert not result["moving"][result["label_moving"] == 0].any()
-    assert (result["fixed"][result["label_fixed"] == 0] == 1).all()
+    assert result["fixed"][result["label_fixed"] == 0].any()
 
 
 @both
 def test_pair_of_the_same_contrast_shares_means_and_noise_only(size):
-    contrast = RandomContrast(5)
+    contrast = contrast_of(5)
     for share, wanted in ((0.0, {False}), (0.5, {False, True}), (1.0, {True})):
         synthesis, generator = SynthesizePair(STILL, contrast, same_contrast=share), seeded()
         seen = set()
         for _ in range(6):
             moving, fixed = synthesis.draw(2, size, generator)["contrast"]
-            same = (moving["mean"] == fixed["mean"]).all(1)
-            assert torch.equal(same, (moving["std"] == fixed["std"]).all(1))
-            assert not torch.equal(moving["noise"], fixed["noise"])
-            assert (moving["exponent"] != fixed["exponent"]).all()
+            tables = moving["intensities"], fixed["intensities"]
+            same = (tables[0]["mean"] == tables[1]["mean"]).all(1)
+            assert torch.equal(same, (tables[0]["std"] == tables[1]["std"]).all(1))
+            assert not torch.equal(tables[0]["noise"], tables[1]["noise"])
+            assert (moving["effects"][-1]["exponent"] != fixed["effects"][-1]["exponent"]).all()
             seen |= set(same.tolist())
         assert seen == wanted

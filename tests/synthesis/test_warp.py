@@ -4,10 +4,9 @@ import math
 
 import pytest
 import torch
-from synthesis.cases import AFFINE, QUIET, STILL, both, labels_of, seeded
+from synthesis.cases import AFFINE, QUIET, STILL, both, contrast_of, labels_of, seeded
 
 from custom_components.fields import identity_grid, jacobian_determinant, warp
-from custom_components.synthesis.contrast import RandomContrast
 from custom_components.synthesis.warp import RandomWarp, random_affine
 
 
@@ -15,7 +14,7 @@ from custom_components.synthesis.warp import RandomWarp, random_affine
 def test_label_map_and_image_move_together(size):
     """With a background of 0, as what comes from outside is, an image of the moved map is the moved image."""
     labels, mover = labels_of(size), RandomWarp(1.0, (8, 16), **AFFINE)
-    contrast = RandomContrast(5, **{**QUIET, "background_mean": (0, 0)})
+    contrast = contrast_of(5, **{**QUIET, "zero_background": 1.0})
     motion, colours = mover.draw(2, size, seeded()), contrast.draw(2, size, seeded())
     moved = mover(labels, motion)
     assert not torch.equal(moved, labels)

@@ -49,7 +49,14 @@ from custom_components.space import (
     resample,
     write_affine_transform,
 )
+from custom_components.synthesis.background import ZeroBackground
+from custom_components.synthesis.bias import BiasField
+from custom_components.synthesis.blur import RandomBlur
+from custom_components.synthesis.brains import BrainContrast
 from custom_components.synthesis.contrast import RandomContrast
+from custom_components.synthesis.gamma import RandomGamma
+from custom_components.synthesis.intensities import LabelIntensities
+from custom_components.synthesis.unit_range import UnitRange
 from custom_components.transforms.load import load_labels_for, scale_intensity
 
 BUNDLE = REPOSITORY / "bundles" / "avsm"
@@ -175,10 +182,12 @@ def rendered(args: argparse.Namespace) -> list[dict[str, str]]:
             for role, scan, contrast in (("moving", moving, wanted[0]), ("fixed", fixed, wanted[1])):
                 labels = load_labels(scan["label"])
                 data = labels.data.masked_fill(labels.data >= 500, 0) if len(pairs) % 2 else labels.data
-                options: dict[str, Any] = {"std": [2.5, 10], "bias": 0.2, "gamma": 0.2, "zero_background": 1.0}
-                if contrast != "random":
-                    options |= {"statistics": args.data / "labels.csv", "contrast": contrast}
-                render = RandomContrast(**options)
+                render: RandomContrast
+                if contrast == "random":
+                    effects = [ZeroBackground(1.0), RandomBlur(), BiasField(0.2), UnitRange(), RandomGamma(0.2)]
+                    render = RandomContrast(LabelIntensities(std=(2.5, 10)), effects)
+                else:
+                    render = BrainContrast(args.data / "labels.csv", contrast, zero_background=1.0)
                 image = render(data[None], render.draw(1, data.shape[1:], generator))
                 path = args.output / f"rendered_{len(pairs):02d}_{role}.nii.gz"
                 nib.save(nib.Nifti1Image((255 * image[0, 0]).round().byte().numpy(), labels.file_affine), path)

@@ -74,7 +74,7 @@ class SynthesizeScan:
         self.contrast, self.strip, self.first_extracerebral = contrast, strip, first_extracerebral
         self.groups: Tensor | None = None
         if groups is not None:
-            self.groups = torch.zeros(contrast.num_labels, dtype=torch.int16)
+            self.groups = torch.zeros(contrast.intensities.num_labels, dtype=torch.int16)
             for label, group in groups.items():
                 self.groups[int(label)] = int(group)
 

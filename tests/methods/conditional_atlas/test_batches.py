@@ -9,6 +9,7 @@ from custom_components.data.batches import SynthesizedBatch
 from custom_components.methods.conditional_atlas.attributes import AttributeEncoder
 from custom_components.methods.conditional_atlas.batches import AtlasBatch, SynthesizeScan
 from custom_components.synthesis.contrast import RandomContrast
+from custom_components.synthesis.intensities import LabelIntensities
 
 
 @both
@@ -111,7 +112,7 @@ def test_attributes_go_to_the_device():
 
 @both
 def test_a_scan_is_rendered_from_its_label_map_where_it_lies(size):
-    labels, contrast = label_maps(size), RandomContrast(5)
+    labels, contrast = label_maps(size), RandomContrast(LabelIntensities(5))
     synthesis = SynthesizeScan(contrast)
     draw = synthesis.draw(2, size, torch.Generator().manual_seed(3))
     made = synthesis(labels, draw)
@@ -138,7 +139,8 @@ def test_stripped_maps_lose_what_lies_outside_the_brain(size, strip):
 @both
 def test_groups_rename_the_map_but_not_what_is_rendered(size):
     labels = label_maps(size)
-    plain, grouped = SynthesizeScan(RandomContrast(5)), SynthesizeScan(RandomContrast(5), groups={"1": 7, 3: 7, "4": 2})
+    contrast = RandomContrast(LabelIntensities(5))
+    plain, grouped = SynthesizeScan(contrast), SynthesizeScan(contrast, groups={"1": 7, 3: 7, "4": 2})
     draw = plain.draw(2, size, torch.Generator().manual_seed(0))
     made, expected = grouped(labels, draw), torch.zeros_like(labels)
     expected[(labels == 1) | (labels == 3)] = 7
@@ -149,7 +151,7 @@ def test_groups_rename_the_map_but_not_what_is_rendered(size):
 
 @both
 def test_one_map_alone_goes_through_the_batch_as_it_does_directly(size):
-    labels, synthesis = label_maps(size), SynthesizeScan(RandomContrast(5), groups={"2": 1})
+    labels, synthesis = label_maps(size), SynthesizeScan(RandomContrast(LabelIntensities(5)), groups={"2": 1})
     prepare = SynthesizedBatch(synthesis, seed=3)
     image, targets, args, options = prepare({"label_moving": labels, "age_moving": [1.0, 2.0]})
     made = synthesis(labels, synthesis.draw(2, size, torch.Generator().manual_seed(3)))
@@ -165,7 +167,7 @@ def test_one_map_alone_goes_through_the_batch_as_it_does_directly(size):
 def test_scans_made_of_label_maps_keep_their_attributes(size):
     scans = [{key: value for key, value in scan.items() if key != "image"} for scan in people(size)]
     (batch,) = DataLoader(alone(scans), batch_size=5)
-    synthesized = SynthesizedBatch(SynthesizeScan(RandomContrast(5)), seed=0)
+    synthesized = SynthesizedBatch(SynthesizeScan(RandomContrast(LabelIntensities(5))), seed=0)
     image, targets, _, options = AtlasBatch(fitted(), synthesized)(batch)
     assert torch.equal(image, targets["moving"])
     assert torch.equal(options["attributes"], PEOPLE)

@@ -7,6 +7,7 @@ from custom_components.data.batches import SynthesizedBatch, prepare_pair_batch
 from custom_components.data.phantoms import phantom_pair
 from custom_components.methods.hypermorph.batches import HyperBatch, HyperSampler
 from custom_components.synthesis.contrast import RandomContrast
+from custom_components.synthesis.intensities import LabelIntensities
 from custom_components.synthesis.pairs import SynthesizePair
 from custom_components.synthesis.slices import TakeSlices
 from custom_components.synthesis.warp import RandomWarp
@@ -22,7 +23,7 @@ def labels_of(size) -> dict[str, torch.Tensor]:
 
 
 def make_batch(**settings) -> SynthesizedBatch:
-    return SynthesizedBatch(SynthesizePair(RandomWarp(), RandomContrast(5), strip=0.5), **settings)
+    return SynthesizedBatch(SynthesizePair(RandomWarp(), RandomContrast(LabelIntensities(5)), strip=0.5), **settings)
 
 
 def masked_pairs(size) -> dict[str, torch.Tensor]:

@@ -1,10 +1,37 @@
-"""What a scanner does to an image: thick slices, a cropped field of view."""
+"""An effect of acquisition: slices thicker than the voxels."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Generator, Tensor
+
+from .noise import Draw, Range, uniform
+
+
+class ThickSlices:
+    """With `probability`, thick slices along one random axis; the other axes keep their voxels.
+
+    Args:
+        thickness: range of the slices' thickness, rounded to whole voxels.
+    """
+
+    def __init__(self, probability: float, thickness: Range = (2, 8)) -> None:
+        self.probability, self.thickness = probability, thickness
+
+    def draw(self, batch: int, size: Sequence[int], generator: Generator) -> Draw:
+        """Draw "stride" (B, D), voxels per slice."""
+        d, device = len(size), generator.device
+        thick = uniform((0, 1), (batch, 1), generator) < self.probability
+        axis = torch.arange(d, device=device) == torch.randint(d, (batch, 1), generator=generator, device=device)
+        stride = uniform(self.thickness, (batch, 1), generator).round()
+        return {"stride": torch.where(thick & axis, stride, torch.ones(1, device=device))}
+
+    def __call__(self, image: Tensor, labels: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
+        """The image (B, 1, *S) as thick slices show it."""
+        return thick_slices(image, draw["stride"])
 
 
 def thick_slices(image: Tensor, stride: Tensor) -> Tensor:
@@ -31,20 +58,4 @@ def thick_slices(image: Tensor, stride: Tensor) -> Tensor:
             values.append((sums.gather(-1, stop) - sums.gather(-1, start)) / (stop - start))
         share = (centre - below).clamp(0, 1).view(image.shape[0], *[1] * (image.ndim - 2), n)
         image = torch.lerp(values[0], values[1], share.double()).to(image.dtype).movedim(-1, axis + 2)
-    return image
-
-
-def crop_field_of_view(image: Tensor, share: Tensor) -> Tensor:
-    """Set the ends of the axes to 0.
-
-    Args:
-        share: shape (B, D, 2), the share of each axis lost at its start and end.
-    """
-    for axis in range(image.ndim - 2):
-        n = image.shape[axis + 2]
-        position = (torch.arange(n, device=image.device) + 0.5) / n
-        inside = (position >= share[:, axis, :1]) & (position <= 1 - share[:, axis, 1:])
-        shape = [1] * image.ndim
-        shape[0], shape[axis + 2] = share.shape[0], n
-        image = image * inside.view(shape)
     return image

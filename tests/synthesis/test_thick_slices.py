@@ -1,14 +1,10 @@
-"""Thick slices and cropped fields of view."""
+"""Thick slices."""
 
 import pytest
 import torch
-from synthesis.cases import both, seeded
+from synthesis.cases import both, textured
 
-from custom_components.synthesis.acquisition import crop_field_of_view, thick_slices
-
-
-def textured(size) -> torch.Tensor:
-    return torch.rand(2, 1, *size, generator=seeded())
+from custom_components.synthesis.thick_slices import thick_slices
 
 
 @both
@@ -58,17 +54,3 @@ def test_slab_of_the_whole_axis_is_its_mean(size):
     strides[:, 0] = size[0] + 3
     expected = textured(size).mean(2, keepdim=True).expand(-1, -1, size[0], *[-1] * (len(size) - 1))
     torch.testing.assert_close(thick_slices(textured(size), strides), expected)
-
-
-@both
-def test_cropping_sets_the_ends_of_the_axes_to_0(size):
-    image = 1 + textured(size)
-    share = torch.zeros(2, len(size), 2)
-    assert torch.equal(crop_field_of_view(image, share), image)
-    first, last = 4, 3
-    share[1, 0] = torch.tensor([first, last]) / size[0]
-    cropped = crop_field_of_view(image, share)
-    assert torch.equal(cropped[0], image[0])
-    assert torch.equal(cropped[1, :, first:-last], image[1, :, first:-last])
-    assert not cropped[1, :, :first].any()
-    assert not cropped[1, :, -last:].any()
