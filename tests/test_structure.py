@@ -1,0 +1,125 @@
+"""The limits that keep the package readable; `benchmarks/structure.py` lists what comes near them."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+spec = importlib.util.spec_from_file_location("structure", ROOT / "benchmarks" / "structure.py")
+structure = importlib.util.module_from_spec(spec)
+sys.modules["structure"] = structure  # dataclasses look their module up
+spec.loader.exec_module(structure)
+
+LIMITS = {"files": 350, "functions": 45, "constructors": 8, "complexity": 15}
+# What is still above a limit.
+KNOWN = {
+    "files": {"commands/exporting.py"},
+    "functions": {
+        "methods/hypermorph/tuning.py tune_bundle",
+        "networks/voxelmorph_unet.py VoxelMorphUNet.__init__",
+        "methods/rdmm/metric.py RegionSpecificMomentum.__call__",
+        "inference/refinement.py PairwiseOptimizer._optimize_level",
+        "commands/workflow.py build_workflow",
+        "data/pairs.py ScanPairDataset.__init__",
+        "methods/hypermorph/tuning.py tune_hyper",
+        "commands/atlas.py atlas",
+        "methods/conditional_atlas/template.py ConditionalTemplate.__init__",
+        "space/affine.py _optimize",
+        "methods/avsm/networks.py AffineNetwork.__init__",
+        "evaluation/pictures.py pair_picture",
+        "data/phantoms.py write_phantom_scans",
+    },
+    "constructors": {
+        "methods/rdmm/metric.py RegionSpecificMomentum.__init__",
+        "methods/quicksilver/dataset.py MomentumPatchDataset.__init__",
+        "losses/registration.py RegistrationLoss.__init__",
+        "methods/rdmm/objective.py RegionLoss.__init__",
+        "data/pairs.py ScanPairDataset.__init__",
+        "inference/refinement.py PairwiseOptimizer.__init__",
+        "methods/quicksilver/network.py QuicksilverNetwork.__init__",
+        "networks/voxelmorph_unet.py VoxelMorphUNet.__init__",
+        "transforms/load.py LoadPaird.__init__",
+        "transforms/load.py LoadScand.__init__",
+    },
+    "complexity": {
+        "data/pairs.py ScanPairDataset.__init__",
+        "methods/hypermorph/tuning.py tune_bundle",
+        "commands/workflow.py build_workflow",
+        "methods/conditional_atlas/template.py ConditionalTemplate.__init__",
+        "inference/multistep.py MultiStepInferer.__call__",
+        "networks/voxelmorph_unet.py VoxelMorphUNet.__init__",
+        "commands/atlas.py atlas",
+        "methods/conditional_atlas/files.py LoadToTemplated.__call__",
+        "methods/avsm/networks.py AffineNetwork.__init__",
+        "commands/exporting.py bundle_files",
+        "data/lists.py split_by_person",
+        "methods/conditional_atlas/training.py InitializeTemplate.attach",
+        "evaluation/pictures.py _read_curve",
+        "networks/momentum_net.py MomentumNetwork.__init__",
+        "deformations/shooting.py shoot",
+        "evaluation/cohort.py cohort_page",
+        "transforms/report.py ReportPaird.__call__",
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def found():
+    return structure.measure(ROOT)
+
+
+@pytest.mark.parametrize("kind", LIMITS)
+def test_nothing_is_longer_wider_or_more_complex_than_the_limit(found, kind):
+    large = {key for key, value in getattr(found, kind).items() if value > LIMITS[kind]}
+    named = {f"{key.split(':')[0]} {key.split()[-1]}" if " " in key else key for key in large}
+    assert named - KNOWN[kind] == set()
+
+
+def test_rooms_do_not_import_in_a_circle(found):
+    assert structure.find_circles(found.arrows) == []
+
+
+def test_circles_are_found_in_a_graph():
+    chain = {("a", "b"), ("b", "c"), ("a", "c")}
+    assert structure.find_circles(chain) == []
+    assert structure.find_circles(chain | {("c", "b")}) == [["b", "c"]]
+    assert structure.find_circles(chain | {("c", "a"), ("d", "d")}) == [["a", "b", "c"], ["d"]]
+
+
+@pytest.mark.parametrize(
+    ("body", "complexity", "lines"),
+    [
+        ("return x", 1, 2),
+        ('"""Two\n    lines."""\n    return x', 1, 2),
+        ("if x and y:\n        return 1\n    return 2", 3, 4),
+        ("return [a for a in x if a if a > 1]", 4, 2),
+        ("for a in x:\n        def inner():\n            if a: pass\n    return a", 2, 5),
+    ],
+)
+def test_functions_are_measured_as_radon_does_and_without_docstring(tmp_path, body, complexity, lines):
+    package = tmp_path / "custom_components"
+    package.mkdir()
+    (package / "one.py").write_text(f"def f(x, y):\n    {body}\n")
+    measured = structure.measure(tmp_path)
+    assert measured.complexity["one.py:1 f"] == complexity
+    assert measured.functions["one.py:1 f"] == lines
+
+
+def test_arrows_go_from_room_to_room(tmp_path):
+    package = tmp_path / "custom_components"
+    for name, text in {
+        "fields.py": "import torch\n",
+        "losses/overlap.py": "from ..fields import warp, compose\nfrom .similarity import x\n",
+        "methods/one/network.py": "from ...losses.overlap import dice\nfrom ...methods.one.data import y\n",
+        "commands/run.py": "import custom_components.methods.one.network\n",
+    }.items():
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text(text)
+    assert dict(structure.measure(tmp_path).arrows) == {
+        ("losses", "fields"): 2,
+        ("methods/one", "losses"): 1,
+        ("commands", "methods/one"): 1,
+    }
