@@ -16,6 +16,7 @@ from monai.utils import get_seed
 from torch import Tensor, nn
 
 from ..files import save_tensors
+from ..networks.parallel import is_distributed, unwrap
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ class ResumableCheckpoint:
             raise RuntimeError(f"{source} is a checkpoint of another {name}: {reason}") from error
 
     def save(self, engine: Engine) -> None:
-        if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank():
+        if is_distributed() and torch.distributed.get_rank():
             return
         state = {name: unwrap(thing).state_dict() for name, thing in self.objects.items()}
         save_tensors(self.path, {**state, "epoch": engine.state.epoch, "iteration": engine.state.iteration})
@@ -214,7 +215,3 @@ def _stretch(scheduler: Any, length: int) -> None:
     share = (1 + math.cos(math.pi * min(1, scheduler.last_epoch / length))) / 2
     for group, base in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
         group["lr"] = scheduler.eta_min + (base - scheduler.eta_min) * share
-
-
-def unwrap(thing: Any) -> Any:
-    return thing.module if isinstance(thing, nn.parallel.DistributedDataParallel | nn.DataParallel) else thing

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...networks.parallel import is_distributed
 from .template import ConditionalTemplate
 
 
@@ -71,7 +72,7 @@ class MeanStream(nn.Module):
         batch = field.mean(0, keepdim=True)
         number = batch.new_tensor(float(len(field)))
         total = batch.detach() * number
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if is_distributed():
             torch.distributed.all_reduce(total)
             torch.distributed.all_reduce(number)
         self.count.add_(number)

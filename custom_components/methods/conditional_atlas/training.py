@@ -13,6 +13,7 @@ from torch import Tensor
 from ...evaluation.metrics import normalized_cross_correlation
 from ...evaluation.overlap import mean_dice
 from ...losses.overlap import label_indicators
+from ...networks.parallel import is_distributed
 
 
 def template_score(output: Mapping[str, Any]) -> Tensor:
@@ -97,6 +98,6 @@ class InitializeTemplate:
                 self.network.registration.load_state_dict(weights)
             except RuntimeError as error:
                 raise RuntimeError(f"{self.registration_weights}: weights of another registration network") from error
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if is_distributed():
             for value in (*self.network.parameters(), *self.network.buffers()):
                 torch.distributed.broadcast(value.data, 0)
