@@ -200,12 +200,13 @@ def training_step(network: nn.Module, loss: Callable[[], Tensor]) -> Callable[[]
 def our_step(
     moving: Tensor, fixed: Tensor, precision: str = "float32", half_resolution: bool = True
 ) -> Callable[[], None]:
+    from custom_components.inference.prediction import NetworkPredictor
     from custom_components.inference.registration import RegistrationInferer
     from custom_components.losses.regularization import GradientPenalty
     from custom_components.losses.similarity import LNCC
 
     network, image = VoxelMorphUNet(half_resolution=half_resolution), torch.cat([moving, fixed], 1)
-    inferer = RegistrationInferer(StationaryVelocity(num_steps=7), precision=precision)
+    inferer = RegistrationInferer(StationaryVelocity(num_steps=7), NetworkPredictor(precision))
     similarity, regularization = LNCC(9), GradientPenalty()
 
     def loss() -> Tensor:

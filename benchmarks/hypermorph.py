@@ -20,7 +20,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from custom_components.deformations.velocity import StationaryVelocity
-from custom_components.methods.hypermorph.inference import HyperInferer
+from custom_components.inference.prediction import NetworkPredictor
+from custom_components.inference.registration import RegistrationInferer
+from custom_components.methods.hypermorph.inference import HyperInferer, SweepInferer
 from custom_components.methods.hypermorph.network import HyperMorphUNet
 
 CASES = {"2-D 192 x 160": (192, 160), "3-D 160 x 192 x 224 mm at 2 mm": (80, 96, 112)}
@@ -45,10 +47,12 @@ def measure(case: str, network: str, precision: str) -> None:
     size = CASES[case]
     model = HyperMorphUNet(len(size), half_resolution=True, **NETWORKS[network]).eval()
     image = torch.rand(1, 2, *size)
-    seconds = {}
+    deformation, seconds = StationaryVelocity(), {}
+    registration = RegistrationInferer(deformation, NetworkPredictor(precision))
     with torch.no_grad():
         for sweep in (0, 20):
-            inferer = HyperInferer(StationaryVelocity(), 0.3, sweep=sweep, precision=precision)
+            with_hyper = HyperInferer(registration, deformation, 0.3)
+            inferer = SweepInferer(with_hyper, deformation, sweep=sweep, precision=precision)
             inferer(image, model)
             start = time.perf_counter()
             pred = inferer(image, model)

@@ -49,7 +49,6 @@ KNOWN = {
         "methods/hypermorph/tuning.py tune_bundle",
         "commands/workflow.py build_workflow",
         "methods/conditional_atlas/template.py ConditionalTemplate.__init__",
-        "inference/multistep.py MultiStepInferer.__call__",
         "networks/voxelmorph_unet.py VoxelMorphUNet.__init__",
         "commands/atlas.py atlas",
         "methods/conditional_atlas/files.py LoadToTemplated.__call__",

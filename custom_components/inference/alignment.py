@@ -10,26 +10,27 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..affine import centred_to_voxel
 from ..files import load_weights
 from ..space.affine import image_weights
-from ..space.grids import center_of_mass, fixed_size_grid
+from ..space.grids import Grid, center_of_mass, fixed_size_grid
 from ..space.resampling import resample
 from ..space.volumes import Volume
 
 
 class NetworkAligner:
-    """Bring both images to one coarse grid, each about its own centre of mass, and ask a network how they lie.
+    """Resample both images to one coarse grid, each about its own centre of mass, and let a network align them.
 
-    The grids' axes are those of the world: however a scan is stored, the network sees it upright as far as its header
-    is right. An image turned by more than the network was trained for is not found.
+    The grids' axes are those of the world: however a scan is stored, the network sees it upright if its header is
+    right. The network cannot undo a larger rotation than those it was trained on.
 
     Args:
         network: takes a pair (1, 2, *S), moving then fixed, in [0, 1]; returns the matrix (1, D, D + 1) from fixed to
             moving, centred coordinates (see `affine.centred_to_voxel`).
-        spacing: of the grid, mm. size: its voxels along each axis.
+        spacing: of the grid, mm.
+        size: voxels of the grid along each axis.
         weights: file with the network's state, read at the first call; None leaves the network as it is.
     """
 
@@ -44,11 +45,12 @@ class NetworkAligner:
         """World matrix (D + 1, D + 1), fixed to moving, of two images with intensities in [0, 1].
 
         Raises:
-            FileNotFoundError: if there is no file of weights.
-            ValueError: if an image has another number of axes than the network, or the weights are another network's.
+            FileNotFoundError: if the file of weights does not exist.
+            ValueError: if an image has another number of axes than the network, or the weights do not fit the network.
         """
         d = len(self.size)
-        images, grids = [], []
+        images: list[Tensor] = []
+        grids: list[Grid] = []
         for volume in (moving, fixed):
             if len(volume.grid.size) != d:
                 raise ValueError(f"{volume.path}: expected a {d}-D image, for the affine network is {d}-D")
@@ -60,6 +62,6 @@ class NetworkAligner:
             self.weights = None
         device = next((parameter.device for parameter in self.network.parameters()), torch.device("cpu"))
         matrix = np.eye(d + 1)
-        found = self.network(torch.cat(images)[None].float().to(device))
-        matrix[:d] = centred_to_voxel(found.float().cpu(), self.size)[0].double().numpy()
+        output: Tensor = self.network(torch.cat(images)[None].float().to(device))
+        matrix[:d] = centred_to_voxel(output.float().cpu(), self.size)[0].double().numpy()
         return grids[0].affine @ matrix @ np.linalg.inv(grids[1].affine)

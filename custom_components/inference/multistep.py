@@ -3,114 +3,104 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from monai.inferers import Inferer
 from torch import Tensor
 
-from ..deformations.affine import AffineMap
-from ..fields import compose, plain, warp
-from .registration import Deformation, RegistrationInferer, seconds_per_pair
+from ..deformations.base import Deformation
+from ..networks.parallel import unwrap
+from ..networks.zero import ZeroField
+from .maps import Map
+from .prediction import Masks, Network, OptimizingPredictor, Predictor, Refinement
+from .registration import RegistrationInferer, as_pair, seconds_per_pair
 
 
-class MultiStepInferer(RegistrationInferer):
-    """A `RegistrationInferer` that applies one network several times in a row (AVSM).
+class MultiStepInferer(Inferer):
+    """Register a pair in several steps with one network, phi <- phi o phi_step (AVSM).
 
-    Each step sees the moving image as the map so far warps it. That is always the original image, warped once: the
-    fields are composed, `phi <- phi o phi_step`. A refinement starts from the network's answer if that is all there is,
-    a single step; else it is one more step, optimised from zero.
+    Each step sees the moving image, and its mask, as the map so far warps them: always the original, warped once.
 
-    Beside the fields of the whole, without the parameters of a single step, there are "steps": for each, a dictionary
-    with the step's own fields (its momentum and energy) and "ddf", "inverse_ddf" and "warped" of the map so far. A
-    metric's "sigma" is that of the first step, on the moving image. With
-    `affine`, "affine" holds "matrix" and "warped" of the affine map that comes first. With `symmetric`, "back" holds
-    the same for the swapped pair.
+    A refinement is one more step, optimised from zero. If the network's answer is all there is, a single step, the
+    refinement starts from that answer instead. Without a network (`ZeroField`) there is nothing to repeat: one step is
+    optimised.
+
+    Returns "ddf", "warped", "seconds" and, if asked for, "inverse_ddf" of the whole map; and "steps": for each step a
+    dictionary of its own fields (its momentum, its energy), in which "ddf", "inverse_ddf" and "warped" are those of the
+    map so far.
 
     Args:
-        deformation: see `RegistrationInferer`.
+        deformation: of each step.
+        predict: a step's parameters, see `RegistrationInferer`.
         num_steps: at least 1.
-        symmetric: also register the other way round, in one batch with the pairs.
-        affine: start from the answer of the network's part "affine" (`methods.avsm.networks.AffineMomentumNetwork`).
-        **options: of `RegistrationInferer`; no samples.
+        affine: an inferer with the deformation `AffineMap` that comes first; "affine" then holds its "matrix" and
+            "warped".
+        refinement: see above.
+        inverse: also make the inverse field; `affine` has to make its own.
+        from_first: fields of the first step that the result holds too, where the step has them.
     Raises:
-        ValueError: for less than one step, or samples.
+        ValueError: for less than one step.
     References: Shen et al., Networks for joint affine and non-parametric image registration, CVPR 2019.
     """
 
     def __init__(
         self,
         deformation: Deformation,
+        predict: Predictor | None = None,
         *,
         num_steps: int = 1,
-        symmetric: bool = False,
-        affine: bool = False,
-        **options: Any,
+        affine: Inferer | None = None,
+        refinement: Refinement | None = None,
+        inverse: bool = False,
+        from_first: Sequence[str] = (),
     ) -> None:
-        super().__init__(deformation, **options)
-        if num_steps < 1 or self.samples:
-            raise ValueError(f"expected at least one step and no samples, got {num_steps} and {self.samples}")
-        self.num_steps, self.symmetric, self.affine = num_steps, symmetric, affine
+        super().__init__()
+        if num_steps < 1:
+            raise ValueError(f"expected at least one step, got {num_steps}")
+        self.num_steps, self.affine, self.from_first = num_steps, affine, tuple(from_first)
+        self.step = RegistrationInferer(deformation, predict, inverse=inverse)
+        self.single = RegistrationInferer(deformation, predict, inverse=inverse, refinement=refinement)
+        self.last: list[Inferer] = []
+        if refinement is not None:
+            self.last = [RegistrationInferer(deformation, OptimizingPredictor(refinement), inverse=inverse)]
 
     def __call__(
-        self,
-        inputs: Tensor,
-        network: Callable[..., Tensor],
-        *args: Any,
-        masks: dict[str, Tensor] | None = None,
-        **kwargs: Any,
+        self, inputs: Tensor, network: Network, *, masks: Masks | None = None, **options: Any
     ) -> dict[str, Any]:
-        image, start = plain(inputs), time.perf_counter()
-        moving, fixed = both_ways(image) if self.symmetric else image.chunk(2, 1)
-        so_far: dict[str, Tensor] = {"warped": moving}
-        first: dict[str, Tensor] = {}
-        if self.affine:
-            matrix = self._run(torch.cat([moving, fixed], 1), network, part="affine")
-            so_far = AffineMap()(matrix, image.shape[2:], inverse=self.inverse)
-            so_far["warped"] = warp(moving, so_far["ddf"])
-            first = {key: so_far[key] for key in ("matrix", "warped")}
-        steps: list[dict[str, Tensor]] = []
-        single = self.refinement is not None and self.num_steps == 1 and not self.affine
-        for _ in range(self.num_steps):
-            parameters = self._run(torch.cat([so_far["warped"], fixed], 1), network, *args, **kwargs)
-            if single and self.refinement is not None:
-                parameters = self.refinement(moving, fixed, parameters, masks, constants=kwargs)
-            so_far = self._compose(moving, parameters, so_far)
-            steps.append(so_far)
-        if self.refinement is not None and not single:
-            # Masks would have to move along with the image; the fixed one stays where it is.
-            kept = {key: value for key, value in (masks or {}).items() if key == "mask_fixed"}
-            parameters = self.refinement(so_far["warped"], fixed, None, kept, constants=kwargs)
-            steps.append(self._compose(moving, parameters, so_far))
-        ways: list[dict[str, Any]] = []
-        for each in zip(*(split_ways(step, len(image)) for step in steps), strict=True):
-            whole = {key: each[-1][key] for key in ("ddf", "inverse_ddf", "warped") if key in each[-1]}
-            if "sigma" in each[0]:
-                whole["sigma"] = each[0]["sigma"]
-            ways.append({**whole, "steps": list(each)})
-        for way, part in zip(ways, split_ways(first, len(image)), strict=False):
-            if part:
-                way["affine"] = part
-        pred = {**ways[0], "seconds": seconds_per_pair(image, start)}
-        return {**pred, "back": ways[1]} if self.symmetric else pred
+        """As `RegistrationInferer`; `affine` gets no options."""
+        image, start = as_pair(inputs), time.perf_counter()
+        moving, fixed = image.chunk(2, 1)
+        warped = moving
+        so_far: Map | None = None
+        result: dict[str, Any] = {}
+        if self.affine is not None:
+            first = self.affine(image, network)
+            so_far, warped = Map.of(first), first["warped"]
+            result["affine"] = {key: first[key] for key in ("matrix", "warped")}
+        steps: list[dict[str, Any]] = []
+        for inferer in self._inferers(network):
+            pair = torch.cat([warped, fixed], 1)
+            fields = inferer(pair, network, masks=_warped(masks, so_far), **options)
+            del fields["seconds"]
+            so_far = Map.of(fields) if so_far is None else so_far @ Map.of(fields)
+            warped = so_far.warp(moving)
+            steps.append({**fields, **so_far.fields(), "warped": warped})
+        result |= {key: steps[0][key] for key in self.from_first if key in steps[0]}
+        result |= {key: steps[-1][key] for key in ("ddf", "inverse_ddf", "warped") if key in steps[-1]}
+        return {**result, "steps": steps, "seconds": seconds_per_pair(image, start)}
 
-    def _compose(self, moving: Tensor, parameters: Tensor, before: dict[str, Tensor]) -> dict[str, Tensor]:
-        step = self.deformation(parameters, moving.shape[2:], inverse=self.inverse)
-        if "ddf" in before:
-            step["ddf"] = compose(before["ddf"], step["ddf"])
-            if self.inverse:
-                step["inverse_ddf"] = compose(step["inverse_ddf"], before["inverse_ddf"])
-        step["warped"] = warp(moving, step["ddf"])
-        return step
+    def _inferers(self, network: Network) -> list[Inferer]:
+        """One for each step."""
+        num_steps = 1 if isinstance(unwrap(network), ZeroField) else self.num_steps
+        if num_steps == 1 and self.affine is None:
+            return [self.single]
+        return [self.step] * num_steps + self.last
 
 
-def both_ways(image: Tensor) -> tuple[Tensor, Tensor]:
-    """Moving and fixed images of the pairs, then of the swapped pairs."""
-    moving, fixed = image.chunk(2, 1)
-    return torch.cat([moving, fixed]), torch.cat([fixed, moving])
-
-
-def split_ways(fields: dict[str, Tensor], batch: int) -> list[dict[str, Tensor]]:
-    """The fields of the pairs and, where they are there, of the swapped pairs."""
-    total = max((len(value) for value in fields.values()), default=batch)
-    return [{key: value[i : i + batch] for key, value in fields.items()} for i in range(0, total, batch)]
+def _warped(masks: Masks | None, so_far: Map | None) -> Masks | None:
+    """The masks of the pair that a step sees: the moving one goes along with its image."""
+    if masks is None or so_far is None or "mask_moving" not in masks:
+        return masks
+    return {**masks, "mask_moving": so_far.warp(masks["mask_moving"], mode="nearest")}

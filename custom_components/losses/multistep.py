@@ -11,7 +11,7 @@ from ..fields import compose
 
 
 class MultiStepLoss(nn.Module):
-    """Sum of a registration loss over the steps of `MultiStepInferer`, and the symmetry of the two ways.
+    """Sum of a registration loss over the steps of `MultiStepInferer`, and the symmetry of both ways (`BothWaysInferer`).
 
     loss(phi_1) + ... + loss(phi_T) + symmetry * mean |phi_st o phi_ts - id|^2, in coordinates from 0 to 1 along each
     axis. Where both ways are there ("back"), the first part is the mean of both. The loss of the affine map that came
@@ -37,7 +37,7 @@ class MultiStepLoss(nn.Module):
         """
         back = pred.get("back")
         if self.symmetry and back is None:
-            raise ValueError("the symmetry needs pred['back']: let the inferer register both ways (symmetric)")
+            raise ValueError("the symmetry needs pred['back']: let the inferer register both ways (BothWaysInferer)")
         ways = [(pred, batch)] if back is None else [(pred, batch), (back, _swapped(batch))]
         terms: dict[str, Tensor] = {}
         for way, targets in ways:

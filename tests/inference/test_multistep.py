@@ -11,7 +11,9 @@ from custom_components.deformations.affine import AffineMap
 from custom_components.deformations.kernels import MultiGaussianKernel
 from custom_components.deformations.momentum import VectorMomentum
 from custom_components.fields import compose, warp
+from custom_components.inference.both_ways import BothWaysInferer
 from custom_components.inference.multistep import MultiStepInferer
+from custom_components.inference.prediction import NetworkPredictor
 from custom_components.inference.registration import RegistrationInferer
 from custom_components.losses.multistep import MultiStepLoss, inconsistency
 from custom_components.losses.registration import RegistrationLoss
@@ -20,6 +22,7 @@ from custom_components.losses.similarity import MSE
 from custom_components.methods.avsm.networks import AffineMomentumNetwork
 from custom_components.methods.avsm.objective import AffineLoss
 from custom_components.networks.affine_keypoints import AffineKeypointNetwork, MultiStepAffine
+from custom_components.networks.zero import ZeroField
 
 SIZES = [(33, 28), (20, 17, 18)]
 both = pytest.mark.parametrize("size", SIZES, ids=["2d", "3d"])
@@ -70,7 +73,7 @@ def test_each_step_sees_the_original_image_warped_once(size):
 def test_both_ways_are_the_two_orders_of_a_pair(size):
     image, network = images(size), Force()
     moving, fixed = image.chunk(2, 1)
-    inferer = MultiStepInferer(shots(), num_steps=2, symmetric=True)
+    inferer = BothWaysInferer(MultiStepInferer(shots(), num_steps=2))
     with torch.no_grad():
         pred = inferer(image, network)
         back = inferer(torch.cat([fixed, moving], 1), network)
@@ -83,7 +86,7 @@ def test_both_ways_are_the_two_orders_of_a_pair(size):
 def test_the_loss_is_summed_over_the_steps_and_averaged_over_the_ways(size):
     image, network = images(size), Force()
     moving, fixed = image.chunk(2, 1)
-    pred = MultiStepInferer(shots(), num_steps=2, symmetric=True)(image, network)
+    pred = BothWaysInferer(MultiStepInferer(shots(), num_steps=2))(image, network)
     single = RegistrationLoss(MSE(1.0), MeanEnergy(), 0.1, regularized="energy")
     batch = {"moving": moving, "fixed": fixed, "label_moving": moving, "label_fixed": fixed}
     total = MultiStepLoss(single, symmetry=500.0)(pred, batch)
@@ -103,7 +106,8 @@ def test_the_affine_map_comes_first_and_is_trained_with_the_steps(size, shrink):
     d, image = len(size), images(size)
     affine = MultiStepAffine(AffineKeypointNetwork(d, (4, 8), 1, 3**d))
     network = AffineMomentumNetwork(affine, Force(), shrink)
-    inferer = MultiStepInferer(shots(), num_steps=1, symmetric=True, inverse=True, affine=True)
+    affine = RegistrationInferer(AffineMap(), NetworkPredictor(part="affine"), inverse=True)
+    inferer = BothWaysInferer(MultiStepInferer(shots(), num_steps=1, inverse=True, affine=affine))
     pred = inferer(image, network)
     moving, fixed = image.chunk(2, 1)
     first = AffineMap()(network(image, part="affine"), size)["ddf"]
@@ -149,8 +153,71 @@ def test_maps_that_undo_each_other_are_consistent(size):
     assert inconsistency(one, one) > 100 * inconsistency(one, two)
 
 
+class Recording:
+    """A refinement that keeps what it is called with, and shifts by a voxel."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, moving, fixed, parameters=None, masks=None, *, constants=None, deformation=None):
+        self.calls.append({"moving": moving, "parameters": parameters, "masks": masks})
+        return torch.full((len(fixed), fixed.ndim - 2, *deformation.parameter_size(fixed.shape[2:])), 0.5)
+
+
+def halves(size):
+    """Masks: the first half of the moving image along the first axis, all of the fixed image."""
+    moving = torch.zeros(2, 1, *size, dtype=torch.int16)
+    moving[:, :, : size[0] // 2] = 1
+    return {"mask_moving": moving, "mask_fixed": torch.ones_like(moving)}
+
+
+@both
+def test_an_optimised_step_comes_after_several_and_sees_the_moving_mask_warped_along(size):
+    refinement, masks = Recording(), halves(size)
+    inferer = MultiStepInferer(shots(), num_steps=2, refinement=refinement)
+    pred = inferer(images(size), Force(30.0), masks=masks)
+    (call,) = refinement.calls
+    before = pred["steps"][1]
+    assert len(pred["steps"]) == 3
+    assert call["parameters"] is None
+    assert torch.equal(call["moving"], before["warped"])
+    assert call["masks"]["mask_fixed"] is masks["mask_fixed"]
+    assert torch.equal(call["masks"]["mask_moving"], warp(masks["mask_moving"], before["ddf"], mode="nearest"))
+    assert not torch.equal(call["masks"]["mask_moving"], masks["mask_moving"])
+
+
+@both
+@pytest.mark.parametrize("num_steps", [1, 2, 10])
+def test_without_a_network_one_step_is_optimised_with_both_masks(size, num_steps):
+    refinement, masks, image = Recording(), halves(size), images(size)
+    inferer = MultiStepInferer(shots(), num_steps=num_steps, refinement=refinement)
+    pred = inferer(image, ZeroField(len(size)), masks=masks)
+    (call,) = refinement.calls
+    assert len(pred["steps"]) == 1
+    assert call["masks"] is masks
+    assert torch.equal(call["moving"], image[:, :1])
+    assert not call["parameters"].any()
+
+
+def test_both_ways_share_the_masks():
+    """What is the moving mask on the way there is the fixed one on the way back; none: everywhere."""
+    size, refinement = SIZES[0], Recording()
+    masks = {"mask_moving": halves(size)["mask_moving"]}
+    inferer = BothWaysInferer(RegistrationInferer(shots(), refinement=refinement))
+    inferer(images(size), Force(), masks=masks)
+    seen, moving = refinement.calls[0]["masks"], masks["mask_moving"]
+    assert torch.equal(seen["mask_moving"], torch.cat([moving, torch.ones_like(moving)]))
+    assert torch.equal(seen["mask_fixed"], torch.cat([torch.ones_like(moving), moving]))
+
+
+def test_one_way_alone_has_no_way_back():
+    image, network = images(SIZES[0]), Force()
+    pred = BothWaysInferer(RegistrationInferer(shots()), both=False)(image, network)
+    assert pred.keys() == RegistrationInferer(shots())(image, network).keys()
+
+
 def test_wrong_settings_of_steps_are_named():
-    with pytest.raises(ValueError, match="at least one step and no samples, got 0 and 0"):
+    with pytest.raises(ValueError, match="at least one step, got 0"):
         MultiStepInferer(shots(), num_steps=0)
     with pytest.raises(ValueError, match="let the inferer register both ways"):
         MultiStepLoss(RegistrationLoss(MSE(), MeanEnergy(), 1.0), symmetry=1.0)({"steps": []}, {})

@@ -39,6 +39,7 @@ from custom_components.commands.evaluate import evaluate
 from custom_components.data.lists import load_list
 from custom_components.evaluation.overlap import label_overlap, present_labels
 from custom_components.fields import compose
+from custom_components.inference.both_ways import BothWaysInferer
 from custom_components.inference.multistep import MultiStepInferer
 from custom_components.space import (
     Volume,
@@ -278,7 +279,7 @@ def there_and_back(data: Path, weights: str, num_steps: int) -> float:
     config.update({"dataset_dir": str(data), "num_val_pairs": 8})
     network = config.get_parsed_content("network_def")
     network.load_state_dict(torch.load(weights, weights_only=True))
-    inferer = MultiStepInferer(config.get_parsed_content("deformation"), num_steps=num_steps, symmetric=True)
+    inferer = BothWaysInferer(MultiStepInferer(config.get_parsed_content("deformation"), num_steps=num_steps))
     dataset = config.get_parsed_content("validate#dataset")
     prepare = config.get_parsed_content("validate#evaluator#prepare_batch")
     distances = []

@@ -50,6 +50,7 @@ from custom_components.evaluation.overlap import mean_dice
 from custom_components.fields import compose, identity_grid, integrate_velocity, warp
 from custom_components.files import write_metrics
 from custom_components.inference.refinement import PairwiseOptimizer
+from custom_components.inference.registration import RegistrationInferer
 from custom_components.losses.overlap import label_indicators
 from custom_components.losses.registration import RegistrationLoss
 from custom_components.losses.regularization import GradientPenalty
@@ -283,7 +284,7 @@ def by_optimization(template: Tensor) -> Registration:
 
 
 def by_network(network: AtlasNetwork) -> Registration:
-    inferer = TemplateInferer(StationaryVelocity(7))
+    inferer = TemplateInferer(RegistrationInferer(StationaryVelocity(7), inverse=True))
     return torch.no_grad()(lambda scans: inferer(scans, network))
 
 
@@ -446,7 +447,7 @@ def ventricles(network: AtlasNetwork, output: Path) -> dict[str, Any]:
         }
     result["monotone"] = bool((np.diff(found) > 0).all())
     validation = load("ventricles", "validation", output)
-    inferer = TemplateInferer(StationaryVelocity(7))
+    inferer = TemplateInferer(RegistrationInferer(StationaryVelocity(7), inverse=True))
     rows = [template.encoder.values({"ventricles": item["ventricles"]}) for item in validation["items"]]
     for key, attributes in (("own", torch.stack(rows)), ("average", None)):
         pred = inferer(validation["image"], network, attributes=attributes)
@@ -472,7 +473,7 @@ def shipped(maps: Path) -> dict[str, Any]:
     network = AtlasNetwork(ConditionalTemplate(**template_settings(weights)), VoxelMorphUNet(3, half_resolution=True))
     network.load_state_dict(weights)
     network.eval()
-    template, inferer = network.template, TemplateInferer(StationaryVelocity(7))
+    template, inferer = network.template, TemplateInferer(RegistrationInferer(StationaryVelocity(7), inverse=True))
     configs = [str(root / "configs" / f"{name}.json") for name in ("train", "train_labelmaps")]
     parser = ConfigParser(ConfigParser.load_config_files(configs))
     parser.update({"bundle_root": ".", "dataset_dir": str(maps.parent)})

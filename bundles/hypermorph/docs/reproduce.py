@@ -35,6 +35,7 @@ from custom_components.evaluation.metrics import sd_log_jacobian
 from custom_components.evaluation.overlap import mean_dice
 from custom_components.fields import jacobian_determinant, warp
 from custom_components.files import write_metrics, write_table
+from custom_components.inference.registration import RegistrationInferer
 from custom_components.losses.similarity import LNCC
 from custom_components.methods.hypermorph.inference import HyperInferer
 from custom_components.methods.hypermorph.objective import LabelCriterion, RegularityCriterion
@@ -183,7 +184,7 @@ def tune(folder: Path, pairs: Sequence[dict[str, Any]]) -> None:
         criterion = RegularityCriterion(LNCC(9), limit)
         found, _ = tune_hyper(network, deformation, batches["tune"], criterion, iterations=30)
         result[f"regularity {limit}"] = [found[0], score(torch.tensor([found]))[0]]
-        inferer = HyperInferer(deformation, "auto", criterion=criterion)
+        inferer = HyperInferer(RegistrationInferer(deformation), deformation, "auto", criterion=criterion)
         chosen = []
         for pair in sets["judge"]:
             pred = inferer(pair["image"][None], network)

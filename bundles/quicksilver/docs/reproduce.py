@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from monai.bundle import ConfigParser
 from monai.data import list_data_collate
+from monai.inferers import Inferer
 from torch import Tensor
 from tqdm import tqdm
 
@@ -34,7 +35,8 @@ sys.path.insert(0, str(REPOSITORY))
 from benchmarks.experiments import EPOCHS, chosen_variants, script_parser, train
 from custom_components.evaluation.overlap import mean_dice
 from custom_components.fields import jacobian_determinant, warp
-from custom_components.methods.quicksilver.inference import PatchMomentumInferer
+from custom_components.inference.registration import RegistrationInferer
+from custom_components.methods.quicksilver.inference import DropoutSamplesInferer, PatchPredictor
 from custom_components.methods.quicksilver.network import load_network
 
 BUNDLE = REPOSITORY / "bundles" / "quicksilver"
@@ -45,7 +47,7 @@ SHOT = {
     "kernel": "@kernel",
     "spacing": "@spacing",
 }
-SHOT |= {"num_steps": "@num_steps", "stride": "@stride", "quantity": "velocity"}
+SHOT |= {"num_steps": "@integration_steps", "stride": "@stride", "quantity": "velocity"}
 FREE = {"_target_": "custom_components.deformations.velocity.Displacement", "stride": "@stride"}
 PLAIN = {"_target_": "custom_components.methods.quicksilver.objective.MomentumLoss", "penalty": "l2"}
 # What differs from train.json and train_2d.json. Velocities and displacements are smooth and compared as they are.
@@ -150,18 +152,20 @@ def measure(
     network.quantity = ""  # takes any
     for name, weights, correction in networks:
         first = load_network(network, weights)
-        options: dict[str, Any] = {"correction": load_network(first, correction)}
+        corrected = load_network(first, correction)
         special = VARIANTS.get(name, {}).get("inferer#deformation", config["deformation"])
         deformation = ConfigParser({**config.get(), "special": special}).get_parsed_content("special")
-        ways: list[tuple[str, dict[str, Any]]] = [("step 14", {}), ("step 5", {"step": 5})]
+        plain = RegistrationInferer(deformation, PatchPredictor(correction=corrected))
+        fine = RegistrationInferer(deformation, PatchPredictor(correction=corrected, step=5))
+        ways: list[tuple[str, Inferer]] = [("step 14", plain), ("step 5", fine)]
         if name == "probabilistic":
-            ways = [(f"{samples} samples", {"samples": samples})]
+            ways = [(f"{samples} samples", DropoutSamplesInferer(plain, samples=samples))]
         if correction is not None:
             refinement = config.get_parsed_content("train#lddmm", instantiate=True)
             refinement.levels, refinement.iterations = (1,), (REFINEMENT,)
-            ways = [("step 14", {}), (f"step 14, {REFINEMENT} iterations", {"refinement": refinement})]
-        for way, changed in ways:
-            inferer = PatchMomentumInferer(deformation, **{**options, **changed})
+            refined = RegistrationInferer(deformation, plain.predict, refinement=refinement)
+            ways = [("step 14", plain), (f"step 14, {REFINEMENT} iterations", refined)]
+        for way, inferer in ways:
             found, times, deviations = [], [], []
             for pair in tqdm(pairs, desc=f"{name}, {way}"):
                 with torch.no_grad():

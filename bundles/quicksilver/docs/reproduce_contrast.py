@@ -31,8 +31,9 @@ sys.path.insert(0, str(REPOSITORY))
 from benchmarks.experiments import EPOCHS, train
 from custom_components.evaluation.metrics import folding_fraction, normalized_cross_correlation
 from custom_components.fields import warp
+from custom_components.inference.registration import RegistrationInferer
 from custom_components.losses.similarity import LNCC, MIND
-from custom_components.methods.quicksilver.inference import PatchMomentumInferer
+from custom_components.methods.quicksilver.inference import PatchPredictor
 from custom_components.methods.quicksilver.network import load_network
 from custom_components.transforms.load import LoadScand
 
@@ -108,7 +109,7 @@ def measure(folder: Path, scans: Sequence[Mapping[str, str]]) -> str:
     def predicted(moving: Tensor, fixed: Tensor, name: str) -> Tensor:
         trained = load_network(network, folder / name.replace(" ", "_") / "model.pt")
         with torch.no_grad():
-            return PatchMomentumInferer(deformation)(torch.cat([moving, fixed], 1), trained)["ddf"]
+            return RegistrationInferer(deformation, PatchPredictor())(torch.cat([moving, fixed], 1), trained)["ddf"]
 
     methods: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
         "optimisation, T1 to T1 (the teacher)": lambda m, t1, _t2: optimised(m, t1, LNCC(9)),

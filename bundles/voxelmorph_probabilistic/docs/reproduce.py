@@ -42,6 +42,7 @@ from custom_components.files import replacing
 from custom_components.inference.registration import RegistrationInferer
 from custom_components.methods.voxelmorph_probabilistic.deformation import GaussianVelocity
 from custom_components.methods.voxelmorph_probabilistic.gaussian import default_smoothing, prior_trace
+from custom_components.methods.voxelmorph_probabilistic.inference import SamplesInferer
 from custom_components.transforms.load import LoadPaird
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -142,7 +143,8 @@ def measure(name: str, folder: Path, slices: Path, samples: int, num_pairs: int)
     for i, item in enumerate(items):
         pair = load(item)
         row = {role: Path(item[role]).name.partition("_")[0] for role in ("moving", "fixed")}
-        inferer = RegistrationInferer(deformation, inverse=True, samples=samples, seed=i)
+        registration = RegistrationInferer(deformation, inverse=True)
+        inferer = SamplesInferer(registration, deformation, samples=samples, seed=i)
         row |= measure_pair(inferer, network, pair)
         if i < num_pairs // 3:
             row["unrefined"] = row["forward"]
@@ -179,7 +181,7 @@ def folds(ddf: Tensor, brain: Tensor) -> float:
 
 
 @torch.no_grad()
-def measure_pair(inferer: RegistrationInferer, network: Any, pair: dict[str, Any]) -> dict[str, float]:
+def measure_pair(inferer: SamplesInferer, network: Any, pair: dict[str, Any]) -> dict[str, float]:
     pred = inferer(pair["image"][None], network)
     brain = pair["label_fixed"][None] > 0
     drawn = pred["ddf_samples"][0].split(1)
@@ -247,7 +249,8 @@ def known_deformations(
         gain = 1 + 0.1 * (2 * torch.rand(1, generator=generator) - 1)
         moving = (gain * moving + noise * torch.randn(size, generator=generator)).clamp(0, 1)
         target = (fixed + noise * torch.randn(size, generator=generator)).clamp(0, 1)
-        inferer = RegistrationInferer(deformation, refinement=refinement, samples=samples, seed=i)
+        registration = RegistrationInferer(deformation, refinement=refinement)
+        inferer = SamplesInferer(registration, deformation, samples=samples, seed=i)
         pred = inferer(torch.cat([moving, target], 1), network)
         drawn = pred["ddf_samples"]
         errors.append((pred["ddf"] - truth).norm(dim=1, keepdim=True)[brain])

@@ -3,103 +3,146 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+from monai.inferers import Inferer
 from torch import Tensor
 
+from ...deformations.base import Deformation
 from ...fields import plain
-from ...inference.registration import Deformation, RegistrationInferer
+from ...inference.prediction import Masks, Network, Precision
+from ...networks.parallel import unwrap
+from .network import HyperMorphUNet
 from .tuning import Criterion, tune_hyper
 
 
-class HyperInferer(RegistrationInferer):
-    """A `RegistrationInferer` for networks with hyper-parameters: for given ones, those that suit the pair, or many.
+@runtime_checkable
+class HasHyper(Protocol):
+    """A network that takes H hyper-parameters."""
 
-    The refinement's loss gets the same values (`objective.HyperLoss`).
-    The result also has "hyper" (B, H), the values used. With `sweep`, K values of the first hyper-parameter from 0 to 1
-    (the others as given) are run as well, without refinement: "sweep_hyper" (B, K, H) and "sweep_ddf" (B, K, D, *S),
-    kept on the CPU, and "sweep_seconds" (B,).
+    num_hyper: int
+
+
+class HyperInferer(Inferer):
+    """Register with given hyper-parameters, or with those that suit the pair.
+
+    The inferer inside gets them as `hyper` (1 or B, H), and with it the network and the refinement's loss
+    (`objective.HyperLoss`). The result also has "hyper" (B, H), the values used.
 
     Args:
-        deformation: as in `RegistrationInferer`.
+        inferer: registers pairs, called with `hyper`.
+        deformation: of the inferer.
         hyper: the value in [0, 1], or one for each hyper-parameter, where a call names none; "auto" finds those that
             minimise the criterion for each pair.
-        sweep: number K of values, 0 for none, else at least 2.
         criterion: for "auto", called as a loss with the fields and the pair (`objective.RegularityCriterion`).
         iterations: of the search for "auto".
-        **options: of `RegistrationInferer`.
     Raises:
-        ValueError: if a value is outside [0, 1], "auto" has no criterion, or a sweep has one value.
+        ValueError: if a value is outside [0, 1], or "auto" has no criterion.
     """
 
     def __init__(
         self,
+        inferer: Inferer,
         deformation: Deformation,
         hyper: float | Sequence[float] | str = 0.5,
         *,
-        sweep: int = 0,
         criterion: Criterion | None = None,
         iterations: int = 12,
-        **options: Any,
     ) -> None:
-        super().__init__(deformation, **options)
+        super().__init__()
+        self.inferer, self.deformation = inferer, deformation
         self.hyper = hyper if isinstance(hyper, str) else _values(hyper)
         if isinstance(self.hyper, str) and (self.hyper != "auto" or criterion is None):
             raise ValueError(f"expected numbers in [0, 1] or 'auto' (with a criterion) for hyper, got {hyper!r}")
-        if sweep < 0 or sweep == 1:
-            raise ValueError(f"expected a sweep of at least 2 values, or 0 for none, got {sweep}")
-        self.sweep, self.criterion, self.iterations = sweep, criterion, iterations
+        self.criterion, self.iterations = criterion, iterations
 
     def __call__(
         self,
         inputs: Tensor,
-        network: Callable[..., Tensor],
-        *args: Any,
-        masks: dict[str, Tensor] | None = None,
+        network: Network,
+        *,
+        masks: Masks | None = None,
         hyper: Tensor | None = None,
-        **kwargs: Any,
+        **options: Any,
     ) -> dict[str, Any]:
-        image = plain(inputs)
+        """As the inferer inside; `hyper` (1 or B, H) goes before the values given at construction."""
+        image: Tensor = plain(inputs)
         start = time.perf_counter()
-        wanted = ["each"] * bool(self.sweep) + ["num_hyper"] * (self.hyper == "auto")
-        if not all(hasattr(network, name) for name in wanted):
-            raise ValueError(f"a sweep and 'auto' need a network with hyper-parameters, not {type(network).__name__}")
         if hyper is None:
-            values = self._choose(image, network, masks) if isinstance(self.hyper, str) else [self.hyper]
+            values = self._search(image, network, masks) if isinstance(self.hyper, str) else [self.hyper]
             hyper = torch.tensor(values, device=image.device)
-        chosen = (time.perf_counter() - start) / len(image)
-        pred = super().__call__(image, network, *args, masks=masks, hyper=hyper, **kwargs)
-        pred["seconds"] = pred["seconds"] + chosen
-        pred["hyper"] = hyper.expand(len(image), -1)
-        return pred | self._sweep(image, network, pred["hyper"]) if self.sweep else pred
+        search = (time.perf_counter() - start) / len(image)
+        pred = self.inferer(image, network, masks=masks, hyper=hyper, **options)
+        return {**pred, "seconds": pred["seconds"] + search, "hyper": hyper.expand(len(image), -1)}
 
-    def _choose(self, image: Tensor, network: Any, masks: dict[str, Tensor] | None) -> list[list[float]]:
+    def _search(self, image: Tensor, network: Network, masks: Masks | None) -> list[list[float]]:
+        """The best values for each pair of the batch."""
         assert self.criterion is not None
+        if not isinstance(network, HasHyper):
+            raise ValueError(f"'auto' needs a network with hyper-parameters, not {type(network).__name__}")
         values = []
         for i in range(len(image)):
-            one = image[i : i + 1]
-            moving, fixed = one.chunk(2, 1)
+            pair = image[i : i + 1]
+            moving, fixed = pair.chunk(2, 1)
             targets = {"moving": moving, "fixed": fixed, **{k: m[i : i + 1] for k, m in (masks or {}).items()}}
-            found = tune_hyper(network, self.deformation, [(one, targets)], self.criterion, iterations=self.iterations)
-            values.append(found[0])
+            best, _ = tune_hyper(
+                network, self.deformation, [(pair, targets)], self.criterion, iterations=self.iterations
+            )
+            values.append(best)
         return values
 
+
+class SweepInferer(Inferer):
+    """Add to a registration those with K values of the first hyper-parameter, from 0 to 1, without refinement.
+
+    The other hyper-parameters are those of the registration. "sweep_hyper" (B, K, H) and "sweep_ddf" (B, K, D, *S) are
+    kept on the CPU; "sweep_seconds" (B,).
+
+    Args:
+        inferer: gives "hyper" (B, H), as `HyperInferer` does.
+        deformation: of the inferer.
+        sweep: K; 0 adds nothing.
+        precision: see `Precision`.
+    Raises:
+        ValueError: if there is only one value; on a call, if the network has no hyper-parameters.
+    """
+
+    def __init__(
+        self, inferer: Inferer, deformation: Deformation, *, sweep: int = 0, precision: str = "float32"
+    ) -> None:
+        super().__init__()
+        if sweep < 0 or sweep == 1:
+            raise ValueError(f"expected a sweep of at least 2 values, or 0 for none, got {sweep}")
+        self.inferer, self.deformation = inferer, deformation
+        self.sweep, self.precision = sweep, Precision(precision)
+
+    def __call__(
+        self, inputs: Tensor, network: Network, *, masks: Masks | None = None, **options: Any
+    ) -> dict[str, Any]:
+        if not self.sweep:
+            return self.inferer(inputs, network, masks=masks, **options)
+        inner = unwrap(network)
+        if not isinstance(inner, HyperMorphUNet):
+            raise ValueError(f"a sweep needs a network with hyper-parameters, not {type(inner).__name__}")
+        pred = self.inferer(inputs, network, masks=masks, **options)
+        return {**pred, **self._swept(plain(inputs), inner, pred["hyper"])}
+
     @torch.no_grad()
-    def _sweep(self, image: Tensor, network: Any, hyper: Tensor) -> dict[str, Tensor]:
-        dtype = getattr(torch, self.precision)
-        layout = torch.channels_last_3d if image.ndim == 5 else torch.channels_last
+    def _swept(self, image: Tensor, network: HyperMorphUNet, hyper: Tensor) -> dict[str, Tensor]:
         values = hyper[:, None].repeat(1, self.sweep, 1)
         values[:, :, 0] = torch.linspace(0, 1, self.sweep)
         ddf = torch.empty(len(image), self.sweep, image.ndim - 2, *image.shape[2:])
         start = time.perf_counter()
         for i in range(len(image)):
-            one = image[i : i + 1].contiguous(memory_format=layout)
-            with torch.autocast(image.device.type, dtype, enabled=dtype != torch.float32):
-                for k, parameters in enumerate(network.each(one, values[i])):
-                    with torch.autocast(image.device.type, enabled=False):
-                        ddf[i, k] = self.deformation(parameters.float().contiguous(), image.shape[2:])["ddf"][0]
+            layout = torch.channels_last_3d if image.ndim == 5 else torch.channels_last
+            answers = network.each(image[i : i + 1].contiguous(memory_format=layout), values[i])
+            for k in range(self.sweep):
+                # The answer is computed here, not above; the field stays out of autocast.
+                with self.precision.autocast(image.device):
+                    parameters = next(answers)
+                ddf[i, k] = self.deformation(parameters.float().contiguous(), image.shape[2:])["ddf"][0]
         seconds = torch.full((len(image),), (time.perf_counter() - start) / len(image))
         return {"sweep_ddf": ddf, "sweep_hyper": values.cpu(), "sweep_seconds": seconds}
 

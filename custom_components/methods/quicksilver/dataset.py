@@ -6,7 +6,8 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,15 @@ from ...data.batches import Prepare, Prepared, prepare_pair_batch, seeded_batch
 from ...data.names import pair_name, pair_paths
 from ...fields import plain, resize_field
 from ...files import save_tensors
+from ...inference.registration import RegistrationInferer
+from ...networks.parallel import is_distributed
+from .inference import PatchPredictor
 from .patches import brightest, cut, pad_to_patches
 
 logger = logging.getLogger(__name__)
+
+# From pairs to what the network of a correction sees, and the momentum that is there already.
+Before = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class MomentumPatchDataset(Dataset, Randomizable):
@@ -43,9 +50,9 @@ class MomentumPatchDataset(Dataset, Randomizable):
         prepare: makes the images of a batch of pairs; random ones are seeded with the pair's number.
         inputs: in place of the images that are registered, the network sees these entries of the pairs, moving and
             fixed (another contrast of the same anatomy).
-        inferer: a `PatchMomentumInferer`; if it has a `predictor`, the patches train a correction of its predictions:
-            the fixed image is pulled back to moving space by the predicted map, the momentum is what the prediction
-            lacks.
+        inferer: registers with a `PatchPredictor`; if that has a `predictor`, the patches train a correction of its
+            predictions: the fixed image is pulled back to moving space by the predicted map, the momentum is what the
+            prediction lacks.
         quantity: "momentum", or "velocity" (at time 0) or "displacement", to compare networks that predict these.
         settings: what else the momenta depend on (weights, iterations): written to the files and compared.
         patch, stride, background: see `patches.predict_in_patches`.
@@ -64,7 +71,7 @@ class MomentumPatchDataset(Dataset, Randomizable):
         *,
         prepare: Prepare = prepare_pair_batch,
         inputs: tuple[str, str] | None = None,
-        inferer: Any | None = None,
+        inferer: RegistrationInferer | None = None,
         quantity: str = "momentum",
         settings: Mapping[str, Any] | None = None,
         patch: int = 15,
@@ -86,8 +93,10 @@ class MomentumPatchDataset(Dataset, Randomizable):
         self.set_random_state(seed=get_seed())
         files = self._make(batch_size)
         self.examples = [self._example(i, path) for i, path in enumerate(files)]
-        if inferer is not None and inferer.predictor is not None:
-            self.examples = [self._rest(inferer, *example) for example in tqdm(self.examples, desc="predictions")]
+        predict = None if inferer is None else inferer.predict
+        if inferer is not None and isinstance(predict, PatchPredictor) and predict.predictor is not None:
+            before = partial(predict.before, deformation=inferer.deformation)
+            self.examples = [self._rest(before, *example) for example in tqdm(self.examples, desc="predictions")]
         # Only now: maps are those of the whole image, which padding would stretch.
         self.examples = [self._padded(*example) for example in self.examples]
         self._places = torch.cat([self._shown(i, image) for i, (image, _) in enumerate(self.examples)])
@@ -121,8 +130,9 @@ class MomentumPatchDataset(Dataset, Randomizable):
         items = [self.pairs[i] for i in range(len(self.pairs))]  # type: ignore[arg-type]
         files = [self.cache_dir / f"{i:05d}_{pair_name(item)}.pt" for i, item in enumerate(items)]
         self._pairs = [pair_paths(item) for item in items]
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        rank, world = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if distributed else (0, 1)
+        rank, world = 0, 1
+        if is_distributed():
+            rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
         missing = [i for i in range(rank, len(files), world) if not files[i].exists()]
         with tqdm(total=len(missing), desc=f"momenta in {self.cache_dir}", disable=not missing) as bar:
             for first in range(0, len(missing), batch_size):
@@ -170,8 +180,9 @@ class MomentumPatchDataset(Dataset, Randomizable):
         return pad_to_patches(image[None], self.patch, self.stride)[0], pad_to_patches(momentum[None], self.patch, 1)[0]
 
     @torch.no_grad()
-    def _rest(self, inferer: Any, image: Tensor, momentum: Tensor) -> tuple[Tensor, Tensor]:
-        seen, predicted = inferer.before(image[None].float().to(self.device))
+    def _rest(self, before: Before, image: Tensor, momentum: Tensor) -> tuple[Tensor, Tensor]:
+        """The example of a correction: what its network sees, and what the prediction lacks."""
+        seen, predicted = before(image[None].float().to(self.device))
         return seen[0].cpu().half(), momentum - predicted[0].cpu()
 
 

@@ -1,137 +1,169 @@
-"""Momenta predicted in patches, and their correction."""
+"""Momenta predicted in patches, their correction, and samples by dropout."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from monai.inferers import Inferer
+from torch import Tensor, nn
 
+from ...deformations.base import Deformation
 from ...fields import plain, warp
-from ...inference.registration import RegistrationInferer
+from ...inference.prediction import Masks, Network, Precision, Prediction
+from ...inference.registration import RegistrationInferer, as_pair, seconds_per_pair
+from ...networks.parallel import unwrap
+from .network import QuicksilverNetwork
 from .patches import predict_in_patches
 
 
-class PatchInferer(RegistrationInferer):
-    """Run a network on patches alone, for its training: {"prediction": the output}."""
-
-    def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> dict[str, Any]:
-        return {"prediction": self._run(plain(inputs), network)}
-
-
-class PatchMomentumInferer(RegistrationInferer):
-    """A `RegistrationInferer` for networks that predict momenta in patches (Quicksilver).
-
-    The patches' answers are averaged where they overlap. For a correction network, the fixed image is pulled back to
-    moving space by the predicted map, and the correction, from the moving image and that one, is added: m = m_P + m_C.
-    It is `correction`, or, while it is trained, the network of the call that comes after `predictor`.
-
-    With `samples`, the network's dropout is active: the momentum is the mean of so many predictions, "ddf_samples" are
-    the displacements of each, "velocity_sd" the standard deviation of their velocities.
+class PatchInferer(Inferer):
+    """Run a network on patches alone, for its training: {"prediction": the output}.
 
     Args:
-        deformation: `VectorMomentum`, its stride that of the network.
+        precision: see `Precision`.
+    """
+
+    def __init__(self, precision: str = "float32") -> None:
+        super().__init__()
+        self.precision = Precision(precision)
+
+    def __call__(self, inputs: Tensor, network: Network, **options: Any) -> dict[str, Tensor]:
+        return {"prediction": self.precision.run(network, plain(inputs), **options)}
+
+
+class PatchPredictor:
+    """Momenta of a network that predicts them in patches; the answers are averaged where patches overlap (Quicksilver).
+
+    For a correction network, the fixed image is pulled back to moving space by the predicted map, and the correction,
+    from the moving image and that one, is added: m = m_P + m_C. The correction is `correction`, or, while it is
+    trained, the network of the call, which then comes after `predictor`.
+
+    Args:
         correction: a network that corrects the predictions of the call's network, or None.
         predictor: a network whose predictions the call's network corrects, or None.
-        patch, step, background: see `patches.predict_in_patches`.
+        patch, step, background: see `patches.predict_in_patches`; the deformation's stride is that of the network.
         batch_size: patches at a time.
-        samples, seed: see above; the dropout is seeded for each batch anew, on the device of the images.
-        **options: of `RegistrationInferer`.
+        precision: see `Precision`.
     Raises:
-        ValueError: if samples are wanted of a network without dropout or together with a correction, or the correction
-            is another network's.
+        ValueError: on a call, if the correction belongs to another network.
     """
 
     def __init__(
         self,
-        deformation: Any,
         *,
-        correction: Any | None = None,
-        predictor: Any | None = None,
+        correction: nn.Module | None = None,
+        predictor: nn.Module | None = None,
         patch: int = 15,
         step: int = 14,
         background: float = 0.02,
         batch_size: int = 64,
-        samples: int = 0,
-        **options: Any,
+        precision: str = "float32",
     ) -> None:
-        super().__init__(deformation, **options)
-        if samples < 0:
-            raise ValueError(f"expected a number of samples of at least 0, got {samples}")
-        if samples and correction is not None:
-            raise ValueError("samples are drawn of the prediction alone: leave the correction out (correction: none)")
-        self.deformation: Any = deformation
-        self.num_samples, self.correction, self.predictor = samples, correction, predictor
-        self.patches: dict[str, Any] = {
-            "patch": patch,
-            "step": step,
-            "background": background,
-            "batch_size": batch_size,
-        }
+        self.correction, self.predictor, self.precision = correction, predictor, Precision(precision)
+        self.in_patches = partial(
+            predict_in_patches, patch=patch, step=step, background=background, batch_size=batch_size
+        )
 
     def __call__(
-        self,
-        inputs: Tensor,
-        network: Any,
-        *args: Any,
-        masks: dict[str, Tensor] | None = None,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        if not self.num_samples:
-            return super().__call__(inputs, network, *args, masks=masks, **kwargs)
-        image, start = plain(inputs), time.perf_counter()
-        momenta = self._draw(image, network)
-        pred = self._register(image, momenta.mean(0), start, masks, kwargs)
-        samples = [self.deformation(momentum, image.shape[2:]) for momentum in momenta]
-        pred["ddf_samples"] = torch.stack([sample["ddf"].cpu() for sample in samples], 1)
-        if self.num_samples > 1:
-            pred["velocity_sd"] = torch.stack([sample["velocity"] for sample in samples]).std(0)
-        return pred
-
-    def predict(self, image: Tensor, network: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """The momentum (B, D, *S') of pairs, before refinement."""
-        inner = getattr(network, "module", network)  # of a distributed training
-        if self.correction is not None and hasattr(inner, "digest") and self.correction.corrects != inner.digest():
-            raise ValueError("the correction belongs to other weights: train one for these, or leave it out (none)")
-        image, momentum = self.before(image)
-        momentum = momentum + self._in_patches(image, network)
+        self, image: Tensor, network: Network, deformation: Deformation, *, masks: Masks | None = None, **options: Any
+    ) -> Prediction:
+        self._check_correction(network)
+        image, momentum = self.before(image, deformation)
+        momentum = momentum + self._predict(image, network, deformation)
         if self.correction is not None:
-            momentum = momentum + self._in_patches(self.pull_back(image, momentum), self.correction)
-        return momentum
+            seen = _pulled_back(image, momentum, deformation)
+            momentum = momentum + self._predict(seen, self.correction, deformation)
+        return Prediction(momentum, deformation)
 
-    def before(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def before(self, image: Tensor, deformation: Deformation) -> tuple[Tensor, Tensor]:
         """What the call's network gets to see, and the momentum that is there already: that of the predictor."""
         if self.predictor is None:
             return image, image.new_zeros(())
-        momentum = self._in_patches(image, self.predictor)
-        return self.pull_back(image, momentum), momentum
+        momentum = self._predict(image, self.predictor, deformation)
+        return _pulled_back(image, momentum, deformation), momentum
 
-    def pull_back(self, image: Tensor, momentum: Tensor) -> Tensor:
-        """The pairs with their fixed images brought to moving space by the inverse map."""
-        moving, fixed = image.chunk(2, 1)
-        inverse = self.deformation(momentum, image.shape[2:], inverse=True)["inverse_ddf"]
-        return torch.cat([moving, warp(fixed, inverse)], 1)
+    def _predict(self, image: Tensor, network: Network, deformation: Deformation) -> Tensor:
+        # Unwrapped, because a wrapper of a distributed training would wait for the other processes at each run.
+        run = partial(self.precision.run, unwrap(network))
+        return self.in_patches(image, run, image.ndim - 2, stride=deformation.stride)
 
-    def _in_patches(self, image: Tensor, network: Any) -> Tensor:
-        # Without the wrapper of a distributed training, which would wait for the others at each run.
-        run = partial(self._run, network=getattr(network, "module", network))
-        return predict_in_patches(image, run, image.ndim - 2, stride=self.deformation.stride, **self.patches)
+    def _check_correction(self, network: Network) -> None:
+        network, correction = unwrap(network), self.correction
+        if not isinstance(network, QuicksilverNetwork) or not isinstance(correction, QuicksilverNetwork):
+            return
+        if correction.corrects != network.digest():
+            raise ValueError("the correction belongs to other weights: train one for these, or leave it out (none)")
 
-    def _draw(self, image: Tensor, network: Any) -> Tensor:
-        """Momenta (K, B, D, *S') with the network's dropout active."""
-        dropout = [m for m in network.modules() if isinstance(m, torch.nn.Dropout) and m.p]
-        if not dropout:
-            raise ValueError("samples need a network that was trained with dropout")
-        modes = [module.training for module in dropout]
-        with torch.random.fork_rng(devices=[image.device] if image.is_cuda else []):
-            torch.manual_seed(self.seed)
-            try:
-                for module in dropout:
-                    module.train()
-                return torch.stack([self._in_patches(image, network) for _ in range(self.num_samples)])
-            finally:
-                for module, mode in zip(dropout, modes, strict=True):
-                    module.train(mode)
+
+def _pulled_back(image: Tensor, momentum: Tensor, deformation: Deformation) -> Tensor:
+    """The pairs with their fixed images brought to moving space by the inverse map."""
+    moving, fixed = image.chunk(2, 1)
+    inverse = deformation(momentum, image.shape[2:], inverse=True)["inverse_ddf"]
+    return torch.cat([moving, warp(fixed, inverse)], 1)
+
+
+class DropoutSamplesInferer(Inferer):
+    """Register with the mean of K predictions, made with the network's dropout active, and add their deformations.
+
+    "ddf_samples" (B, K, D, *S), voxels, are the displacements of each prediction, kept on the CPU; "velocity_sd", if K
+    is above 1, is the standard deviation of their velocities. "seconds" is without these fields.
+
+    Args:
+        inferer: registers pairs.
+        samples: K; 0 registers without dropout.
+        seed: of the dropout, of each batch anew, on the device of the images.
+    Raises:
+        ValueError: for samples together with a correction; on a call, of a network without dropout.
+    """
+
+    def __init__(self, inferer: RegistrationInferer, *, samples: int = 0, seed: int = 0) -> None:
+        super().__init__()
+        if samples < 0:
+            raise ValueError(f"expected a number of samples of at least 0, got {samples}")
+        predict = inferer.predict
+        if samples and isinstance(predict, PatchPredictor) and predict.correction is not None:
+            raise ValueError("samples are drawn of the prediction alone: leave the correction out (correction: none)")
+        self.inferer, self.samples, self.seed = inferer, samples, seed
+
+    def __call__(
+        self, inputs: Tensor, network: nn.Module, *, masks: Masks | None = None, **options: Any
+    ) -> dict[str, Any]:
+        """As the inferer inside."""
+        if not self.samples:
+            return self.inferer(inputs, network, masks=masks, **options)
+        image, start = as_pair(inputs), time.perf_counter()
+        deformation = self.inferer.deformation
+        with _dropout(network, self.seed, image.device):
+            momenta = torch.stack(
+                [self.inferer.predict(image, network, deformation, **options).parameters for _ in range(self.samples)]
+            )
+        pred = self.inferer.register(image, Prediction(momenta.mean(0), deformation), masks=masks, **options)
+        pred["seconds"] = seconds_per_pair(image, start)
+        fields = [deformation(momentum, image.shape[2:]) for momentum in momenta]
+        pred["ddf_samples"] = torch.stack([sample["ddf"].cpu() for sample in fields], 1)
+        if self.samples > 1:
+            pred["velocity_sd"] = torch.stack([sample["velocity"] for sample in fields]).std(0)
+        return pred
+
+
+@contextmanager
+def _dropout(network: nn.Module, seed: int, device: torch.device) -> Iterator[None]:
+    """The network's dropout active and seeded; modes and random numbers are then as before."""
+    dropout = [module for module in network.modules() if isinstance(module, nn.Dropout) and module.p]
+    if not dropout:
+        raise ValueError("samples need a network that was trained with dropout")
+    modes = [module.training for module in dropout]
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        try:
+            for module in dropout:
+                module.train()
+            yield
+        finally:
+            for module, mode in zip(dropout, modes, strict=True):
+                module.train(mode)

@@ -5,7 +5,11 @@ import torch
 
 from custom_components.data.pairs import ScanPairDataset
 from custom_components.data.phantoms import phantom_pair, random_velocity
+from custom_components.deformations.velocity import StationaryVelocity
+from custom_components.inference.prediction import NetworkPredictor
+from custom_components.inference.registration import RegistrationInferer
 from custom_components.methods.conditional_atlas.attributes import AttributeEncoder
+from custom_components.methods.conditional_atlas.inference import TemplateInferer
 from custom_components.methods.conditional_atlas.network import AtlasNetwork
 from custom_components.methods.conditional_atlas.template import ConditionalTemplate
 from custom_components.networks.voxelmorph_unet import VoxelMorphUNet
@@ -45,6 +49,13 @@ def make_network(size, attributes=ATTRIBUTES, *, flow_std=0.05, **settings):
     template = make_template(size, attributes, **settings)
     channels = {"encoder_channels": (4, 6), "decoder_channels": (6, 4, 4)}
     return AtlasNetwork(template, VoxelMorphUNet(len(size), half_resolution=True, flow_std=flow_std, **channels))
+
+
+def template_inferer(deformation=None, mean_stream=None, *, precision="float32", **options):
+    """The inferer of the bundle; by a velocity where the test does not say."""
+    deformation = StationaryVelocity() if deformation is None else deformation
+    registration = RegistrationInferer(deformation, NetworkPredictor(precision), **{"inverse": True, **options})
+    return TemplateInferer(registration, mean_stream, precision)
 
 
 def differs(a, b):

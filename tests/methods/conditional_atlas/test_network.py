@@ -15,12 +15,11 @@ from methods.conditional_atlas.cases import (
     differs,
     make_network,
     random,
+    template_inferer,
 )
 from support import oriented
 
-from custom_components.deformations.velocity import StationaryVelocity
 from custom_components.losses.similarity import MSE
-from custom_components.methods.conditional_atlas.inference import TemplateInferer
 from custom_components.methods.conditional_atlas.network import MeanStream
 from custom_components.methods.conditional_atlas.objective import TemplateLoss
 
@@ -166,7 +165,7 @@ def test_a_loaded_stream_goes_on_as_if_never_stopped(tmp_path):
 def atlas_steps(network, parameters, scans, attributes, labels, steps=2):
     """Two training steps' gradients, and what the running mean becomes."""
     stream = MeanStream(scans.shape[2:], cap=10)
-    inferer = TemplateInferer(StationaryVelocity(), stream)
+    inferer = template_inferer(mean_stream=stream)
     wanted = None if labels is None else LABELS
     loss = TemplateLoss(MSE(), backward_weight=0.5, mean_weight=3.0, labels=wanted)
     gradients = []

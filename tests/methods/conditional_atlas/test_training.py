@@ -17,16 +17,15 @@ from methods.conditional_atlas.cases import (
     people,
     phantom_sizes,
     random,
+    template_inferer,
 )
 from monai.data import DataLoader
 
 from custom_components.data.phantoms import phantom_pair
-from custom_components.deformations.velocity import StationaryVelocity
 from custom_components.evaluation.metrics import normalized_cross_correlation
 from custom_components.evaluation.overlap import mean_dice
 from custom_components.losses.overlap import label_indicators
 from custom_components.methods.conditional_atlas.batches import AtlasBatch
-from custom_components.methods.conditional_atlas.inference import TemplateInferer
 from custom_components.methods.conditional_atlas.training import InitializeTemplate, template_score
 from custom_components.networks.voxelmorph_unet import VoxelMorphUNet
 
@@ -156,7 +155,7 @@ def test_a_better_registration_has_a_higher_score(size, labelled):
         network = moved(size, share * pair["svf"], {}, **settings)
         if labelled:
             network.template.initialize(pair["moving"], label_indicators(pair["label_moving"], range(5)).float())
-        pred = TemplateInferer(StationaryVelocity())(pair["fixed"], network)
+        pred = template_inferer()(pair["fixed"], network)
         targets = {"moving": pair["fixed"]} | ({"label_moving": pair["label_fixed"]} if labelled else {})
         scores.append(float(template_score({"label": targets, "pred": pred})))
     assert scores[0] + 0.02 < scores[1] < scores[2] <= 1

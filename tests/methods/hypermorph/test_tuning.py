@@ -8,18 +8,26 @@ from custom_components.data.phantoms import phantom_pair
 from custom_components.deformations.velocity import Displacement, StationaryVelocity
 from custom_components.evaluation.overlap import label_overlap
 from custom_components.fields import warp
+from custom_components.inference.prediction import NetworkPredictor
 from custom_components.inference.refinement import PairwiseOptimizer
 from custom_components.inference.registration import RegistrationInferer
 from custom_components.losses.registration import RegistrationLoss
 from custom_components.losses.regularization import GradientPenalty
 from custom_components.losses.similarity import LNCC, MSE
-from custom_components.methods.hypermorph.inference import HyperInferer
+from custom_components.methods.hypermorph.inference import HyperInferer, SweepInferer
 from custom_components.methods.hypermorph.network import HyperConv, HyperMorphUNet
 from custom_components.methods.hypermorph.objective import HyperLoss, LabelCriterion, RegularityCriterion
 from custom_components.methods.hypermorph.tuning import sweep_dice, tune_hyper
 
 SIZES = [(24, 21), (14, 17, 16)]
 both = pytest.mark.parametrize("size", SIZES, ids=["2-D", "3-D"])
+
+
+def hyper_inferer(deformation, hyper=0.5, *, sweep=0, precision="float32", criterion=None, iterations=12, **options):
+    """The inferer of the bundle's inference."""
+    registration = RegistrationInferer(deformation, NetworkPredictor(precision), **options)
+    inferer = HyperInferer(registration, deformation, hyper, criterion=criterion, iterations=iterations)
+    return SweepInferer(inferer, deformation, sweep=sweep, precision=precision)
 
 
 class Shift(nn.Module):
@@ -189,7 +197,7 @@ def test_swept_dice_is_the_mean_of_the_pairs_that_have_the_label(size):
     for row, values in zip(dice, hyper, strict=True):
         found = []
         for image, targets in pairs:
-            ddf = HyperInferer(StationaryVelocity(), values.tolist())(image, network)["ddf"]
+            ddf = hyper_inferer(StationaryVelocity(), values.tolist())(image, network)["ddf"]
             warped = warp(targets["label_moving"], ddf, mode="nearest")
             found.append(label_overlap(warped, targets["label_fixed"], [1, 2])[0])
         assert float(row[0]) == pytest.approx(float(found[0][0] + found[1][0]) / 2, abs=0.01)
@@ -205,24 +213,24 @@ def test_swept_dice_is_the_mean_of_the_pairs_that_have_the_label(size):
 @torch.no_grad()
 def test_inferer_hands_its_value_to_the_network(size):
     network, image = make_network(len(size)), phantom_pair(size, seed=1, batch=2)["image"]
-    pred = HyperInferer(StationaryVelocity(), 0.7, inverse=True)(image, network)
+    pred = hyper_inferer(StationaryVelocity(), 0.7, inverse=True)(image, network)
     expected = RegistrationInferer(StationaryVelocity(), inverse=True)(image, network, hyper=torch.full((1, 1), 0.7))
     assert pred.keys() == expected.keys() | {"hyper"}
     for key in ("svf", "ddf", "inverse_ddf", "warped"):
         torch.testing.assert_close(pred[key], expected[key], rtol=0, atol=0)
     torch.testing.assert_close(pred["hyper"], torch.full((2, 1), 0.7))
     assert pred["seconds"].shape == (2,)
-    assert (pred["ddf"] - HyperInferer(StationaryVelocity(), 0)(image, network)["ddf"]).abs().max() > 0.05
+    assert (pred["ddf"] - hyper_inferer(StationaryVelocity(), 0)(image, network)["ddf"]).abs().max() > 0.05
 
 
 @torch.no_grad()
 def test_a_call_can_name_other_values():
     network, image = make_network(2, num_hyper=2), phantom_pair(SIZES[0], seed=1, batch=2)["image"]
-    inferer, hyper = HyperInferer(StationaryVelocity(), [0.5, 0.1]), torch.tensor([[0.0, 1.0], [0.9, 0.3]])
+    inferer, hyper = hyper_inferer(StationaryVelocity(), [0.5, 0.1]), torch.tensor([[0.0, 1.0], [0.9, 0.3]])
     pred = inferer(image, network, hyper=hyper)
     assert torch.equal(pred["hyper"], hyper)
     for i in range(2):
-        single = HyperInferer(StationaryVelocity(), hyper[i].tolist())(image[i : i + 1], network)
+        single = hyper_inferer(StationaryVelocity(), hyper[i].tolist())(image[i : i + 1], network)
         torch.testing.assert_close(pred["ddf"][i : i + 1], single["ddf"], rtol=0, atol=1e-5)
     assert (pred["ddf"] - inferer(image, network)["ddf"]).abs().max() > 0.05
 
@@ -233,16 +241,16 @@ def test_a_call_can_name_other_values():
 def test_sweep_runs_from_0_to_1(size, hyper_encoder):
     network = make_network(len(size), num_hyper=2, hyper_encoder=hyper_encoder, half_resolution=True)
     image = phantom_pair(size, seed=1, batch=2)["image"]
-    pred = HyperInferer(StationaryVelocity(), [0.3, 0.8], sweep=5)(image, network)
+    pred = hyper_inferer(StationaryVelocity(), [0.3, 0.8], sweep=5)(image, network)
     assert pred["sweep_ddf"].shape == (2, 5, len(size), *size)
     steps = torch.tensor([[k / 4, 0.8] for k in range(5)])
     torch.testing.assert_close(pred["sweep_hyper"], steps.expand(2, 5, 2))
     assert pred["sweep_seconds"].shape == (2,)
     for k, value in ((0, 0.0), (2, 0.5), (4, 1.0)):
-        single = HyperInferer(StationaryVelocity(), [value, 0.8])(image, network)["ddf"]
+        single = hyper_inferer(StationaryVelocity(), [value, 0.8])(image, network)["ddf"]
         torch.testing.assert_close(pred["sweep_ddf"][:, k], single, rtol=0, atol=1e-5)
     assert (pred["sweep_ddf"][:, 0] - pred["sweep_ddf"][:, 4]).abs().max() > 0.05
-    alone = HyperInferer(StationaryVelocity(), [0.3, 0.8])(image, network)
+    alone = hyper_inferer(StationaryVelocity(), [0.3, 0.8])(image, network)
     torch.testing.assert_close(pred["ddf"], alone["ddf"], rtol=0, atol=0)
     assert not any(key.startswith("sweep") for key in alone)
 
@@ -250,10 +258,10 @@ def test_sweep_runs_from_0_to_1(size, hyper_encoder):
 @torch.no_grad()
 def test_sweep_keeps_each_pairs_other_hyper_parameters():
     network, image = make_network(2, num_hyper=2), phantom_pair(SIZES[0], seed=1, batch=2)["image"]
-    pred = HyperInferer(StationaryVelocity(), sweep=2)(image, network, hyper=torch.tensor([[0.5, 0.1], [0.5, 0.9]]))
+    pred = hyper_inferer(StationaryVelocity(), sweep=2)(image, network, hyper=torch.tensor([[0.5, 0.1], [0.5, 0.9]]))
     assert pred["sweep_hyper"].tolist() == torch.tensor([[[0, 0.1], [1, 0.1]], [[0, 0.9], [1, 0.9]]]).tolist()
     for i, other in enumerate((0.1, 0.9)):
-        single = HyperInferer(StationaryVelocity(), [1.0, other])(image[i : i + 1], network)
+        single = hyper_inferer(StationaryVelocity(), [1.0, other])(image[i : i + 1], network)
         torch.testing.assert_close(pred["sweep_ddf"][i, 1:], single["ddf"], rtol=0, atol=1e-5)
 
 
@@ -266,7 +274,7 @@ def test_refinement_minimises_the_objective_of_each_pairs_values(size):
         return PairwiseOptimizer(deformation, loss, levels=(2, 1), iterations=5)
 
     terms = RegistrationLoss(MSE(0.1), GradientPenalty(), 1.0)
-    inferer = HyperInferer(deformation, refinement=refine(HyperLoss(terms)), sweep=2)
+    inferer = hyper_inferer(deformation, refinement=refine(HyperLoss(terms)), sweep=2)
     with torch.no_grad():
         pred = inferer(image, network, hyper=hyper)
         for i, value in enumerate((0.1, 0.8)):
@@ -274,7 +282,7 @@ def test_refinement_minimises_the_objective_of_each_pairs_values(size):
             single = RegistrationInferer(deformation, refinement=refine(plain))
             expected = single(image[i : i + 1], network, hyper=hyper[i : i + 1])
             assert (pred["svf"][i] - expected["svf"][0]).norm() < 0.01 * expected["svf"].norm()
-        unrefined = HyperInferer(deformation, sweep=2)(image, network, hyper=hyper)
+        unrefined = hyper_inferer(deformation, sweep=2)(image, network, hyper=hyper)
     torch.testing.assert_close(pred["sweep_ddf"], unrefined["sweep_ddf"], rtol=0, atol=0)
     assert (pred["svf"] - unrefined["svf"]).abs().max() > 0.1
 
@@ -283,7 +291,7 @@ def test_refinement_minimises_the_objective_of_each_pairs_values(size):
 def test_sweep_in_bfloat16_has_fields_in_float32():
     network, image = make_network(2), phantom_pair(SIZES[0], seed=1)["image"]
     exact, rough = (
-        HyperInferer(StationaryVelocity(), sweep=3, precision=precision)(image, network)
+        hyper_inferer(StationaryVelocity(), sweep=3, precision=precision)(image, network)
         for precision in ("float32", "bfloat16")
     )
     assert rough["sweep_ddf"].dtype == torch.float32
@@ -296,7 +304,7 @@ def test_sweep_in_bfloat16_has_fields_in_float32():
 def test_auto_finds_the_optimum_of_each_pair():
     trues = (0.35, 0.6)
     image = torch.cat([shifted(SIZES[0], true)[0] for true in trues])
-    inferer = HyperInferer(Displacement(), "auto", criterion=alike, iterations=30)
+    inferer = hyper_inferer(Displacement(), "auto", criterion=alike, iterations=30)
     pred = inferer(image, Shift())
     assert pred["hyper"].flatten().tolist() == pytest.approx(trues, abs=0.03)
     assert float(MSE()(pred["warped"], image[:, 1:])) < 1e-3
@@ -313,7 +321,7 @@ def test_masks_reach_the_criterion_of_auto_pair_by_pair():
 
     image = torch.cat([shifted(SIZES[0], 0.5)[0]] * 2)
     masks = {"mask_fixed": torch.tensor([1.0, 2.0]).view(2, 1, 1, 1).expand(2, 1, *SIZES[0])}
-    HyperInferer(Displacement(), "auto", criterion=criterion, iterations=1)(image, Shift(), masks=masks)
+    hyper_inferer(Displacement(), "auto", criterion=criterion, iterations=1)(image, Shift(), masks=masks)
     assert seen == [{"mask_fixed": 1.0}, {"mask_fixed": 2.0}]
 
 
@@ -322,8 +330,8 @@ def test_masks_reach_the_criterion_of_auto_pair_by_pair():
 def test_auto_is_no_worse_than_its_start(size):
     network, batch = make_network(len(size), half_resolution=True), phantom_pair(size, seed=1, batch=2)
     criterion = RegularityCriterion(LNCC(5), limit=0.1)
-    pred = HyperInferer(StationaryVelocity(), "auto", criterion=criterion)(batch["image"], network)
-    start = HyperInferer(StationaryVelocity(), 0.3)(batch["image"], network)
+    pred = hyper_inferer(StationaryVelocity(), "auto", criterion=criterion)(batch["image"], network)
+    start = hyper_inferer(StationaryVelocity(), 0.3)(batch["image"], network)
     assert ((pred["hyper"] > 0) & (pred["hyper"] < 1)).all()
     assert not torch.allclose(pred["hyper"], torch.tensor(0.3), atol=0.01)
     for i in range(2):
@@ -351,9 +359,9 @@ def test_auto_is_no_worse_than_its_start(size):
 )
 def test_wrong_arguments_of_the_inferer_are_named(kwargs, message):
     with pytest.raises(ValueError, match=message):
-        HyperInferer(StationaryVelocity(), **kwargs)
+        hyper_inferer(StationaryVelocity(), **kwargs)
 
 
 def test_more_values_than_the_network_has_are_named():
     with pytest.raises(ValueError, match=r"expected 1 hyper-parameters"):
-        HyperInferer(StationaryVelocity(), [0.5, 0.5])(phantom_pair(SIZES[0])["image"], make_network(2))
+        hyper_inferer(StationaryVelocity(), [0.5, 0.5])(phantom_pair(SIZES[0])["image"], make_network(2))

@@ -6,7 +6,8 @@ from torch import nn
 
 from custom_components.deformations.kernels import HelmholtzKernel, gaussian_kernel
 from custom_components.deformations.momentum import VectorMomentum
-from custom_components.methods.quicksilver.inference import PatchMomentumInferer
+from custom_components.inference.registration import RegistrationInferer
+from custom_components.methods.quicksilver.inference import DropoutSamplesInferer, PatchPredictor
 from custom_components.methods.quicksilver.network import QuicksilverNetwork
 
 KERNEL = HelmholtzKernel(9.0, 1.0, power=2)
@@ -62,8 +63,13 @@ def smooth_pair(size, batch=1, seed=0):
     return 0.5 + 0.15 * image / image.std()
 
 
-def momentum_inferer(stride=2, **options):
-    return PatchMomentumInferer(vector_momentum(stride), patch=PATCH, step=5, **options)
+def momentum_inferer(stride=2, deformation=None, **options):
+    """The inferer of the bundle, with the options of all its parts."""
+    registration = {key: options.pop(key) for key in ("inverse", "refinement") if key in options}
+    samples = {key: options.pop(key) for key in ("samples", "seed") if key in options}
+    predict = PatchPredictor(**{"patch": PATCH, "step": 5, **options})
+    deformation = vector_momentum(stride) if deformation is None else deformation
+    return DropoutSamplesInferer(RegistrationInferer(deformation, predict, **registration), **samples)
 
 
 wholes = pytest.mark.parametrize("size", [(20, 26), (17, 25), (14, 16, 18)], ids=["2-D", "odd", "3-D"])

@@ -20,8 +20,9 @@ from methods.quicksilver.cases import (
 
 from custom_components.data.batches import prepare_pair_batch
 from custom_components.fields import identity_grid, resize_field
+from custom_components.inference.registration import RegistrationInferer
 from custom_components.methods.quicksilver.dataset import ContrastBatch, MomentumPatchDataset
-from custom_components.methods.quicksilver.inference import PatchMomentumInferer
+from custom_components.methods.quicksilver.inference import PatchPredictor
 
 
 class PlaceOptimizer:
@@ -248,10 +249,11 @@ def test_the_network_may_see_another_contrast(tmp_path):
 @pytest.mark.parametrize("size", [WHOLE, (13, 14), (9, 11)], ids=["whole", "odd", "smaller than a patch"])
 def test_a_correction_is_trained_on_what_the_prediction_lacks(tmp_path, size):
     """And sees what it sees when it is used."""
-    inferer = PatchMomentumInferer(vector_momentum(), predictor=Local(), patch=PATCH)
+    predict = PatchPredictor(predictor=Local(), patch=PATCH)
+    inferer = RegistrationInferer(vector_momentum(), predict)
     items = pairs(1, size)
     image = items[0]["image"][None]
-    seen, predicted = inferer.before(image)
+    seen, predicted = predict.before(image, inferer.deformation)
     assert (seen - image)[:, 1].abs().max() > 0.005
     coarse = tuple(predicted.shape[2:])
     item = patches_of(tmp_path, items=items, inferer=inferer)[0]
@@ -261,7 +263,9 @@ def test_a_correction_is_trained_on_what_the_prediction_lacks(tmp_path, size):
 
 
 def test_an_inferer_without_predictor_changes_nothing(tmp_path):
-    plain, other = (patches_of(tmp_path, inferer=i) for i in (None, PatchMomentumInferer(vector_momentum())))
+    plain, other = (
+        patches_of(tmp_path, inferer=i) for i in (None, RegistrationInferer(vector_momentum(), PatchPredictor()))
+    )
     for one, two in zip(plain.examples, other.examples, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 

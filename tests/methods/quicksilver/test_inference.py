@@ -94,7 +94,7 @@ def test_the_network_may_run_in_low_precision():
 def test_the_momentum_is_refined():
     image, calls = smooth_pair((20, 26)), []
 
-    def refinement(moving, fixed, parameters, masks, constants=None):
+    def refinement(moving, fixed, parameters, masks, *, constants, deformation):
         calls.append((moving, fixed, parameters, masks))
         return 0.5 * parameters
 
@@ -109,6 +109,6 @@ def test_the_momentum_is_refined():
 
 def test_patches_are_run_as_they_are():
     network, image = make(stride=2), random_image(WHOLE, 3)
-    pred = PatchInferer(vector_momentum())(image, network)
+    pred = PatchInferer()(image, network)
     assert pred.keys() == {"prediction"}
     torch.testing.assert_close(pred["prediction"], network(image))

@@ -10,18 +10,19 @@ from custom_components.data.phantoms import random_velocity
 from custom_components.deformations.kernels import HelmholtzKernel
 from custom_components.deformations.momentum import VectorMomentum
 from custom_components.fields import warp
-from custom_components.methods.quicksilver.inference import PatchInferer, PatchMomentumInferer
+from custom_components.inference.registration import RegistrationInferer
+from custom_components.methods.quicksilver.inference import PatchInferer, PatchPredictor
 from custom_components.methods.quicksilver.network import QuicksilverNetwork
 from custom_components.methods.quicksilver.objective import MomentumLoss
 from custom_components.methods.quicksilver.patches import cut, patch_starts
 
 
-def trained(inferer, image, momentum, features=8, iterations=150):
-    """A network trained on all patches of the pairs; a correction if the inferer has a predictor."""
+def trained(predict, deformation, image, momentum, features=8, iterations=150):
+    """A network trained on all patches of the pairs; a correction if there is a predictor."""
     torch.manual_seed(0)
     network, loss = QuicksilverNetwork(2, features, 2), MomentumLoss()
     with torch.no_grad():
-        seen, there = inferer.before(image)
+        seen, there = predict.before(image, deformation)
     missing = momentum - there
     places = list(itertools.product(range(len(image)), patch_starts(momentum.shape[2:], 15, 1)))
     optimizer = torch.optim.Adam(network.parameters(), 0.003)
@@ -30,7 +31,7 @@ def trained(inferer, image, momentum, features=8, iterations=150):
         drawn = [places[i] for i in torch.randint(len(places), (12,)).tolist()]
         patches = torch.stack([cut(seen[b], start, 15, 2) for b, start in drawn])
         targets = torch.stack([cut(missing[b], start, 15) for b, start in drawn])
-        value = loss(PatchInferer(None)(patches, network), {"momentum": targets})
+        value = loss(PatchInferer()(patches, network), {"momentum": targets})
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
@@ -48,11 +49,11 @@ def test_a_trained_network_predicts_deformations_and_a_correction_improves_them(
 
     @torch.no_grad()
     def error(network, **options):
-        ddf = PatchMomentumInferer(deformation, step=5, **options)(image, network)["ddf"]
+        ddf = RegistrationInferer(deformation, PatchPredictor(step=5, **options))(image, network)["ddf"]
         return float((ddf - true).norm(dim=1).mean())
 
-    network = trained(PatchMomentumInferer(deformation), image, momentum)
-    correction = trained(PatchMomentumInferer(deformation, step=5, predictor=network), image, momentum)
+    network = trained(PatchPredictor(), deformation, image, momentum)
+    correction = trained(PatchPredictor(step=5, predictor=network), deformation, image, momentum)
     correction.corrects = network.digest()
     before, predicted = float(true.norm(dim=1).mean()), error(network)
     assert before > 1

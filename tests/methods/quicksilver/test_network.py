@@ -4,10 +4,9 @@ import itertools
 
 import pytest
 import torch
-from methods.quicksilver.cases import KERNEL, OTHER, dimensions, make, random_image, strides, vector_momentum
+from methods.quicksilver.cases import KERNEL, OTHER, dimensions, make, momentum_inferer, random_image, strides
 from torch import nn
 
-from custom_components.methods.quicksilver.inference import PatchMomentumInferer
 from custom_components.methods.quicksilver.network import QuicksilverNetwork, load_network, load_predictor
 
 skips = pytest.mark.parametrize("skips", [False, True])
@@ -116,7 +115,7 @@ def test_weights_for_another_spacing_are_refused():
 
 def test_samples_do_not_go_with_a_correction():
     with pytest.raises(ValueError, match="leave the correction out"):
-        PatchMomentumInferer(vector_momentum(), correction=make(), samples=2)
+        momentum_inferer(correction=make(), samples=2)
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,10 @@ import itertools
 
 import pytest
 import torch
-from methods.quicksilver.cases import KERNEL, PATCH, make, momentum_inferer, smooth_pair, vector_momentum, wholes
+from methods.quicksilver.cases import KERNEL, make, momentum_inferer, smooth_pair, vector_momentum, wholes
 from torch import nn
 
 from custom_components.deformations.momentum import VectorMomentum
-from custom_components.methods.quicksilver.inference import PatchMomentumInferer
 
 
 class Recording(VectorMomentum):
@@ -33,7 +32,7 @@ def network_with_dropout():
 def test_samples_differ_and_their_spread_is_that_of_the_velocities(size):
     network, image = make(len(size), stride=2, dropout=0.2), smooth_pair(size, 2)
     deformation = Recording(KERNEL, 1.0, 2, 2)
-    inferer = PatchMomentumInferer(deformation, patch=PATCH, samples=3)
+    inferer = momentum_inferer(deformation=deformation, samples=3)
     with torch.no_grad():
         pred = inferer(image, network)
     assert pred["ddf_samples"].shape == (2, 3, len(size), *size)

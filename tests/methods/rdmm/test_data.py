@@ -7,7 +7,7 @@ from monai.data import list_data_collate
 
 from custom_components.data.batches import prepare_pair_batch
 from custom_components.methods.rdmm.data import MomentumStore, SteadyPairs, prepare_named_batch
-from custom_components.methods.rdmm.inference import MetricInferer
+from custom_components.methods.rdmm.inference import MetricPredictor
 
 
 def test_stored_momenta_belong_to_their_pair_and_settings(tmp_path):
@@ -28,7 +28,7 @@ def test_stored_momenta_belong_to_their_pair_and_settings(tmp_path):
 
 def test_a_store_needs_a_second_optimiser(tmp_path):
     with pytest.raises(ValueError, match="second visit"):
-        MetricInferer(metric(stationary=True), optimizer(metric()), store=MomentumStore(tmp_path))
+        MetricPredictor(optimizer(metric()), store=MomentumStore(tmp_path))
 
 
 class Items:

@@ -4,10 +4,12 @@ import pytest
 import torch
 from methods.rdmm.cases import PAIR_KERNEL, both, metric, optimizer, pair, trained_looking
 
+from custom_components.deformations.velocity import StationaryVelocity
 from custom_components.fields import resize_map
+from custom_components.inference.registration import RegistrationInferer
 from custom_components.losses.similarity import MSE
 from custom_components.methods.rdmm.data import MomentumStore, prepare_labelled_batch
-from custom_components.methods.rdmm.inference import MetricInferer, RegionInferer
+from custom_components.methods.rdmm.inference import MetricPredictor, RegionPredictor
 from custom_components.methods.rdmm.networks import MetricNetwork
 from custom_components.methods.rdmm.weights import label_weights
 from custom_components.networks.zero import ZeroField
@@ -19,9 +21,8 @@ def test_the_metric_is_that_of_the_moving_images_regions(size):
     labels = (image[:, :1] > image[:, :1].mean()).long()
     regions, elsewhere = {"1": [0.5, 0.5, 0.0]}, [0.0, 0.0, 1.0]
     deformation = metric()
-    inferer = RegionInferer(
-        deformation, regions=regions, elsewhere=elsewhere, sigma=1.0, refinement=optimizer(deformation), inverse=True
-    )
+    predict = RegionPredictor(regions, elsewhere, sigma=1.0)
+    inferer = RegistrationInferer(deformation, predict, refinement=optimizer(deformation), inverse=True)
     pred = inferer(image, ZeroField(len(size)), labels=labels)
     weights = label_weights(labels, {1: regions["1"]}, elsewhere, sigma=1.0)
     expected = optimizer(deformation.given(weights))(*image.chunk(2, 1))
@@ -33,7 +34,7 @@ def test_the_metric_is_that_of_the_moving_images_regions(size):
 
 
 def test_a_pre_defined_metric_needs_labels():
-    inferer = RegionInferer(metric(), regions={1: [1, 0, 0]}, elsewhere=[0, 0, 1])
+    inferer = RegistrationInferer(metric(), RegionPredictor({1: [1, 0, 0]}, [0, 0, 1]))
     batch = {"image": pair((16, 16)), "moving": torch.zeros(1, 1, 16, 16), "fixed": torch.zeros(1, 1, 16, 16)}
     image, _, _, options = prepare_labelled_batch(batch)
     with pytest.raises(ValueError, match="label_moving"):
@@ -42,10 +43,17 @@ def test_a_pre_defined_metric_needs_labels():
     assert torch.equal(prepare_labelled_batch({**batch, "label_moving": labels})[3]["labels"], labels)
 
 
+@pytest.mark.parametrize("predict", [RegionPredictor({}, [0, 0, 1]), MetricPredictor(None)], ids=["regions", "network"])
+def test_a_deformation_without_weights_is_refused(predict):
+    inferer = RegistrationInferer(StationaryVelocity(), predict)
+    with pytest.raises(ValueError, match="whose metric has weights, got StationaryVelocity"):
+        inferer(pair((16, 16)), MetricNetwork(2, 3), labels=torch.ones(1, 1, 16, 16))
+
+
 def inferer(store=None, visits=3):
     deformation = metric(stationary=True, mapping="linear")
     revisit = optimizer(deformation, visits, levels=(1,)) if store is not None else None
-    return MetricInferer(deformation, optimizer(deformation), store=store, revisit=revisit)
+    return RegistrationInferer(deformation, MetricPredictor(optimizer(deformation), store=store, revisit=revisit))
 
 
 @both

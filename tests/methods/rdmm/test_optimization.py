@@ -131,7 +131,9 @@ def test_the_refinement_of_a_single_step_starts_from_the_networks_answer():
 def test_the_metric_of_several_steps_is_that_of_the_first():
     size = (32, 32)
     network = RegionMomentumNetwork(MomentumNetwork(2, (4, 4, 4), head_std=0.01), RegularizerNetwork(2, 3))
-    pred = MultiStepInferer(metric(quantity="root"), num_steps=2)(pair(size), trained_looking(network))
+    inferer = MultiStepInferer(metric(quantity="root"), num_steps=2, from_first=["sigma", "svf"])
+    pred = inferer(pair(size), trained_looking(network))
+    assert "svf" not in pred
     assert torch.equal(pred["sigma"], pred["steps"][0]["sigma"])
     assert not torch.equal(pred["sigma"], pred["steps"][1]["sigma"])
 

@@ -26,7 +26,7 @@ def test_the_bidirectional_probabilistic_objective_reaches_every_weight(size, ex
     batch = {"moving": torch.rand(2, 1, *size), "fixed": torch.rand(2, 1, *size)}
     kl = GaussianKL(10.0, exact=exact)
     loss = RegistrationLoss(MSE(0.05), kl, 1.0, regularized="posterior", bidirectional=True)
-    inferer = RegistrationInferer(GaussianVelocity(prior_precision=10.0).draw, inverse=True)
+    inferer = RegistrationInferer(GaussianVelocity(prior_precision=10.0), inverse=True, draw=True)
     pred = inferer(torch.cat([batch["moving"], batch["fixed"]], 1), network)
     loss(pred, batch).backward()
     torch.testing.assert_close(pred["terms"]["regularization"], kl(pred["posterior"].detach()))

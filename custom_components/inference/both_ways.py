@@ -1,0 +1,59 @@
+"""Registration of a pair in both directions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from monai.inferers import Inferer
+from torch import Tensor
+
+from .prediction import Masks, Network
+from .registration import as_pair
+
+
+class BothWaysInferer(Inferer):
+    """Register pairs and, in the same batch, the swapped pairs, whose result is "back".
+
+    Args:
+        inferer: registers the doubled batch.
+        both: False registers the pairs alone, and the result has no "back".
+    """
+
+    def __init__(self, inferer: Inferer, both: bool = True) -> None:
+        super().__init__()
+        self.inferer, self.both = inferer, both
+
+    def __call__(
+        self, inputs: Tensor, network: Network, *, masks: Masks | None = None, **options: Any
+    ) -> dict[str, Any]:
+        """As the inferer is called; its options are the same for both ways."""
+        if not self.both:
+            return self.inferer(inputs, network, masks=masks, **options)
+        image = as_pair(inputs)
+        batch, (moving, fixed) = len(image), image.chunk(2, 1)
+        doubled = torch.cat([image, torch.cat([fixed, moving], 1)])
+        options = {key: _twice(value) for key, value in options.items()}
+        pred = self.inferer(doubled, network, masks=None if masks is None else _both_masks(masks), **options)
+        there, back = (_samples(pred, part) for part in (slice(None, batch), slice(batch, None)))
+        return {**there, "seconds": there["seconds"] + back.pop("seconds"), "back": back}
+
+
+def _twice(value: Any) -> Any:
+    return torch.cat([value, value]) if isinstance(value, Tensor) else value
+
+
+def _both_masks(masks: Masks) -> dict[str, Tensor]:
+    """The masks of the doubled batch; where a role has none, its image counts everywhere."""
+    like = next(iter(masks.values()))
+    moving, fixed = (masks.get(key, torch.ones_like(like)) for key in ("mask_moving", "mask_fixed"))
+    return {"mask_moving": torch.cat([moving, fixed]), "mask_fixed": torch.cat([fixed, moving])}
+
+
+def _samples(value: Any, part: slice) -> Any:
+    """Some of the batch's samples, in every tensor of a result."""
+    if isinstance(value, Tensor):
+        return value[part]
+    if isinstance(value, dict):
+        return {key: _samples(entry, part) for key, entry in value.items()}
+    return [_samples(entry, part) for entry in value] if isinstance(value, list) else value

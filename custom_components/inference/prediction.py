@@ -1,0 +1,138 @@
+"""From a pair of images to the parameters of a deformation.
+
+A `Predictor` is the part of an inferer in which methods differ: a network's output, the answers of patches, an optimum.
+It knows nothing of warping or refinement; `registration.RegistrationInferer` adds those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..deformations.base import Deformation
+
+Network = Callable[..., Any]
+Masks = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Parameters for a batch of pairs, and the deformation that they belong to.
+
+    Args:
+        parameters: shape (B, P, *S').
+        deformation: the inferer's own, or one that depends on the pairs.
+        extra: further entries of the result.
+    """
+
+    parameters: Tensor
+    deformation: Deformation
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Predictor(Protocol):
+    """Parameters for pairs of images."""
+
+    def __call__(
+        self, image: Tensor, network: Network, deformation: Deformation, *, masks: Masks | None = None, **options: Any
+    ) -> Prediction:
+        """Predictor.
+
+        Args:
+            image: shape (B, 2C, *S), moving, then fixed.
+            network: the one the engine runs.
+            deformation: what the parameters are for.
+            masks: "mask_moving", "mask_fixed", shape (B, 1, *S).
+            **options: what else a batch brings for its network ("hyper").
+        """
+
+
+class Refinement(Protocol):
+    """Optimise parameters for pairs of images, as `refinement.PairwiseOptimizer` does."""
+
+    def __call__(
+        self,
+        moving: Tensor,
+        fixed: Tensor,
+        parameters: Tensor | None = None,
+        masks: Masks | None = None,
+        *,
+        constants: Mapping[str, Tensor] | None = None,
+        deformation: Deformation | None = None,
+    ) -> Tensor:
+        """Optimise, starting from `parameters` or, without any, from zero.
+
+        Args:
+            constants: what else the loss needs of the batch.
+            deformation: in place of the optimiser's own.
+        """
+
+
+class Precision:
+    """Runs networks in a floating-point precision; their output, and all fields, stay in float32.
+
+    Args:
+        name: "float32", or "bfloat16" or "float16" for autocast. On CPUs with bfloat16 units this is faster
+            (docs/benchmarks.md); training in float16 needs the trainer's `amp=True`.
+    Raises:
+        ValueError: for another name.
+    """
+
+    def __init__(self, name: str = "float32") -> None:
+        if name not in ("float32", "bfloat16", "float16"):
+            raise ValueError(f"expected precision float32, bfloat16 or float16, got {name!r}")
+        self.name = name
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        dtype = getattr(torch, self.name)
+        return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+    def ask(self, network: Network, image: Tensor, **options: Any) -> Any:
+        """The network's answer as it comes, in whatever precision."""
+        layout = torch.channels_last_3d if image.ndim == 5 else torch.channels_last
+        with self.autocast(image.device):
+            return network(image.contiguous(memory_format=layout), **options)
+
+    def run(self, network: Network, image: Tensor, **options: Any) -> Tensor:
+        """The network's output, one tensor, in float32."""
+        output: Tensor = self.ask(network, image, **options)
+        return output.float().contiguous()
+
+
+class NetworkPredictor:
+    """The parameters are the network's output.
+
+    Args:
+        precision: see `Precision`.
+        **options: keyword arguments for each call of the network, beside those of the batch.
+    """
+
+    def __init__(self, precision: str = "float32", **options: Any) -> None:
+        self.precision, self.options = Precision(precision), options
+
+    def __call__(
+        self, image: Tensor, network: Network, deformation: Deformation, *, masks: Masks | None = None, **options: Any
+    ) -> Prediction:
+        return Prediction(self.precision.run(network, image, **self.options, **options), deformation)
+
+
+class OptimizingPredictor:
+    """The parameters are optimised from zero; there is no network.
+
+    Args:
+        refinement: the optimiser.
+    """
+
+    def __init__(self, refinement: Refinement) -> None:
+        self.refinement = refinement
+
+    def __call__(
+        self, image: Tensor, network: Network, deformation: Deformation, *, masks: Masks | None = None, **options: Any
+    ) -> Prediction:
+        moving, fixed = image.chunk(2, 1)
+        parameters = self.refinement(moving, fixed, None, masks, constants=options, deformation=deformation)
+        return Prediction(parameters, deformation)
