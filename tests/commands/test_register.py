@@ -10,6 +10,7 @@ from support import run
 
 from custom_components.commands.workflow import DEFAULT_BUNDLE, find_bundle
 from custom_components.evaluation.overlap import mean_dice
+from custom_components.inference.refinement import PairwiseOptimizer
 from custom_components.space import load_labels, read_affine_transform
 
 
@@ -45,6 +46,25 @@ def test_a_bundle_of_several_steps_is_optimised_without_its_network(scans, tmp_p
     (path,) = tmp_path.glob("*/metrics.json")
     metrics = json.loads(path.read_text())
     assert metrics["dice_after"] > metrics["dice_before"] + 0.05
+
+
+@pytest.mark.parametrize("bundle", ["avsm", "rdmm", "metric_learning"])
+def test_another_model_is_optimised_once_with_both_masks_whatever_the_bundles_steps(
+    bundle, scans, tmp_path, monkeypatch
+):
+    """The model's integration steps are not the bundle's number of steps, and no mask is lost on the way."""
+    optimized, calls = PairwiseOptimizer.__call__, []
+
+    def recorded(self, moving, fixed, parameters=None, masks=None, **options):
+        calls.append((type(options["deformation"]).__name__, sorted(masks)))
+        return optimized(self, moving, fixed, parameters, masks, **options)
+
+    monkeypatch.setattr(PairwiseOptimizer, "__call__", recorded)
+    (moving, label_moving), (fixed, label_fixed) = scans[:2]
+    words = ["optimize", moving, fixed, "-o", tmp_path, "--mask_moving", label_moving, "--mask_fixed", label_fixed]
+    words += ["--bundle", bundle, "--model", "lddmm", "--integration_steps", 3, "--iterations", "[1,1,1]"]
+    assert run(*words, "--affine", "none") is None
+    assert calls == [("VectorMomentum", ["mask_fixed", "mask_moving"])]
 
 
 def test_an_unknown_model_is_refused(scans, tmp_path):

@@ -56,7 +56,7 @@ def optimised(bundle: str, *overlays: str, **settings: Any) -> tuple[str, str | 
 
 
 def constant(*overlays: str, **settings: Any) -> tuple[str, str | None, dict[str, Any]]:
-    return optimised("voxelmorph", "lddmm", *overlays, kernel=KERNEL, num_steps=5, **settings)
+    return optimised("voxelmorph", "lddmm", *overlays, kernel=KERNEL, integration_steps=5, **settings)
 
 
 # Method: bundle, network, settings of its inference.

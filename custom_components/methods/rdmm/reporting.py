@@ -24,10 +24,13 @@ class ReportSigmad(Transform):
     Expects an item as `SavePaird` and `ReportPaird` left it, whose `pred` holds `sigma` (1, *S'), the equivalent
     standard deviation of the metric's Gaussians in mm, on the moving image as it came to the model grid. Writes
     sigma.nii.gz on that grid if `SavePaird` wrote the warped image, and sigma.png if `ReportPaird` drew a picture. The
-    metrics get `sigma_mm` and `sigma_sd_mm`, mean and standard deviation within the foreground.
+    metrics get `sigma_mm` and `sigma_sd_mm`, mean and standard deviation within the foreground. A deformation without
+    such a metric has nothing to report (`morphzoo optimize --model`).
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        if "sigma" not in data["pred"]:
+            return dict(data)
         moving = torch.as_tensor(data["moving"]).float().cpu()
         sigma = resize_map(batched(data["pred"]["sigma"]).float(), moving.shape[1:])[0, 0]
         inside = sigma[torch.as_tensor(data["foreground"])[0].cpu() > 0]
