@@ -11,7 +11,7 @@ from ..fields import compose
 
 
 class MultiStepLoss(nn.Module):
-    """Sum of a registration loss over the steps of `MultiStepInferer`, and the symmetry of both ways (`BothWaysInferer`).
+    """Sum of a registration loss over the steps of `MultiStepInferer`, and the symmetry of `BothWaysInferer`.
 
     loss(phi_1) + ... + loss(phi_T) + symmetry * mean |phi_st o phi_ts - id|^2, in coordinates from 0 to 1 along each
     axis. Where both ways are there ("back"), the first part is the mean of both. The loss of the affine map that came
