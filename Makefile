@@ -19,7 +19,7 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 bench: $(STAMP)  ## speed, as ratios to MONAI in one run
-	$(BIN)/python benchmarks/bench.py
+	$(BIN)/python -m benchmarks.bench
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

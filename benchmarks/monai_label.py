@@ -1,12 +1,12 @@
 """Dice of the labels that a MONAI Label server answers with, for exported bundles: the table in docs/monai_label.md.
 
-    python benchmarks/monai_label.py LABELMAPS/datalist.json OUT [--bundles voxelmorph,avsm] [--python LABEL/bin/python]
+    python -m benchmarks.monai_label LABELMAPS/datalist.json OUT [--bundles voxelmorph,avsm] [--python LABEL/bin/python]
 
 The list's section `validation` holds whole-head label maps of one person each, with labels.csv beside the list. They
-are rendered T1-like: the first is the atlas, the next are the studies, one in LAS, one in an oblique frame, one both in
-RAS and in PIR; headers as they are. --python is that of an environment with MONAI Label (docs/monai_label.md); without
-it OUT gets one, which shares the packages of this environment. What is finished is kept in OUT/rows.json;
-OUT/table.md is written at the end.
+are rendered T1-like: the first is the atlas, the next ones are the studies, one in LAS, one in an oblique frame, one
+both in RAS and in PIR; headers are left as they are. --python is that of an environment with MONAI Label
+(docs/monai_label.md); without it, OUT receives one that shares the packages of this environment. Finished rows are kept
+in OUT/rows.json; OUT/table.md is written at the end.
 """
 
 from __future__ import annotations
@@ -32,9 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY))
-
+from benchmarks.experiments import REPOSITORY
 from custom_components.commands.exporting import export_for_monai_label
 from custom_components.data.lists import load_list
 from custom_components.evaluation.overlap import mean_dice, present_labels

@@ -1,6 +1,6 @@
 """The house in numbers: lengths, widths, documentation, complexity and imports between rooms, of any checkout.
 
-    python benchmarks/structure.py [CHECKOUT] [--worst 10]
+    python -m benchmarks.structure [CHECKOUT] [--worst 10]
 
 It reads files only and needs nothing but the standard library, so that it runs on every commit. Definitions: files that
 hold a docstring and nothing else do not count; a function's lines are those from `def` on without its docstring;

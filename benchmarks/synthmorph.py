@@ -1,17 +1,16 @@
-"""Measurements behind the figures in bundles/synthmorph/docs.
+"""Measurements behind the figures on the bundle's page.
 
-    python benchmarks/synthmorph.py contrasts LABELMAPS/datalist.json      # Dice for pairs of contrasts
-    python benchmarks/synthmorph.py partners SLICES/datalist.json          # T1 to T2 between people, judged by the T1s
-    python benchmarks/synthmorph.py stretched PROSTATE/datalist.json       # pairs without a common world
-    python benchmarks/synthmorph.py generator                              # speed of the generator
+    python -m benchmarks.synthmorph contrasts LABELMAPS/datalist.json      # Dice for pairs of contrasts
+    python -m benchmarks.synthmorph partners SLICES/datalist.json          # T1 to T2 between people, judged by the T1s
+    python -m benchmarks.synthmorph stretched PROSTATE/datalist.json       # pairs without a common world
+    python -m benchmarks.synthmorph generator                              # speed of the generator
 
-Each takes --overlay FILE and --weights FILE (as `morphzoo register`), and --optimize N.
+The first three accept --overlay FILE and --weights FILE (as `morphzoo register` does), and --optimize N.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,9 +21,7 @@ import torch.nn.functional as F
 from monai.bundle import ConfigParser
 from torch import Tensor
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY))
-
+from benchmarks.experiments import BUNDLES
 from custom_components.data.lists import load_list
 from custom_components.evaluation.metrics import normalized_cross_correlation
 from custom_components.evaluation.overlap import label_overlap, mean_dice
@@ -35,7 +32,7 @@ from custom_components.synthesis.pairs import SynthesizePair
 from custom_components.synthesis.warp import RandomWarp
 from custom_components.transforms.load import LoadPaird, LoadScand, scale_intensity
 
-BUNDLE = REPOSITORY / "bundles" / "synthmorph"
+BUNDLE = BUNDLES / "synthmorph"
 STRUCTURES = [2, 3, 4, 7, 8, 10, 11, 12, 13, 14, 15, 16, 17, 18, 26, 28]
 STRUCTURES += [41, 42, 43, 46, 47, 49, 50, 51, 52, 53, 54, 58, 60]
 
@@ -100,7 +97,7 @@ def partners(
 ) -> None:
     """2-D people with aligned T1 and T2: register T1 to another's T1 or T2, judge by the correlation of the T1s.
 
-    It is taken where both fixed images show something: T2s may cover less of the neck.
+    The correlation is taken where both fixed images show something: T2s may cover less of the neck.
     """
     overlay = overlay or str(BUNDLE / "configs" / "inference_2d.json")
     model, folder = Model(overlay, weights, optimize), Path(data_list).parent

@@ -1,6 +1,6 @@
 """Align the label maps of a data list affinely to their mean, by the centroids of their structures.
 
-    python data_lists/align.py LIST.json -o ALIGNED.json
+    python -m data_lists.align LIST.json -o ALIGNED.json
 
 Writes one ITK transform file per scan (template to scan) beside ALIGNED.json and names it in the item's `affine`, where
 `LoadScand` finds it: the maps themselves are not resampled. The template is the mean of the people's centroids, its
@@ -10,13 +10,10 @@ origin their centre, its size the people's mean size.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone, too, where nothing is installed
 
 from custom_components.space import load_labels, write_affine_transform
 

@@ -1,13 +1,13 @@
 """Write a data list (see README.md beside this file) from a data set that was downloaded.
 
-    python data_lists/build.py folder DIR --image "t1/{subject}.nii.gz" --label "seg/{subject}.nii.gz" -o list.json
-    python data_lists/build.py labelmaps DIR --label "{subject}_seg.nii.gz" -o list.json
-    python data_lists/build.py bids DIR --derivatives derivatives/fs --label_suffix desc-aseg_dseg -o list.json
-    python data_lists/build.py neurite_oasis DIR -o list.json
-    python data_lists/build.py learn2reg DIR/OASIS_dataset.json -o list.json
-    python data_lists/build.py slices list.json SLICES -o SLICES/datalist.json
-    python data_lists/build.py attributes list.json participants.tsv -o list.json
-    python data_lists/build.py share list.json ventricles --labels "[4,43]" -o list.json
+    python -m data_lists.build folder DIR --image "t1/{subject}.nii.gz" --label "seg/{subject}.nii.gz" -o list.json
+    python -m data_lists.build labelmaps DIR --label "{subject}_seg.nii.gz" -o list.json
+    python -m data_lists.build bids DIR --derivatives derivatives/fs --label_suffix desc-aseg_dseg -o list.json
+    python -m data_lists.build neurite_oasis DIR -o list.json
+    python -m data_lists.build learn2reg DIR/OASIS_dataset.json -o list.json
+    python -m data_lists.build slices list.json SLICES -o SLICES/datalist.json
+    python -m data_lists.build attributes list.json participants.tsv -o list.json
+    python -m data_lists.build share list.json ventricles --labels "[4,43]" -o list.json
 
 Paths in the list are relative to the data folder, whichever place the list is written to.
 """
@@ -22,8 +22,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone, too, where nothing is installed
 
 from custom_components.data.lists import Item, make_pairs, number_or_text, split_by_person
 

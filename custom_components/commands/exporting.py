@@ -358,8 +358,8 @@ This folder is complete. Run these commands in it; settings of a config can foll
     python -m monai.bundle run --config_file configs/train.json --dataset_dir DIR --data_list LIST --ckpt_dir runs/x
     python -m monai.bundle run --config_file "['configs/train.json','configs/smoke.json']" --dataset_dir DIR
 
-From elsewhere, put this folder on PYTHONPATH. On this page, `morphzoo` and what lies in `bundles/`, `data_lists/` or
-`docs/*.py` belong to the repository MorphZoo, of which this bundle is an export.
+To run them from another folder, put this one on PYTHONPATH. On this page, `morphzoo` and everything in `bundles/`,
+`data_lists/` and `benchmarks/` belong to the repository MorphZoo, from which this bundle was exported.
 
 """
 

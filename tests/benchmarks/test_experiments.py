@@ -1,11 +1,13 @@
-"""What the scripts of the experiments share."""
+"""What the experiments share: training, intervals, tables."""
 
 import ast
 import json
 
 import numpy as np
 import pytest
-from benchmarks.cases import BUNDLES, experiments
+
+from benchmarks import experiments
+from benchmarks.experiments import BUNDLES
 
 
 def test_training_runs_the_bundle_with_its_settings_to_the_last_step(tmp_path, commands):

@@ -1,21 +1,41 @@
-"""The experiments of HyperMorph."""
+"""The experiments of HyperMorph: measures over lambda, tuning, tables and pictures."""
 
 import ast
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from benchmarks.cases import BUNDLES, experiments
 from monai.bundle import ConfigParser
 
+from benchmarks import experiments
+from benchmarks import hypermorph as hyper
+from benchmarks.experiments import BUNDLES
+from custom_components.data.lists import load_list
+from custom_components.data.phantoms import write_phantom_scans
 from custom_components.deformations.velocity import StationaryVelocity
 from custom_components.evaluation.overlap import mean_dice
 from custom_components.fields import warp
+from custom_components.files import write_metrics
 
 
-def save_untrained(hyper, name, folder):
+@pytest.fixture(scope="module")
+def people(tmp_path_factory):
+    """All pairs of four people, whose files begin with their names."""
+    path = Path(write_phantom_scans(tmp_path_factory.mktemp("slices"), 6, (32, 32), num_validation=4))
+    text = path.read_text()
+    for number, name in enumerate("abcd", start=2):
+        for folder in ("images", "labels"):
+            scan = path.parent / folder / f"phantom_{number:02d}.nii.gz"
+            scan.rename(scan.with_name(f"{name}_{folder}.nii.gz"))
+            text = text.replace(f"{folder}/{scan.name}", f"{folder}/{name}_{folder}.nii.gz")
+    path.write_text(text)
+    return hyper.load_pairs(load_list(path, "validation_pairs"))
+
+
+def save_untrained(name, folder):
     """Weights of the size that the variant is trained in, whose fields depend on the hyper-parameters."""
     bundle, settings = hyper.VARIANTS[name]
     configs = [str(BUNDLES / bundle / "configs" / f"{part}.json") for part in ("train", "train_2d")]
@@ -30,14 +50,14 @@ def save_untrained(hyper, name, folder):
 
 
 @pytest.fixture(scope="module")
-def results(hyper, people, tmp_path_factory):
+def results(people, tmp_path_factory):
     """The folder of four variants measured on three pairs of two people, one of them tuned."""
     folder = tmp_path_factory.mktemp("hyper")
     for name in ("hyper", "plain_0.2", "gamma", "kernels"):
-        save_untrained(hyper, name, folder / name)
+        save_untrained(name, folder / name)
         hyper.measure(name, folder / name, people[:3])
         (folder / name / "curve.csv").write_text("epoch,iteration,seconds,cpu_seconds\n1,8,3,40\n2,16,6,80\n")
-    hyper.tune(folder / "hyper", people)
+    write_metrics(folder / "hyper" / "tuned.json", hyper.tuned(folder / "hyper", people))
     return folder
 
 
@@ -46,23 +66,23 @@ def test_pairs_know_their_people(people):
     assert people[0]["image"].shape == (2, 32, 32)
 
 
-def test_every_variant_names_a_network(hyper, tmp_path):
+def test_every_variant_names_a_network(tmp_path):
     for name in hyper.VARIANTS:
-        save_untrained(hyper, name, tmp_path / name)
+        save_untrained(name, tmp_path / name)
         network = hyper.network_of(name, tmp_path / name)
         assert not network.training
         if not name.startswith("plain"):
             assert network.num_hyper == hyper.rows_of_hyper(name).shape[1]
 
 
-def test_plain_weight_is_that_of_the_objective_with_lambda(hyper):
+def test_plain_weight_is_that_of_the_objective_with_lambda():
     """(1 - lambda) 5 similarity + lambda smoothness, over the factor of the similarity."""
     bundle, settings = hyper.plain(0.2)
     assert bundle == "voxelmorph"
     assert settings["weight"] == pytest.approx(0.2 / (0.8 * 5))
 
 
-def test_measures_of_hyper_parameters_are_those_of_their_fields(hyper, people, results):
+def test_measures_of_hyper_parameters_are_those_of_their_fields(people, results):
     rows = hyper.read_rows(results / "hyper" / "rows.csv")
     assert [(row["moving"], row["fixed"]) for row in rows] == [pair["people"] for pair in people[:3]]
     network, pair = hyper.network_of("hyper", results / "hyper"), people[1]
@@ -77,7 +97,7 @@ def test_measures_of_hyper_parameters_are_those_of_their_fields(hyper, people, r
     assert np.isfinite([value for row in rows for value in row.values() if not isinstance(value, str)]).all()
 
 
-def test_columns_of_a_variant_follow_its_hyper_parameters(hyper, results):
+def test_columns_of_a_variant_follow_its_hyper_parameters(results):
     rows = {name: hyper.read_rows(results / name / "rows.csv") for name in ("plain_0.2", "gamma")}
     assert rows["plain_0.2"][0].keys() == {"moving", "fixed", "before", "dice", "folded", "sd"}
     keys = {key.partition("@")[2] for key in rows["gamma"][0] if key.startswith("dice@")}
@@ -85,15 +105,14 @@ def test_columns_of_a_variant_follow_its_hyper_parameters(hyper, results):
     assert {"0,0", "0.1,0.2", "1,1"} <= keys
 
 
-def test_what_was_measured_is_not_measured_again(hyper, people, results, monkeypatch):
+def test_what_was_measured_is_not_measured_again(people, results, monkeypatch):
     monkeypatch.setattr(hyper, "network_of", None)
     before = {path: path.stat().st_mtime_ns for path in results.rglob("*")}
     hyper.measure("hyper", results / "hyper", people)
-    hyper.tune(results / "hyper", people)
     assert before == {path: path.stat().st_mtime_ns for path in results.rglob("*")}
 
 
-def test_tuning_is_judged_on_other_people(hyper, people, results):
+def test_tuning_is_judged_on_other_people(people, results):
     tuned = json.loads((results / "hyper" / "tuned.json").read_text())
     assert tuned["pairs"] == {"tune": 2, "judge": 2}
     assert len(tuned["history"]) == 30
@@ -110,7 +129,7 @@ def test_tuning_is_judged_on_other_people(hyper, people, results):
     assert chosen["labels"][1] == pytest.approx(dice, rel=1e-4)
 
 
-def test_hyper_tables_hold_every_variant_that_was_measured(hyper, results):
+def test_hyper_tables_hold_every_variant_that_was_measured(results):
     text = hyper.tables(results)
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
     with (results / "hyper" / "rows.csv").open(newline="") as file:
@@ -127,7 +146,7 @@ def test_hyper_tables_hold_every_variant_that_was_measured(hyper, results):
     assert "nan" not in text
 
 
-def test_hyper_tables_of_one_variant_alone_can_be_made(hyper, results, tmp_path):
+def test_hyper_tables_of_one_variant_alone_can_be_made(results, tmp_path):
     (tmp_path / "plain_0.2").mkdir()
     (tmp_path / "plain_0.2" / "rows.csv").write_text((results / "plain_0.2" / "rows.csv").read_text())
     assert hyper.tables(tmp_path).count("plain_0.2") == 1
@@ -135,13 +154,13 @@ def test_hyper_tables_of_one_variant_alone_can_be_made(hyper, results, tmp_path)
     assert not list(tmp_path.glob("*.png"))
 
 
-def test_hyper_pictures_are_drawn(hyper, results):
+def test_hyper_pictures_are_drawn(results):
     hyper.pictures(results)
     assert all((results / name).stat().st_size > 1000 for name in ("lambda.png", "gamma.png"))
 
 
 @pytest.mark.parametrize(("name", "zero_at_one"), [("hyper", -1), ("zero_at_one", 0)])
-def test_what_is_none_reaches_the_training(hyper, tmp_path, commands, name, zero_at_one):
+def test_what_is_none_reaches_the_training(tmp_path, commands, name, zero_at_one):
     """MONAI leaves out of its command line what is None."""
     experiments.train("hypermorph", tmp_path, tmp_path, hyper.VARIANTS[name][1], steps=10)
     (command,) = commands

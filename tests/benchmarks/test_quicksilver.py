@@ -1,19 +1,15 @@
-"""The experiments of Quicksilver."""
+"""The experiments of Quicksilver: errors against the teacher, a row for each variant."""
 
 import pytest
 import torch
-from benchmarks.cases import BUNDLES, script
 
+from benchmarks import quicksilver
+from benchmarks.experiments import bundle_config
 from custom_components.data.phantoms import write_phantom_scans
 from custom_components.methods.quicksilver.network import QuicksilverNetwork, load_predictor
 
 
-@pytest.fixture(scope="module")
-def quicksilver():
-    return script(BUNDLES / "quicksilver" / "docs" / "reproduce.py")
-
-
-def test_quicksilver_rows_are_errors_in_millimetres(quicksilver):
+def test_rows_are_errors_in_millimetres():
     labels = torch.zeros(1, 1, 12, 12)
     labels[..., 3:9, 3:9] = 1
     pairs = [{"label_moving": labels, "label_fixed": labels}] * 2
@@ -33,10 +29,10 @@ def test_quicksilver_rows_are_errors_in_millimetres(quicksilver):
     assert same == pytest.approx({"correlation": 1, "deviation": 0.5})
 
 
-def test_quicksilver_table_has_every_variant(quicksilver, tmp_path, monkeypatch):
+def test_table_has_every_variant(tmp_path, monkeypatch):
     write_phantom_scans(tmp_path / "scans", 4, (40, 36))
 
-    kernel = quicksilver.objects("train_2d", tmp_path, 1).get_parsed_content("kernel")
+    kernel = bundle_config("quicksilver", ["train", "train_2d"]).get_parsed_content("kernel")
 
     def train(bundle, folder, slices, settings, **_):
         folder.mkdir(parents=True)
@@ -52,7 +48,9 @@ def test_quicksilver_table_has_every_variant(quicksilver, tmp_path, monkeypatch)
     monkeypatch.setattr(quicksilver, "train", train)
     monkeypatch.setattr(quicksilver, "optimised", lambda config, pairs, path: (0.1 * torch.randn(1, 2, 184, 220), 1.0))
     monkeypatch.setattr(quicksilver, "REFINEMENT", 1)
-    quicksilver.run([str(tmp_path / "scans"), str(tmp_path / "out"), "--pairs", "1", "--samples", "2", "--steps", "10"])
+    quicksilver.main(
+        [str(tmp_path / "scans"), str(tmp_path / "out"), "--pairs", "1", "--samples", "2", "--steps", "10"]
+    )
     text = (tmp_path / "out" / "tables.md").read_text()
     names = ["none", "optimisation", "momentum, step 5", "velocity, step 14", "displacement, step 14"]
     for name in (*names, "correction, step 14", "correction, step 14, 1 iterations", "probabilistic, 2 samples"):

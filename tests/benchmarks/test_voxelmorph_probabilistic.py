@@ -1,4 +1,4 @@
-"""The experiments of probabilistic VoxelMorph."""
+"""The experiments of probabilistic VoxelMorph: measures, tables, trainings of some people."""
 
 import ast
 import json
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks.cases import BUNDLES, script
 
+from benchmarks import voxelmorph_probabilistic as reproduce
 from custom_components.data.phantoms import write_phantom_scans
 from custom_components.networks.voxelmorph_unet import VoxelMorphUNet
 
@@ -15,12 +15,7 @@ WIDE = {"encoder_channels": [32, 64, 64, 64], "decoder_channels": [64, 64, 64, 6
 
 
 @pytest.fixture(scope="module")
-def reproduce():
-    return script(BUNDLES / "voxelmorph_probabilistic" / "docs" / "reproduce.py")
-
-
-@pytest.fixture(scope="module")
-def measured(reproduce, tmp_path_factory):
+def measured(tmp_path_factory):
     """The folder of two variants of untrained weights, measured on two pairs of phantoms."""
     folder = tmp_path_factory.mktemp("reproduce")
     slices = Path(write_phantom_scans(folder / "slices", 4, (32, 32))).parent
@@ -31,12 +26,12 @@ def measured(reproduce, tmp_path_factory):
         torch.save(
             VoxelMorphUNet(2, half_resolution=True, log_variance=-1.0, **WIDE).state_dict(), folder / name / "model.pt"
         )
-        reproduce.measure(name, folder / name, slices, samples=4, num_pairs=3)
+        reproduce.measure_variant(name, folder / name, slices, samples=4, num_pairs=3)
     torch.set_num_threads(threads)
     return folder
 
 
-def test_every_measure_of_a_variant_is_a_number(reproduce, measured):
+def test_every_measure_of_a_variant_is_a_number(measured):
     result = json.loads((measured / "base" / "result.json").read_text())
     rows = reproduce.read_rows(measured / "base" / "rows.csv")
     assert result["pairs"] == len(rows) == 2
@@ -48,7 +43,7 @@ def test_every_measure_of_a_variant_is_a_number(reproduce, measured):
         assert result[kind]["sd_rms"] > 0
 
 
-def test_tables_compare_each_variant_with_the_base(reproduce, measured):
+def test_tables_compare_each_variant_with_the_base(measured):
     results = {name: json.loads((measured / name / "result.json").read_text()) for name in ("base", "diagonal")}
     rows = {name: reproduce.read_rows(measured / name / "rows.csv") for name in results}
     table = reproduce.tables(results, rows)
@@ -57,14 +52,14 @@ def test_tables_compare_each_variant_with_the_base(reproduce, measured):
     assert (measured / "calibration.png").stat().st_size > 0
 
 
-def test_prior_table_has_both_posteriors(reproduce):
+def test_prior_table_has_both_posteriors():
     rows = reproduce.prior_table(samples=1).splitlines()[2:]
     assert len(rows) == 8
     assert "| 10.0 | 2.52 | " in rows[-1]
 
 
 @pytest.mark.parametrize(("people", "chosen"), [(2, ["a", "b"]), (-1, ["d"])])
-def test_subset_keeps_whole_people(reproduce, tmp_path, people, chosen):
+def test_subset_keeps_whole_people(tmp_path, people, chosen):
     scans = [{"image": f"{person}_{i}.nii", "subject": person} for person in "dbca" for i in range(2)]
     (tmp_path / "datalist.json").write_text(json.dumps({"training": scans, "validation": scans[:1]}))
     assert reproduce.subset(tmp_path, tmp_path, None) == tmp_path / "datalist.json"
@@ -76,7 +71,7 @@ def test_subset_keeps_whole_people(reproduce, tmp_path, people, chosen):
     assert kept["validation"] == scans[:1]
 
 
-def test_another_setting_does_not_reuse_a_training(reproduce, tmp_path):
+def test_another_setting_does_not_reuse_a_training(tmp_path):
     args = type("Args", (), {"output": tmp_path, "slices": tmp_path, "size": "[32, 32]", "steps": 20})
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "settings.json").write_text('{"size": [32, 32], "num_pairs": 80, "batch_size": 8}')
@@ -84,7 +79,7 @@ def test_another_setting_does_not_reuse_a_training(reproduce, tmp_path):
         reproduce.run("base", args)
 
 
-def test_a_variant_is_trained_on_its_people_and_measured(reproduce, tmp_path, commands):
+def test_a_variant_is_trained_on_its_people_and_measured(tmp_path, commands):
     args = {"output": tmp_path, "slices": tmp_path, "size": "[32, 32]", "steps": 20, "samples": 4, "pairs": 3}
     scans = [{"image": f"{person}.nii", "subject": person} for person in "dbca"]
     (tmp_path / "datalist.json").write_text(json.dumps({"training": scans, "validation": scans[:1]}))

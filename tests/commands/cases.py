@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import os
 import subprocess
@@ -27,9 +26,6 @@ MONAI_BUNDLE = (
     "import runpy, sys; sys.modules['custom_components'] = None; runpy.run_module('monai.bundle', None, '__main__')"
 )
 ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"CUDA_VISIBLE_DEVICES": ""}
-_spec = importlib.util.spec_from_file_location("monai_label", REPOSITORY / "benchmarks" / "monai_label.py")
-monai_label = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(monai_label)
 
 
 def monai_bundle(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:

@@ -10,9 +10,10 @@ from pathlib import Path
 import nibabel as nib
 import pytest
 import torch
-from commands.cases import FRAMES, VOXELMORPH, monai_label
+from commands.cases import FRAMES, VOXELMORPH
 from support import run
 
+from benchmarks import monai_label
 from custom_components.commands.exporting import export_for_monai_label
 from custom_components.commands.workflow import find_bundle
 from custom_components.data.phantoms import STRUCTURES, write_phantom_scans

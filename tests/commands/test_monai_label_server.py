@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands.cases import FRAMES, change, check_labels, monai_label
+from commands.cases import FRAMES, change, check_labels
 
+from benchmarks import monai_label
 from custom_components.data.phantoms import STRUCTURES
 from custom_components.space import load_image, resample
 from custom_components.transforms.load import scale_intensity

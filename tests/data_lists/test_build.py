@@ -1,6 +1,5 @@
 """The program that writes data lists."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -12,10 +11,8 @@ import numpy as np
 import pytest
 
 from custom_components.data.lists import is_pair, load_list
+from data_lists import build
 
-_spec = importlib.util.spec_from_file_location("build", Path(__file__).resolve().parents[2] / "data_lists" / "build.py")
-build = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(build)
 SCANS = [{"image": f"{i}.nii.gz", "subject": f"p{i // 2}"} for i in range(6)]  # three people, two scans each
 
 

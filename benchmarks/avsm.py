@@ -1,24 +1,24 @@
 r"""Images that are not aligned: what do the affine network, its steps and the momentum network's steps bring?
 
-    python bundles/avsm/docs/reproduce.py LABELMAPS OUT [--contrasts t1,t2]
-    python bundles/avsm/docs/reproduce.py SLICES OUT --pairs 60
-    python bundles/avsm/docs/reproduce.py LABELMAPS OUT --fixed_offset --degrees 40 --shift_mm 0 --scale 0 --only ""
-    python bundles/avsm/docs/reproduce.py LABELMAPS OUT --consistency BEFORE.pt AFTER.pt
+    python -m benchmarks.avsm LABELMAPS OUT [--contrasts t1,t2]
+    python -m benchmarks.avsm SLICES OUT --pairs 60
+    python -m benchmarks.avsm LABELMAPS OUT --fixed_offset --degrees 40 --shift_mm 0 --scale 0 --only ""
+    python -m benchmarks.avsm LABELMAPS OUT --consistency BEFORE.pt AFTER.pt
 
-LABELMAPS: a folder with a data list whose section `validation` holds label maps, and labels.csv; they are rendered as
-images, those of a pair in the contrasts of --contrasts. SLICES: a folder with 2-D slices and the section
-`validation_pairs`. The moving image of each pair gets a header that is off: turned by up to --degrees, moved by up to
---shift_mm, scaled by up to --scale along each axis, its voxels as they were. OUT gets the pairs, the matrices that ITK
-and the networks find, a folder of measures for each method, and table.md. What is there is not done again.
---consistency compares momentum networks by how well their maps there and back undo each other, on rendered pairs that
-are aligned.
+LABELMAPS is a folder with a data list whose section `validation` holds label maps, and with labels.csv. The maps are
+rendered as images; --contrasts names the contrasts of moving and fixed image. SLICES is a folder with 2-D slices and
+the section `validation_pairs`. The header of each moving image is then made wrong: rotated by up to --degrees, shifted
+by up to --shift_mm and scaled by up to --scale along each axis, with the voxels unchanged.
+
+OUT receives the pairs, the matrices that ITK and the networks find, a folder of measures for each method, and table.md.
+Finished parts are kept. --consistency compares momentum networks on aligned rendered pairs: how well do the maps there
+and back undo each other?
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -28,13 +28,10 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
-from monai.bundle import ConfigParser
 from monai.data import list_data_collate
 from tqdm import tqdm
 
-REPOSITORY = Path(__file__).resolve().parents[3]
-sys.path.insert(0, str(REPOSITORY))
-
+from benchmarks.experiments import BUNDLES, bundle_config, chosen_variants, markdown, write_and_print
 from custom_components.commands.evaluate import evaluate
 from custom_components.data.lists import load_list
 from custom_components.evaluation.overlap import label_overlap, present_labels
@@ -60,9 +57,8 @@ from custom_components.synthesis.intensities import LabelIntensities
 from custom_components.synthesis.unit_range import UnitRange
 from custom_components.transforms.load import load_labels_for, scale_intensity
 
-BUNDLE = REPOSITORY / "bundles" / "avsm"
 LABELS = [2, 3, 4, 7, 8, 10, 11, 12, 13, 14, 15, 16, 17, 18, 24, 26, 28, 41, 42, 43, 46, 47, 49, 50, 51, 52, 53, 54, 58]
-FREE = {"overlay": str(REPOSITORY / "bundles" / "overlays" / "training_free.json")}
+FREE = {"overlay": str(BUNDLES / "overlays" / "training_free.json")}
 # Method: alignment before it, bundle, settings.
 METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "voxelmorph, no affine": ("none", "voxelmorph", {}),
@@ -79,43 +75,42 @@ METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
-def run(command: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument(
         "--only", default=";".join(METHODS), help="methods, separated by semicolons; '' for affine maps alone"
     )
-    parser.add_argument("--pairs", type=int, default=60, help="of slices, spread over the list")
+    parser.add_argument("--pairs", type=int, default=60, help="pairs of slices, spread over the list")
     parser.add_argument("--people", type=int, default=4, help="label maps to render")
     parser.add_argument("--contrasts", default="t1,t1", help="of moving and fixed: t1, t2, inverted or random")
     parser.add_argument("--degrees", type=float, default=20.0)
     parser.add_argument("--shift_mm", type=float, default=20.0)
     parser.add_argument("--scale", type=float, default=0.15)
-    parser.add_argument("--fixed_offset", action="store_true", help="as large as that, instead of up to that")
+    parser.add_argument("--fixed_offset", action="store_true", help="exactly that large, instead of up to that")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--affine_weights", help="default: the bundle's")
-    parser.add_argument("--momentum_weights", help="default: the bundle's")
-    parser.add_argument("--voxelmorph_weights", help="default: that bundle's")
+    for name in ("affine", "momentum", "voxelmorph"):
+        parser.add_argument(f"--{name}_weights", help="default: those of the bundle")
     parser.add_argument("--no_itk", action="store_true")
     parser.add_argument("--affine_steps", default="1,3,5,7", help="of the affine network")
     parser.add_argument("--consistency", nargs="+", help="weights of momentum networks")
+    return parser
+
+
+def main(command: Sequence[str] | None = None) -> None:
+    parser = arguments()
     args = parser.parse_args(command)
-    names = [name.strip() for name in args.only.split(";") if name]
-    if set(names) - set(METHODS):
-        parser.error(f"there is no method {', '.join(set(names) - set(METHODS))}; there are {'; '.join(METHODS)}")
+    names = chosen_variants(parser, args.only, METHODS, ";")
     args.output.mkdir(parents=True, exist_ok=True)
     if args.consistency:
         for weights in args.consistency:
             found = [f"{there_and_back(args.data, weights, steps):.2f}" for steps in (1, 2, 3)]
             print(f"{weights}: mean distance there and back, mm, 1, 2, 3 steps: {', '.join(found)}")
         return
-    pairs = make_pairs(args)
-    rows = align_pairs(pairs, args)
+    rows = align_pairs(make_pairs(args), args)
     rows += [deformed(name, args) for name in names]
-    text = table(rows)
-    (args.output / "table.md").write_text(text)
-    print(text)
+    write_and_print(args.output / "table.md", table(rows))
 
 
 def make_pairs(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -157,11 +152,11 @@ def random_offset(moving: Volume, args: argparse.Namespace, rng: np.random.Gener
     zoom[:d] += args.scale * share * rng.choice([-1, 1], size=d)
     shift = np.zeros(3)
     shift[:d] = _direction(rng, d) * args.shift_mm * (1.0 if args.fixed_offset else rng.uniform())
-    centre = np.zeros(3)
-    centre[: len(moving.grid.center)] = moving.grid.center
+    center = np.zeros(3)
+    center[: len(moving.grid.center)] = moving.grid.center
     matrix = np.eye(4)
     matrix[:3, :3] = turn @ np.diag(zoom)
-    matrix[:3, 3] = centre + shift - matrix[:3, :3] @ centre
+    matrix[:3, 3] = center + shift - matrix[:3, :3] @ center
     return matrix
 
 
@@ -198,31 +193,25 @@ def rendered(args: argparse.Namespace) -> list[dict[str, str]]:
 
 
 def align_pairs(pairs: Sequence[Mapping[str, Any]], args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows of the affine methods; their matrices become sections of the data list."""
+    """Rows of the affine methods; each method's matrices become a section of the data list."""
     sections = json.loads((args.output / "pairs.json").read_text())
-    wanted = [int(steps) for steps in args.affine_steps.split(",")]
-    names = ["none", *([] if args.no_itk else ["itk"]), *(f"learned-{steps}" for steps in wanted)]
     flat = load_image(pairs[0]["fixed"]).data.ndim == 3
-    aligners = {steps: aligner(steps, flat, args) for steps in wanted}
+    methods: dict[str, Any] = {"none": lambda fixed, moving: np.eye(len(fixed.grid.size) + 1)}
+    if not args.no_itk:
+        methods["itk"] = register_affine
+    for steps in map(int, args.affine_steps.split(",")):
+        methods[f"learned-{steps}"] = on_scaled_images(aligner(steps, flat, args))
     rows = []
-    for name in names:
-        dice, seconds = [], []
-        sections[name] = []
+    for name, align in methods.items():
+        dice, seconds, sections[name] = [], [], []
         for pair in tqdm(pairs, desc=name):
             fixed, moving = load_image(pair["fixed"]), load_image(pair["moving"])
             path = args.output / f"{pair['id']}_{name}.tfm"
-            d = len(fixed.grid.size)
-            start = time.perf_counter()
-            if name == "none":
-                matrix = np.eye(d + 1)
-            elif path.exists():
+            if path.exists():
                 matrix = read_affine_transform(str(path))
-            elif name == "itk":
-                matrix = register_affine(fixed, moving)
             else:
-                scaled = [replace(volume, data=scale_intensity(volume.data)) for volume in (fixed, moving)]
-                matrix = aligners[int(name[-1])](*scaled)
-            if not path.exists():
+                start = time.perf_counter()
+                matrix = align(fixed, moving)
                 seconds.append(time.perf_counter() - start)
                 write_affine_transform(str(path), matrix)
             sections[name].append({**{k: str(v) for k, v in pair.items()}, "affine": str(path)})
@@ -232,16 +221,17 @@ def align_pairs(pairs: Sequence[Mapping[str, Any]], args: argparse.Namespace) ->
     return rows
 
 
+def on_scaled_images(align: Any) -> Any:
+    """The aligner on images scaled to 0..1, as the networks expect them."""
+    return lambda *volumes: align(*(replace(volume, data=scale_intensity(volume.data)) for volume in volumes))
+
+
 def aligner(steps: int, flat: bool, args: argparse.Namespace) -> Any:
-    """The bundle's, with so many steps."""
-    configs = [str(BUNDLE / "configs" / "inference.json")]
-    configs += [str(BUNDLE / "configs" / "inference_2d.json")] * flat
-    parser = ConfigParser()
-    parser.read_config(configs)
-    parser.update({"bundle_root": str(BUNDLE), "affine_steps": steps})
+    """The bundle's aligner with this number of steps."""
+    config = bundle_config("avsm", ["inference", *["inference_2d"] * flat], affine_steps=steps)
     if args.affine_weights:
-        parser["affine_weights"] = args.affine_weights
-    return parser.get_parsed_content("aligner")
+        config["affine_weights"] = args.affine_weights
+    return config.get_parsed_content("aligner")
 
 
 def overlap(pair: Mapping[str, Any], fixed: Volume, moving: Volume, matrix: np.ndarray) -> float:
@@ -274,9 +264,7 @@ def deformed(name: str, args: argparse.Namespace) -> dict[str, Any]:
 @torch.no_grad()
 def there_and_back(data: Path, weights: str, num_steps: int) -> float:
     """Mean distance in mm, over the fixed people's labels of rendered pairs, from x to phi_st(phi_ts(x))."""
-    config = ConfigParser()
-    config.read_config([str(BUNDLE / "configs" / f"{name}.json") for name in ("train", "train_labelmaps")])
-    config.update({"dataset_dir": str(data), "num_val_pairs": 8})
+    config = bundle_config("avsm", ["train", "train_labelmaps"], dataset_dir=str(data), num_val_pairs=8)
     network = config.get_parsed_content("network_def")
     network.load_state_dict(torch.load(weights, weights_only=True))
     inferer = BothWaysInferer(MultiStepInferer(config.get_parsed_content("deformation"), num_steps=num_steps))
@@ -292,15 +280,14 @@ def there_and_back(data: Path, weights: str, num_steps: int) -> float:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown."""
-    lines = ["| method | Dice | worst pair | det J <= 0, % | seconds |", "|---|---|---|---|---|"]
+    lines = []
     for row in rows:
         folding = f"{np.mean(row['folding']):.4f}" if "folding" in row else ""
         seconds = f"{np.median(row['seconds']):.2f}" if row["seconds"] else ""
-        dice = f"{np.mean(row['dice']):.3f} | {np.min(row['dice']):.3f}"
-        lines.append(f"| {row['method']} | {dice} | {folding} | {seconds} |")
-    return "\n".join(lines) + f"\n\n{len(rows[0]['dice'])} pairs\n"
+        lines.append([row["method"], float(np.mean(row["dice"])), float(np.min(row["dice"])), folding, seconds])
+    heads = ["method", "Dice", "worst pair", "det J <= 0, %", "seconds"]
+    return markdown(heads, lines) + f"\n{len(rows[0]['dice'])} pairs\n"
 
 
 if __name__ == "__main__":
-    run()
+    main()

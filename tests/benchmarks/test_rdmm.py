@@ -1,29 +1,24 @@
-"""The experiments of region-specific and learned metrics."""
+"""The comparison of constant, region-specific and learned metrics."""
 
 import pytest
 import torch
-from benchmarks.cases import BUNDLES, script
 
+from benchmarks import rdmm
 from custom_components.data.phantoms import write_phantom_scans
 from custom_components.methods.rdmm.networks import MetricNetwork
 
 
-@pytest.fixture(scope="module")
-def regions():
-    return script(BUNDLES / "rdmm" / "docs" / "reproduce.py")
-
-
-def test_metrics_are_compared_on_the_same_pairs(regions, tmp_path, monkeypatch):
+def test_metrics_are_compared_on_the_same_pairs(tmp_path, monkeypatch):
     write_phantom_scans(tmp_path / "scans", 4, (32, 32))
-    monkeypatch.setattr(regions, "SEARCH", {"levels": [1], "iterations": [3]})
-    for name, (bundle, network, settings) in regions.METHODS.items():
+    monkeypatch.setattr(rdmm, "SEARCH", {"levels": [1], "iterations": [3]})
+    for name, (bundle, network, settings) in rdmm.METHODS.items():
         shorter = {**settings, **({"levels": [1], "iterations": [3]} if "iterations" in settings else {})}
-        monkeypatch.setitem(regions.METHODS, name, (bundle, network, shorter))
+        monkeypatch.setitem(rdmm.METHODS, name, (bundle, network, shorter))
     torch.manual_seed(0)
     torch.save(MetricNetwork(2, 4).state_dict(), tmp_path / "local.pt")
     methods = ["vSVF, 0.003", "LDDMM, 0.001", "RDMM, optimised, 0.003", "metric learning, local, 0.003"]
     words = [str(tmp_path / "scans"), str(tmp_path / "out"), "--pairs", "2"]
-    regions.run([*words, "--only", ";".join(methods), "--trained", f"local={tmp_path / 'local.pt'}"])
+    rdmm.main([*words, "--only", ";".join(methods), "--trained", f"local={tmp_path / 'local.pt'}"])
     lines = (tmp_path / "out" / "table.md").read_text().splitlines()
     assert [line.split(" | ")[0].strip("| ") for line in lines[2:7]] == ["unregistered", *methods]
     assert lines[-1] == "2 pairs"
@@ -31,15 +26,14 @@ def test_metrics_are_compared_on_the_same_pairs(regions, tmp_path, monkeypatch):
     assert float(lines[5].split("|")[6]) > 0  # the mean of sigma
     for wrong in (["--only", "nothing"], ["--trained", "other=x.pt"]):
         with pytest.raises(SystemExit):
-            regions.run([*words, *wrong])
+            rdmm.main([*words, *wrong])
 
 
-def test_a_network_is_trained_for_the_steps_that_are_asked_for(regions, tmp_path, monkeypatch):
+def test_a_network_is_trained_for_the_steps_that_are_asked_for(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(regions, "train", lambda *args, **options: seen.append((args, options)))
-    parser = regions.script_parser(regions.__doc__, regions.METHODS)
-    args = parser.parse_args([str(tmp_path), str(tmp_path / "out"), "--steps", "200"])
-    assert regions.trained_here("local", args) == tmp_path / "out" / "networks" / "local" / "model.pt"
-    assert regions.trained_here("RDMM", args).parent.name == "RDMM"
+    monkeypatch.setattr(rdmm, "train", lambda *args, **options: seen.append((args, options)))
+    args = rdmm.arguments().parse_args([str(tmp_path), str(tmp_path / "out"), "--steps", "200"])
+    assert rdmm.trained_here("local", args) == tmp_path / "out" / "networks" / "local" / "model.pt"
+    assert rdmm.trained_here("RDMM", args).parent.name == "RDMM"
     assert [args[0] for args, _ in seen] == ["metric_learning", "rdmm"]
     assert [options for _, options in seen] == [{"steps": 20, "batch_size": 8}, {"steps": 200, "batch_size": 4}]

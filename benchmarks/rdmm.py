@@ -1,15 +1,15 @@
 r"""What does a metric that differs from place to place bring, optimised, learned or given by a network?
 
-    python bundles/rdmm/docs/reproduce.py SLICES OUT [--pairs 20] [--steps 1000] [--only "LDDMM;RDMM, optimised"]
-    python bundles/rdmm/docs/reproduce.py SLICES OUT --trained RDMM=runs/x/model.pt ...
+    python -m benchmarks.rdmm SLICES OUT [--pairs 20] [--steps 1000] [--only "LDDMM, 0.001;RDMM, optimised, 0.003"]
+    python -m benchmarks.rdmm SLICES OUT --trained RDMM=runs/x/model.pt ...
 
-SLICES: a folder of 2-D slices (data_lists/build.py slices). The networks of the methods asked for are trained first,
-each in OUT (--trained: they are there already): RDMM and, for comparison, the same momentum network in the constant
-metric (LDDMM) for --steps batches of 4; metric learning, with a network and with one metric for all places, for a
-tenth of it in batches of 8. Then each method registers the same --pairs pairs, drawn at random, of the section
-`validation_pairs`: OUT/measures and table.md. What is there is not done again.
+SLICES is a folder of 2-D slices (`python -m data_lists.build slices`). The networks that the chosen methods need are
+trained first, each in OUT, unless --trained names their weights: RDMM and, for comparison, the same momentum network in
+the constant metric (LDDMM) for --steps batches of 4; metric learning, with a network and with one metric for all
+places, for a tenth of that in batches of 8. Then each method registers the same --pairs pairs, drawn at random from the
+section `validation_pairs`. OUT receives measures/ and table.md. Finished parts are kept.
 
-All methods have the same Gaussians, similarity and, where they are optimised, levels and iterations. The numbers in
+All methods share the Gaussians, the similarity and, where they are optimised, the levels and iterations. The numbers in
 their names are the weights of the energy.
 """
 
@@ -18,21 +18,25 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-REPOSITORY = Path(__file__).resolve().parents[3]
-sys.path.insert(0, str(REPOSITORY))
-
-from benchmarks.experiments import EPOCHS, script_parser, train
+from benchmarks.experiments import (
+    BUNDLES,
+    EPOCHS,
+    chosen_variants,
+    experiment_parser,
+    markdown,
+    train,
+    write_and_print,
+)
 from custom_components.commands.evaluate import evaluate
 from custom_components.data.lists import load_list
 
-OVERLAYS = REPOSITORY / "bundles" / "overlays"
+OVERLAYS = BUNDLES / "overlays"
 KERNEL = {"_target_": "custom_components.deformations.kernels.MultiGaussianKernel", "sigmas": [2.0, 4.0, 8.0, 16.0]}
 SEARCH = {"levels": [4, 2, 1], "iterations": [20, 20, 15]}
 NETWORK = {"learning_rate": 0.001, "integration_steps": 5}
@@ -75,28 +79,30 @@ COLUMNS = {"dice_after": "Dice", "folding_percent": "det J <= 0, %", "sd_log_jac
 COLUMNS |= {"ncc_after": "correlation", "sigma_mm": "sigma, mm", "sigma_sd_mm": "its sd"}
 
 
-def run(command: Sequence[str] | None = None) -> None:
-    parser = script_parser(__doc__ or "", METHODS)
-    parser.set_defaults(only=";".join(METHODS), steps=1000, pairs=20)
-    parser.add_argument("--trained", nargs="*", default=[], metavar="NETWORK=FILE", help=", ".join(NETWORKS))
+def main(command: Sequence[str] | None = None) -> None:
+    parser = arguments()
     args = parser.parse_args(command)
-    names = args.only.split(";")
-    unknown = [name for name in names if name not in METHODS]
+    names = chosen_variants(parser, args.only, METHODS, ";")
     trained = dict(entry.split("=", 1) for entry in args.trained if "=" in entry)
-    if unknown or len(trained) < len(args.trained) or set(trained) - set(NETWORKS):
-        parser.error(f"expected methods among {'; '.join(METHODS)} and NETWORK=FILE with {', '.join(NETWORKS)}")
+    if len(trained) < len(args.trained) or set(trained) - set(NETWORKS):
+        parser.error(f"expected NETWORK=FILE with one of {', '.join(NETWORKS)}, got {' '.join(args.trained)}")
     args.output.mkdir(parents=True, exist_ok=True)
     pairs = load_list(args.slices / "datalist.json", "validation_pairs", args.slices)
     chosen = random.Random(0).sample(pairs, min(args.pairs, len(pairs)))
     (args.output / "pairs.json").write_text(json.dumps({"validation_pairs": chosen}))
     rows = {name: measure(name, args, trained) for name in names}
-    text = table(rows)
-    (args.output / "table.md").write_text(text)
-    print(text)
+    write_and_print(args.output / "table.md", table(rows))
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = experiment_parser(__doc__, METHODS)
+    parser.set_defaults(only=";".join(METHODS), steps=1000, pairs=20)
+    parser.add_argument("--trained", nargs="*", default=[], metavar="NETWORK=FILE", help=", ".join(NETWORKS))
+    return parser
 
 
 def measure(name: str, args: argparse.Namespace, trained: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The measures of each pair by one method; its network is trained if it has to be."""
+    """The measures of each pair by one method; its network is trained first if it has to be."""
     bundle, network, settings = METHODS[name]
     folder = args.output / "measures" / name.replace(", ", "_").replace(" ", "_")
     if not (folder / "metrics.json").exists():
@@ -115,19 +121,17 @@ def trained_here(network: str, args: argparse.Namespace) -> Path:
 
 
 def table(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Markdown."""
-    lines = ["| method | " + " | ".join(COLUMNS.values()) + " | worst pair | seconds |"]
-    lines.append("|---" * (len(COLUMNS) + 3) + "|")
-    before = np.mean([row["dice_before"] for row in next(iter(rows.values()))])
-    lines.append(f"| unregistered | {before:.3f} " + "| " * (len(COLUMNS) + 1) + "|")
+    first = next(iter(rows.values()))
+    before = float(np.mean([row["dice_before"] for row in first]))
+    lines: list[list[Any]] = [["unregistered", before, *[None] * (len(COLUMNS) + 1)]]
+    digits = {"folding_percent": 4, "sigma_mm": 1, "sigma_sd_mm": 1, "seconds": 1}
     for name, pairs in rows.items():
-        values = {key: np.mean([row[key] for row in pairs]) if key in pairs[0] else None for key in COLUMNS}
-        digits = {"folding_percent": 4, "sigma_mm": 1, "sigma_sd_mm": 1}
-        cells = ["" if v is None else f"{v:.{digits.get(key, 3)}f}" for key, v in values.items()]
-        worst, seconds = min(row["dice_after"] for row in pairs), np.median([row["seconds"] for row in pairs])
-        lines.append(f"| {name} | " + " | ".join(cells) + f" | {worst:.3f} | {seconds:.1f} |")
-    return "\n".join(lines) + f"\n\n{len(next(iter(rows.values())))} pairs\n"
+        values = {key: float(np.mean([row[key] for row in pairs])) if key in pairs[0] else None for key in COLUMNS}
+        values |= {"worst": min(row["dice_after"] for row in pairs)}
+        values |= {"seconds": float(np.median([row["seconds"] for row in pairs]))}
+        lines.append([name, *(v if v is None else f"{v:.{digits.get(k, 3)}f}" for k, v in values.items())])
+    return markdown(["method", *COLUMNS.values(), "worst pair", "seconds"], lines) + f"\n{len(first)} pairs\n"
 
 
 if __name__ == "__main__":
-    run()
+    main()

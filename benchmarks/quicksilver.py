@@ -1,20 +1,20 @@
 r"""What is best predicted, a momentum, a velocity or a displacement? Networks against their teacher, the optimisation.
 
-    python data_lists/build.py slices SLABS/datalist.json SLICES --pairs SLABS/pairs_validation.json \
+    python -m data_lists.build slices SLABS/datalist.json SLICES --pairs SLABS/pairs_validation.json \
       -o SLICES/datalist.json
-    python bundles/quicksilver/docs/reproduce.py SLICES OUT [--momenta FOLDER] [--only momentum,correction] [--pairs 40]
-    python bundles/quicksilver/docs/reproduce.py LABELMAPS OUT --form train_labelmaps --batch 16 [--weights FOLDER]
+    python -m benchmarks.quicksilver SLICES OUT [--momenta FOLDER] [--only momentum,correction] [--pairs 40]
+    python -m benchmarks.quicksilver LABELMAPS OUT --form train_labelmaps --batch 16 [--weights FOLDER]
 
-SLICES or LABELMAPS: a folder with a data list that has the sections training and validation. Every variant is trained
-by the bundle's train.json and the overlay `--form`; what is there is not done again. `--weights` adds model.pt and
-correction.pt of a folder to the table. OUT gets a folder for each variant, the optimised pairs, and tables.md with the
-tables of docs/README.md.
+SLICES or LABELMAPS is a folder with a data list that has the sections training and validation. Every variant is trained
+by the bundle's train.json and the overlay `--form`; finished parts are kept. `--weights` adds model.pt and
+correction.pt of a folder to the table. OUT receives a folder for each variant, the optimised pairs, and tables.md with
+the tables of the bundle's page.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,21 +25,25 @@ import numpy as np
 import torch
 from monai.bundle import ConfigParser
 from monai.data import list_data_collate
-from monai.inferers import Inferer
 from torch import Tensor
 from tqdm import tqdm
 
-REPOSITORY = Path(__file__).resolve().parents[3]
-sys.path.insert(0, str(REPOSITORY))
-
-from benchmarks.experiments import EPOCHS, chosen_variants, script_parser, train
+from benchmarks.experiments import (
+    EPOCHS,
+    bundle_config,
+    chosen_variants,
+    experiment_parser,
+    markdown,
+    train,
+    write_and_print,
+)
 from custom_components.evaluation.overlap import mean_dice
 from custom_components.fields import jacobian_determinant, warp
 from custom_components.inference.registration import RegistrationInferer
 from custom_components.methods.quicksilver.inference import DropoutSamplesInferer, PatchPredictor
 from custom_components.methods.quicksilver.network import load_network
 
-BUNDLE = REPOSITORY / "bundles" / "quicksilver"
+Network = tuple[str, Path, Path | None]  # name, weights, weights of its correction
 REFINEMENT = 10
 PERCENTILES = (0.3, 5, 25, 50, 75, 95, 99.7)
 SHOT = {
@@ -47,7 +51,7 @@ SHOT = {
     "kernel": "@kernel",
     "spacing": "@spacing",
 }
-SHOT |= {"num_steps": "@integration_steps", "stride": "@stride", "quantity": "velocity"}
+SHOT |= {"num_steps": "@num_steps", "stride": "@stride", "quantity": "velocity"}
 FREE = {"_target_": "custom_components.deformations.velocity.Displacement", "stride": "@stride"}
 PLAIN = {"_target_": "custom_components.methods.quicksilver.objective.MomentumLoss", "penalty": "l2"}
 # What differs from train.json and train_2d.json. Velocities and displacements are smooth and compared as they are.
@@ -62,8 +66,8 @@ for _name in ("velocity", "displacement"):
     VARIANTS[_name] |= {"train#dataset#quantity": _name, "network_def#quantity": _name}
 
 
-def run(command: Sequence[str] | None = None) -> None:
-    parser = script_parser(__doc__ or "", VARIANTS)
+def main(command: Sequence[str] | None = None) -> None:
+    parser = experiment_parser(__doc__, VARIANTS)
     parser.set_defaults(steps=5000, pairs=40)
     parser.add_argument("--momenta", type=Path, help="folder of the training pairs' momenta; default OUT/momenta")
     parser.add_argument("--form", default="train_2d", help="the overlay that says what the data are")
@@ -71,42 +75,41 @@ def run(command: Sequence[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=20, help="of the probabilistic form")
     parser.add_argument("--weights", type=Path, help="folder of further weights to measure")
     args = parser.parse_args(command)
-    names = chosen_variants(parser, args, VARIANTS)
+    names = chosen_variants(parser, args.only, VARIANTS)
     torch.set_num_threads(1)
-    momenta = (args.momenta or args.output / "momenta").absolute()
     for name in names:
-        settings = {**VARIANTS[name], "momenta_dir": str(momenta), "num_patches": args.steps * args.batch // EPOCHS}
-        if name == "correction":
-            settings["predictor"] = str((args.output / "momentum" / "model.pt").absolute())
-        folder = args.output / name
-        train("quicksilver", folder, args.slices, settings, steps=args.steps, batch_size=args.batch, form=args.form)
-    config = objects(args.form, args.slices, args.pairs)
+        train_variant(name, args)
+    config = bundle_config("quicksilver", ["train", args.form], dataset_dir=str(args.slices), num_val_pairs=args.pairs)
     pairs = validation_pairs(config)
     truth, seconds = optimised(config, pairs, args.output / "optimised.pt")
-    networks = [(name, args.output / name / "model.pt", None) for name in names if name != "correction"]
-    if "correction" in names:
-        networks.append(("correction", args.output / "momentum" / "model.pt", args.output / "correction" / "model.pt"))
-    if args.weights is not None:
-        networks.append(("given", args.weights / "model.pt", None))
-        if (args.weights / "correction.pt").exists():
-            networks.append(("given, correction", args.weights / "model.pt", args.weights / "correction.pt"))
-    rows = measure(config, networks, pairs, truth, args.samples)
-    text = tables(rows, pairs, seconds)
-    (args.output / "tables.md").write_text(text)
+    rows = measure(config, networks_of(names, args), pairs, truth, args.samples)
     (args.output / "rows.json").write_text(json.dumps(rows))
-    print(text)
+    write_and_print(args.output / "tables.md", tables(rows, pairs, seconds))
 
 
-def objects(form: str, folder: Path, pairs: int) -> ConfigParser:
-    """The bundle's settings for training, with objects to be asked for."""
-    config = ConfigParser()
-    config.read_config([str(BUNDLE / "configs" / f"{name}.json") for name in ("train", form)])
-    config.update({"dataset_dir": str(folder), "num_val_pairs": pairs})
-    return config
+def train_variant(name: str, args: argparse.Namespace) -> None:
+    momenta = (args.momenta or args.output / "momenta").absolute()
+    settings = {**VARIANTS[name], "momenta_dir": str(momenta), "num_patches": args.steps * args.batch // EPOCHS}
+    if name == "correction":
+        settings["predictor"] = str((args.output / "momentum" / "model.pt").absolute())
+    options = {"steps": args.steps, "batch_size": args.batch, "form": args.form}
+    train("quicksilver", args.output / name, args.slices, settings, **options)
+
+
+def networks_of(names: Sequence[str], args: argparse.Namespace) -> list[Network]:
+    """The networks to measure: those trained here, and those of --weights."""
+    found: list[Network] = [(name, args.output / name / "model.pt", None) for name in names if name != "correction"]
+    if "correction" in names:
+        found.append(("correction", args.output / "momentum" / "model.pt", args.output / "correction" / "model.pt"))
+    if args.weights is not None:
+        found.append(("given", args.weights / "model.pt", None))
+        if (args.weights / "correction.pt").exists():
+            found.append(("given, correction", args.weights / "model.pt", args.weights / "correction.pt"))
+    return found
 
 
 def validation_pairs(config: ConfigParser) -> list[dict[str, Tensor]]:
-    """Pairs of people not trained on, the same in each run, as batches of one: image and labels."""
+    """Pairs of people who were not trained on, the same in each run, as batches of one: image and labels."""
     dataset, prepare = (config.get_parsed_content(f"validate#{name}") for name in ("dataset", "prepare_batch"))
     monai.utils.set_determinism(0)
     pairs = []
@@ -138,49 +141,60 @@ def optimised(config: ConfigParser, pairs: Sequence[Mapping[str, Any]], path: Pa
 
 
 def measure(
-    config: ConfigParser,
-    networks: Sequence[tuple[str, Path, Path | None]],
-    pairs: Sequence[Mapping[str, Any]],
-    truth: Tensor,
-    samples: int,
+    config: ConfigParser, networks: Sequence[Network], pairs: Sequence[Mapping[str, Any]], truth: Tensor, samples: int
 ) -> list[dict[str, Any]]:
-    """A row for each network (name, weights, weights of its correction), step of the patches and way to use it."""
+    """A row for each network and each way to use it."""
     spacing = float(config["spacing"])
     rows = [row("none", torch.zeros_like(truth), truth, pairs, spacing)]
     rows.append(row("optimisation", truth, truth, pairs, spacing))
     network = config.get_parsed_content("network_def")
-    network.quantity = ""  # takes any
+    network.quantity = ""  # accepts weights that predict any quantity
     for name, weights, correction in networks:
         first = load_network(network, weights)
-        corrected = load_network(first, correction)
         special = VARIANTS.get(name, {}).get("inferer#deformation", config["deformation"])
         deformation = ConfigParser({**config.get(), "special": special}).get_parsed_content("special")
-        plain = RegistrationInferer(deformation, PatchPredictor(correction=corrected))
-        fine = RegistrationInferer(deformation, PatchPredictor(correction=corrected, step=5))
-        ways: list[tuple[str, Inferer]] = [("step 14", plain), ("step 5", fine)]
-        if name == "probabilistic":
-            ways = [(f"{samples} samples", DropoutSamplesInferer(plain, samples=samples))]
+        predictor = PatchPredictor(correction=load_network(first, correction))
         if correction is not None:
-            refinement = config.get_parsed_content("train#lddmm", instantiate=True)
-            refinement.levels, refinement.iterations = (1,), (REFINEMENT,)
-            refined = RegistrationInferer(deformation, plain.predict, refinement=refinement)
-            ways = [("step 14", plain), (f"step 14, {REFINEMENT} iterations", refined)]
-        for way, inferer in ways:
-            found, times, deviations = [], [], []
-            for pair in tqdm(pairs, desc=f"{name}, {way}"):
-                with torch.no_grad():
-                    pred = inferer(pair["image"], first)
-                found.append(pred["ddf"])
-                times.append(float(pred["seconds"][0]))
-                if "ddf_samples" in pred:
-                    deviations.append(pred["ddf_samples"][0].var(0).sum(0).sqrt())
-            line = row(f"{name}, {way}", torch.cat(found), truth, pairs, spacing)
+            ways = ways_with_correction(config, deformation, predictor)
+        elif name == "probabilistic":
+            inferer = RegistrationInferer(deformation, predictor)
+            ways = {f"{samples} samples": DropoutSamplesInferer(inferer, samples=samples)}
+        else:
+            ways = {
+                "step 14": RegistrationInferer(deformation, predictor),
+                "step 5": RegistrationInferer(deformation, PatchPredictor(step=5)),
+            }
+        for way, inferer in ways.items():
+            found, times, deviations = predictions(inferer, first, pairs, f"{name}, {way}")
+            line = row(f"{name}, {way}", found, truth, pairs, spacing)
             line["seconds"] = float(np.median(times))
             if deviations:
-                error = (torch.cat(found) - truth).norm(dim=1)
-                line |= correlations(torch.stack(deviations), error, pairs)
+                line |= correlations(torch.stack(deviations), (found - truth).norm(dim=1), pairs)
             rows.append(line)
     return rows
+
+
+def ways_with_correction(config: ConfigParser, deformation: Any, predictor: PatchPredictor) -> dict[str, Any]:
+    """Inferers that use a correction network, alone and followed by a few iterations."""
+    refinement = config.get_parsed_content("train#lddmm", instantiate=True)
+    refinement.levels, refinement.iterations = (1,), (REFINEMENT,)
+    refined = RegistrationInferer(deformation, predictor, refinement=refinement)
+    return {"step 14": RegistrationInferer(deformation, predictor), f"step 14, {REFINEMENT} iterations": refined}
+
+
+@torch.no_grad()
+def predictions(
+    inferer: Any, network: Any, pairs: Sequence[Mapping[str, Any]], name: str
+) -> tuple[Tensor, list[float], list[Tensor]]:
+    """Displacements (N, D, *S), seconds, and the samples' standard deviations, if there are samples."""
+    found, times, deviations = [], [], []
+    for pair in tqdm(pairs, desc=name):
+        pred = inferer(pair["image"], network)
+        found.append(pred["ddf"])
+        times.append(float(pred["seconds"][0]))
+        if "ddf_samples" in pred:
+            deviations.append(pred["ddf_samples"][0].var(0).sum(0).sqrt())
+    return torch.cat(found), times, deviations
 
 
 def row(
@@ -215,26 +229,21 @@ def correlations(deviation: Tensor, error: Tensor, pairs: Sequence[Mapping[str, 
 
 
 def tables(rows: Sequence[Mapping[str, Any]], pairs: Sequence[Mapping[str, Any]], seconds: float) -> str:
-    lines = [f"{len(pairs)} pairs; optimisation {seconds:.2f} s a pair", ""]
+    text = f"{len(pairs)} pairs; optimisation {seconds:.2f} s a pair\n\n"
     for region in ("all", "brain"):
         heads = ["error, mm, " + region, *[f"{p} %" for p in PERCENTILES], "all det J > 0, %", "Dice", "s", "speed-up"]
-        lines += ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
+        lines = []
         for r in rows:
-            cells = [
-                r["name"],
-                *[f"{v:.3f}" for v in r[region]],
-                f"{100 * r['positive']:.0f}",
-                f"{np.mean(r['dice']):.4f}",
-            ]
-            cells += [f"{r['seconds']:.3f}", f"{seconds / r['seconds']:.0f}"] if "seconds" in r else ["", ""]
-            lines.append("| " + " | ".join(cells) + " |")
-        lines.append("")
+            cells = [r["name"], *r[region], f"{100 * r['positive']:.0f}", f"{np.mean(r['dice']):.4f}"]
+            cells += [r["seconds"], f"{seconds / r['seconds']:.0f}"] if "seconds" in r else ["", ""]
+            lines.append(cells)
+        text += markdown(heads, lines) + "\n"
     for r in rows:
         if "correlation" in r:
-            text = f"{r['name']}: rank correlation of deviation and error {r['correlation']:.3f}, ratio of their means"
-            lines.append(f"{text} {r['deviation']:.2f}")
-    return "\n".join(lines)
+            text += f"{r['name']}: rank correlation of deviation and error {r['correlation']:.3f}, ratio of their means"
+            text += f" {r['deviation']:.2f}\n"
+    return text
 
 
 if __name__ == "__main__":
-    run()
+    main()
