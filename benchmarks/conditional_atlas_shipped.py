@@ -57,11 +57,8 @@ def measure_scan(
     Returns:
         The measures, and the field and the brain of the former.
     """
-    template, inferer, labels = (
-        network.template,
-        TemplateInferer(RegistrationInferer(StationaryVelocity(7), inverse=True)),
-        scan["label_moving"],
-    )
+    template, labels = network.template, scan["label_moving"]
+    inferer = TemplateInferer(RegistrationInferer(StationaryVelocity(7), inverse=True))
     own = template.encoder.values({"ventricles": ventricles})[None]
     brain = (labels > 0) & (labels != 2)
     row: dict[str, Any] = {"ventricles": ventricles, "in_range": float(not template.encoder.outside(own[0]))}

@@ -51,7 +51,7 @@ SHOT = {
     "kernel": "@kernel",
     "spacing": "@spacing",
 }
-SHOT |= {"num_steps": "@num_steps", "stride": "@stride", "quantity": "velocity"}
+SHOT |= {"num_steps": "@integration_steps", "stride": "@stride", "quantity": "velocity"}
 FREE = {"_target_": "custom_components.deformations.velocity.Displacement", "stride": "@stride"}
 PLAIN = {"_target_": "custom_components.methods.quicksilver.objective.MomentumLoss", "penalty": "l2"}
 # What differs from train.json and train_2d.json. Velocities and displacements are smooth and compared as they are.
