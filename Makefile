@@ -1,6 +1,8 @@
 # Every target makes what it needs: python3, pip and make suffice.
 PYTHON ?= python3
 VENV ?= .venv
+# The versions that a machine without a GPU takes; `make CONSTRAINTS=` installs the newest ones instead.
+CONSTRAINTS ?= constraints-cpu.txt
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
@@ -21,10 +23,10 @@ lint: $(STAMP)
 bench: $(STAMP)  ## speed, as ratios to MONAI in one run
 	$(BIN)/python -m benchmarks.bench
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	$(BIN)/python -m pip install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e ".[dev]"
 	touch $@
 
 clean:
