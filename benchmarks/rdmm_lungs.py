@@ -40,7 +40,7 @@ from custom_components.inference.refinement import PairwiseOptimizer
 from custom_components.losses.registration import RegistrationLoss
 from custom_components.losses.regularization import MeanEnergy
 from custom_components.losses.similarity import MSE
-from custom_components.methods.rdmm.metric import RegionSpecificMomentum
+from custom_components.methods.rdmm.metric import MetricSettings, RegionSpecificMomentum
 from custom_components.methods.rdmm.weights import label_weights
 from custom_components.methods.voxelmorph_probabilistic.surfaces import signed_distance_mm
 
@@ -152,10 +152,9 @@ def register_lungs(
         MultiGaussianKernel(SIGMAS, BOTH, padding="zeros"),
         case["spacing"],
         num_steps=4,
-        weight_sigma=weight_sigma,
-        pre_weights=label_weights(lungs, {1: inside}, outside),
+        metric=MetricSettings(weight_sigma),
         checkpoint=False,
-    )
+    ).given(label_weights(lungs, {1: inside}, outside))
     loss = PointLoss(RegistrationLoss(MSE(), MeanEnergy(), energy, regularized="energy"), POINTS)
     images = [(0.5 + case[f"distance_{key}"] / (2 * EDGE_MM)).clamp(0, 1) for key in SIDES]
     constants = {f"points_{key}": case[f"driving_{key}"] for key in SIDES} | {"extent": case["extent"]}

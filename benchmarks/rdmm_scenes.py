@@ -31,7 +31,7 @@ from custom_components.inference.refinement import PairwiseOptimizer
 from custom_components.losses.registration import RegistrationLoss
 from custom_components.losses.regularization import MeanEnergy
 from custom_components.losses.similarity import MSE
-from custom_components.methods.rdmm.metric import RegionSpecificMomentum
+from custom_components.methods.rdmm.metric import MetricSettings, RegionSpecificMomentum
 from custom_components.methods.rdmm.objective import OMTPenalty, RegionLoss
 from custom_components.methods.rdmm.weights import label_weights, smooth_weights
 
@@ -85,7 +85,7 @@ def make_scene(seed: int, size: int = 64, motion: float = 2.5) -> dict[str, Tens
         gain = torch.where(regions == label, 1 / speed[regions == label].quantile(0.9), gain)
     momentum = momentum * gaussian_kernel(1.0)(gain)
     speed = smooth_weighted(momentum, weights, KERNEL, form="square").norm(dim=1)
-    truth = RegionSpecificMomentum(KERNEL, stride=1, weight_sigma=WEIGHT_SIGMA).given(pre_weights)
+    truth = RegionSpecificMomentum(KERNEL, stride=1, metric=MetricSettings(WEIGHT_SIGMA)).given(pre_weights)
     found = truth(momentum * motion / speed.max(), (size, size))
     labels = regions * (rings % 5 < 2)[None, None]
     images = {"moving": clean, "fixed": warp(clean, found["ddf"])}
@@ -123,7 +123,7 @@ def register_scene(
     scene: Mapping[str, Tensor], method: str, energy: float, omt: float, iterations: int
 ) -> dict[str, Tensor]:
     loss: nn.Module = RegistrationLoss(MSE(), MeanEnergy(), energy, regularized="energy")
-    deformation: Any = RegionSpecificMomentum(KERNEL, num_steps=4, weight_sigma=WEIGHT_SIGMA)
+    deformation: Any = RegionSpecificMomentum(KERNEL, num_steps=4, metric=MetricSettings(WEIGHT_SIGMA))
     if method in GLOBAL:
         deformation = VectorMomentum(MultiGaussianKernel(*GLOBAL[method], padding="zeros"), num_steps=4)
     elif method == TRUE:

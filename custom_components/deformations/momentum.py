@@ -2,63 +2,145 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from ..fields import at_least_float32, per_channel, resize_field
 from .base import Deformation, Fields
 from .kernels import Kernel, Spacing, per_axis
-from .shooting import shoot
+from .shooting import EPDiff, Flow, StationaryFlow, shoot
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class MomentumGrid(Deformation):
-    """The grid of a deformation's parameters in units of length: `stride` times coarser than the image, which it spans.
+class MomentumDeformation(Deformation):
+    """What all shooting shares: units, the quantity that stands for the momentum, and the variable of an optimiser.
 
-    Convention: `spacing` is that of the image grid, one number or one for each axis.
-    """
+    The first D channels of the parameters are the momentum, in voxels of their own grid, or the quantity that stands
+    for it. A subclass says which equation of motion it follows (`flow`).
 
-    spacing: Spacing
-
-    def parameter_spacing(self, parameters: Tensor, size: Sequence[int]) -> tuple[float, ...]:
-        """Spacing of the momentum's grid, which spans an image grid of the given size."""
-        image = per_axis(self.spacing, len(size))
-        grids = zip(image, size, parameters.shape[2:], strict=True)
-        return tuple(h * (n - 1) / (m - 1) if m > 1 else h for h, n, m in grids)
-
-    def on_grid(self, full: Sequence[int], size: Sequence[int]) -> Self:
-        """The same deformation for images resampled from one size to another over the same extent."""
-        factors = [(n - 1) / (m - 1) if m > 1 else 1.0 for n, m in zip(full, size, strict=True)]
-        coarse = copy(self)
-        coarse.spacing = [h * f for h, f in zip(per_axis(self.spacing, len(size)), factors, strict=True)]
-        return coarse
-
-
-class VectorMomentum(MomentumGrid):
-    """Geodesic shooting (LDDMM): the parameters are the initial momentum, in voxels of its own grid; see `shooting`.
-
-    Returns "ddf", "momentum" (the parameters), "velocity" (K m at time 0, voxels of its own grid), "energy" (B,), the
-    mean of <m, K m> over the voxels in squared units of the spacing, to be regularised, and if asked for "inverse_ddf".
-    With `stationary`, v = K m does not change on the way (vSVF).
+    Returns "ddf", "momentum" (voxels of its grid), "velocity" at time 0 (voxels of its grid), "energy" (B,), the mean
+    of <m, v> over the voxels in squared units of the spacing, if asked for "inverse_ddf", and the flow's own fields.
 
     Momenta belong to the kernel: with another one they mean another deformation.
 
     Args:
         kernel: K; its lengths are in units of the spacing, so in mm if that is in mm.
         spacing: of the image grid, one number or one for each axis; None is 1.
-        num_steps, stationary: see `deformations.shooting.shoot`.
-        stride: as in `StationaryVelocity`.
-        checkpoint: see `deformations.shooting.shoot`; None: in 3-D.
+        num_steps: see `shooting.shoot`.
+        stride: image voxels per voxel of the momentum's grid along each axis.
+        checkpoint: see `shooting.shoot`; None: in 3-D.
         floor: see `to_unknown`, a share of the kernel's gain.
-        quantity: of the parameters: "momentum"; "velocity" at time 0, of which K^-1 is the momentum (for a kernel with
-            an inverse, see `Kernel.powered`); or "root", that of `to_unknown`, which a network learns sooner.
+        quantity: what the first D channels are: "momentum", or "root", (K + floor)^(1/2) m, which a network learns
+            sooner, and which an optimiser searches as it is.
+    Raises:
+        ValueError: for an unknown quantity; on a call, if channels are missing.
     """
+
+    quantities: tuple[str, ...] = ("momentum", "root")
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        spacing: Spacing | None = None,
+        num_steps: int = 10,
+        stride: int = 2,
+        *,
+        checkpoint: bool | None = None,
+        floor: float = 0.01,
+        quantity: str = "momentum",
+    ) -> None:
+        if quantity not in self.quantities:
+            known = f"{', '.join(self.quantities[:-1])} or {self.quantities[-1]}"
+            raise ValueError(f"expected quantity {known}, got {quantity!r}")
+        self.kernel, self.spacing = kernel, 1.0 if spacing is None else spacing
+        self.num_steps, self.stride, self.checkpoint = num_steps, stride, checkpoint
+        self.floor, self.quantity = floor, quantity
+
+    @abstractmethod
+    def flow(self, parameters: Tensor, spacing: tuple[float, ...]) -> tuple[Flow, Fields]:
+        """The equation of motion on the parameters' grid, of the given spacing, and further fields to return."""
+
+    def __call__(self, parameters: Tensor, size: Sequence[int], *, inverse: bool = False) -> Fields:
+        self._check(parameters, size)
+        parameters = at_least_float32(parameters)
+        spacing = self.parameter_spacing(parameters, size)
+        with torch.autocast(parameters.device.type, enabled=False):
+            momentum = self._momentum(parameters[:, : len(size)], spacing)
+            unit = per_channel(spacing, momentum)
+            flow, own = self.flow(parameters, spacing)
+            checkpoint = len(size) == 3 if self.checkpoint is None else self.checkpoint
+            shot = shoot(flow, momentum * unit, num_steps=self.num_steps, inverse=inverse, checkpoint=checkpoint)
+            fields = {"ddf": resize_field(shot.ddf, size), "momentum": momentum, "energy": shot.energy}
+            fields |= {"velocity": shot.velocity / unit, **own}
+            if shot.inverse_ddf is not None:
+                fields["inverse_ddf"] = resize_field(shot.inverse_ddf, size)
+        return fields
+
+    def parameter_spacing(self, parameters: Tensor, size: Sequence[int]) -> tuple[float, ...]:
+        """Spacing of the parameters' grid, which spans an image grid of the given size."""
+        image = per_axis(self.spacing, len(size))
+        grids = zip(image, size, parameters.shape[2:], strict=True)
+        return tuple(h * (n - 1) / (m - 1) if m > 1 else h for h, n, m in grids)
+
+    def on_grid(self, full: Sequence[int], size: Sequence[int]) -> Self:
+        # The kernel's lengths stay, so the voxels must grow.
+        factors = [(n - 1) / (m - 1) if m > 1 else 1.0 for n, m in zip(full, size, strict=True)]
+        coarse = copy(self)
+        coarse.spacing = [h * f for h, f in zip(per_axis(self.spacing, len(size)), factors, strict=True)]
+        return coarse
+
+    def to_unknown(self, parameters: Tensor, size: Sequence[int]) -> Tensor:
+        """(K + floor)^(1/2) m. The energy is its square (but for the floor), so that no scale is stiffer than another;
+        steps in the momentum itself would move the coarsest scales alone."""
+        if self.quantity == "root":
+            return parameters
+        return self._powered(parameters, 0.5, self.parameter_spacing(parameters, size))
+
+    def from_unknown(self, unknown: Tensor, size: Sequence[int]) -> Tensor:
+        if self.quantity == "root":
+            return unknown
+        return self._powered(unknown, -0.5, self.parameter_spacing(unknown, size))
+
+    def _check(self, parameters: Tensor, size: Sequence[int]) -> None:
+        d, channels = len(size), self.parameter_channels(len(size))
+        if parameters.ndim != d + 2 or parameters.shape[1] != channels:
+            raise ValueError(
+                f"expected parameters of {channels} channels, the first {d} a momentum, in {d}-D, "
+                f"got shape {tuple(parameters.shape)}"
+            )
+
+    def _momentum(self, vectors: Tensor, spacing: tuple[float, ...]) -> Tensor:
+        """The momentum that the first D channels stand for."""
+        if self.quantity == "root":
+            unit = per_channel(spacing, vectors)
+            return self._powered(vectors * unit, -0.5, spacing) / unit
+        return vectors
+
+    def _powered(self, vectors: Tensor, exponent: float, spacing: tuple[float, ...]) -> Tensor:
+        # Only a periodic kernel has powers. As a preconditioner, or between a root and its momentum, it will do.
+        kernel = replace(self.kernel, padding="none")
+        return kernel.powered(vectors, exponent, spacing, floor=self.floor)
+
+
+class VectorMomentum(MomentumDeformation):
+    """Geodesic shooting (LDDMM) with one kernel everywhere: the D parameters are the initial momentum, see `shooting`.
+
+    Args:
+        stationary: v = K m does not change on the way (vSVF), `shooting.StationaryFlow` in place of `EPDiff`.
+        quantity: also "velocity" at time 0, of which K^-1 is the momentum (for a kernel with an inverse, see
+            `Kernel.powered`).
+        kernel, spacing, num_steps, stride, checkpoint, floor: see `MomentumDeformation`.
+    """
+
+    quantities = ("momentum", "velocity", "root")
 
     def __init__(
         self,
@@ -72,48 +154,14 @@ class VectorMomentum(MomentumGrid):
         floor: float = 0.01,
         quantity: str = "momentum",
     ) -> None:
-        if quantity not in ("momentum", "velocity", "root"):
-            raise ValueError(f"expected quantity momentum, velocity or root, got {quantity!r}")
-        self.floor, self.quantity = floor, quantity
-        self.kernel, self.spacing = kernel, 1.0 if spacing is None else spacing
-        self.num_steps, self.stride = num_steps, stride
-        self.stationary, self.checkpoint = stationary, checkpoint
+        super().__init__(kernel, spacing, num_steps, stride, checkpoint=checkpoint, floor=floor, quantity=quantity)
+        self.stationary = stationary
 
-    def __call__(self, parameters: Tensor, size: Sequence[int], *, inverse: bool = False) -> Fields:
-        parameters = at_least_float32(parameters)
-        spacing = self.parameter_spacing(parameters, size)
-        unit = per_channel(spacing, parameters)
+    def flow(self, parameters: Tensor, spacing: tuple[float, ...]) -> tuple[Flow, Fields]:
+        return (StationaryFlow if self.stationary else EPDiff)(self.kernel, spacing), {}
+
+    def _momentum(self, vectors: Tensor, spacing: tuple[float, ...]) -> Tensor:
         if self.quantity == "velocity":
-            parameters = self.kernel.powered(parameters * unit, -1.0, spacing) / unit
-        elif self.quantity == "root":
-            kernel = replace(self.kernel, padding="none")
-            parameters = kernel.powered(parameters * unit, -0.5, spacing, floor=self.floor) / unit
-        shot = shoot(
-            parameters * unit,
-            self.kernel,
-            spacing=spacing,
-            num_steps=self.num_steps,
-            stationary=self.stationary,
-            inverse=inverse,
-            checkpoint=len(size) == 3 if self.checkpoint is None else self.checkpoint,
-        )
-        fields = {"ddf": resize_field(shot.ddf, size), "momentum": parameters, "energy": shot.energy}
-        fields["velocity"] = shot.velocity / unit
-        if shot.inverse_ddf is not None:
-            fields["inverse_ddf"] = resize_field(shot.inverse_ddf, size)
-        return fields
-
-    def to_unknown(self, parameters: Tensor, size: Sequence[int]) -> Tensor:
-        """(K + floor)^(1/2) m: what an optimiser had better search. The energy is its square (but for the floor), so
-        that no scale is stiffer than another; steps in the momentum itself would move the coarsest scales alone."""
-        if self.quantity == "root":
-            return parameters
-        kernel = replace(self.kernel, padding="none")
-        return kernel.powered(parameters, 0.5, self.parameter_spacing(parameters, size), floor=self.floor)
-
-    def from_unknown(self, unknown: Tensor, size: Sequence[int]) -> Tensor:
-        """The parameters of `to_unknown`."""
-        if self.quantity == "root":
-            return unknown
-        kernel = replace(self.kernel, padding="none")
-        return kernel.powered(unknown, -0.5, self.parameter_spacing(unknown, size), floor=self.floor)
+            unit = per_channel(spacing, vectors)
+            return self.kernel.powered(vectors * unit, -1.0, spacing) / unit
+        return super()._momentum(vectors, spacing)

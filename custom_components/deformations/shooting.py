@@ -1,8 +1,15 @@
 """Geodesic shooting: from an initial momentum to the deformation it drives.
 
-With v = K m, the momentum follows EPDiff, m_t = -div(m (x) v) - (Dv)^T m, and the maps phi_t = -Dphi v (the pull-back,
-fixed to moving: our "ddf") and psi_t = v o psi (its inverse). The energy <m, K m> is constant along the way, and
-sqrt(<m, K m>) is the length of the geodesic.
+An equation of motion, a `Flow`, says how a momentum m and what moves along with it change in time, and which velocity v
+they drive. `shoot` integrates it over unit time together with the maps phi_t = -Dphi v (the pull-back, fixed to moving:
+our "ddf") and psi_t = v o psi (its inverse).
+
+Two flows are here. `EPDiff` is the geodesic of a kernel K: v = K m and
+
+    m_t = -div(m (x) v) - (Dv)^T m.
+
+The energy <m, K m> is constant along the way, and sqrt(<m, K m>) is the length of the geodesic. In `StationaryFlow`
+the velocity of the initial momentum stays.
 
 Convention: momenta and velocities are in the length unit of `spacing` (mm, or voxels for spacing 1), maps in voxels.
 Derivatives are central differences; those of m and v are 0 at the border nodes (Neumann), those of the map one-sided
@@ -16,15 +23,17 @@ the `mermaid` package, without its limits on momentum and velocity.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
 
-from ..fields import spatial_gradient, warp
+from ..fields import at_least_float32, per_channel, warp
 from .kernels import Spacing, per_axis
+from .operators import advect, coadjoint
 
 State = tuple[Tensor, ...]
 
@@ -37,153 +46,177 @@ Operator = Callable[[Tensor, tuple[float, ...]], Tensor]
 _COURANT = 2.0
 
 
-class Shot(NamedTuple):
-    """What `shoot` returns: displacements in voxels, (B, D, *S); momentum and velocity in the spacing's length unit.
-
-    `inverse_ddf` is None unless asked for; `momentum` is the one at time 1; `velocity` that at time 0; `energy`, (B,),
-    is the mean over the voxels of <m, K m> at time 0; `num_steps` the number of steps taken.
-    """
-
-    ddf: Tensor
-    inverse_ddf: Tensor | None
-    momentum: Tensor
-    velocity: Tensor
-    energy: Tensor
-    num_steps: int
-
-
 class ShootingError(RuntimeError):
     """The momentum cannot be shot: too large for the grid, or not finite."""
 
 
-class TooFast(Exception):
-    """A velocity crosses too many voxels in a step; the argument is the number of steps that would do."""
+class Flow(ABC):
+    """An equation of motion: how a state changes in time, and which velocity it drives.
 
-
-def shoot(
-    momentum: Tensor,
-    kernel: Operator,
-    *,
-    spacing: Spacing = 1.0,
-    num_steps: int = 10,
-    image: Tensor | None = None,
-    stationary: bool = False,
-    inverse: bool = False,
-    checkpoint: bool = True,
-    max_steps: int = 200,
-) -> Shot:
-    """Shoot an initial momentum over unit time.
+    A state is a tuple of tensors (B, ..., *S). The first is the momentum, (B, D, *S), in the length unit of the
+    spacing; a flow may add what moves along with it.
 
     Args:
-        momentum: shape (B, D, *S); with `image` (B, C, *S).
-        kernel: K.
         spacing: of the grid, one number or one for each axis.
-        num_steps: Runge-Kutta steps. Where a velocity crosses more than two voxels in a step (summed over the axes, any
-            sample of the batch) the integration starts again with as many as it takes.
-        image: the moving image (B, C, *S) of the scalar-momentum model: m = sum over channels of momentum_c grad
-            image_c at all times, both transported along.
-        stationary: v = K m stays as it is (the vector-momentum stationary velocity field, vSVF).
-        inverse: also integrate the inverse map.
-        checkpoint: recompute each step in the backward pass, so that memory does not grow with the stages of all steps.
-        max_steps: limit for the steps.
-    Raises:
-        ValueError: if shapes do not fit, or `stationary` is combined with `image`.
-        ShootingError: if a velocity stops being finite or would need more than `max_steps` steps.
     """
-    momentum = momentum if momentum.dtype in (torch.float32, torch.float64) else momentum.float()
-    d = momentum.ndim - 2
-    if d not in (2, 3) or momentum.shape[1] != (d if image is None else image.shape[1]):
-        raise ValueError(
-            f"expected a momentum of shape (B, 2, H, W) or (B, 3, D, H, W), or one channel for each of the image's, "
-            f"got {tuple(momentum.shape)}"
-        )
-    if num_steps < 1 or (image is not None and (stationary or image.shape != momentum.shape)):
-        raise ValueError(
-            f"expected num_steps of at least 1 and, for the scalar model, an image like the momentum, not stationary; "
-            f"got {num_steps} steps, stationary={stationary}, image {None if image is None else tuple(image.shape)}"
-        )
-    h = per_axis(spacing, d)
-    with torch.autocast(momentum.device.type, enabled=False):
-        if image is not None:
-            image = image.to(momentum)
-            initial = _scalar_to_vector(momentum, image, h)
-            flow: VectorFlow = _ScalarFlow(kernel, h, inverse)
-            state: State = (momentum, image)
-        else:
-            initial = momentum
-            flow = _StationaryFlow(kernel, h, inverse) if stationary else VectorFlow(kernel, h, inverse)
-            state = (momentum,)
-        velocity = kernel(initial, h)
-        zero = torch.zeros_like(velocity)
-        state = (*state, *([velocity] if stationary else []), zero, *([zero] if inverse else []))
-        state_1, num_steps = integrate(flow, state, num_steps, checkpoint=checkpoint, max_steps=max_steps)
-        fields = state_1[len(state_1) - 1 - inverse :]
-        final = state_1[0] if image is None else _scalar_to_vector(state_1[0], state_1[1], h)
-        energy = (initial * velocity).sum(1).flatten(1).mean(1)
-    return Shot(fields[0], fields[1] if inverse else None, final, velocity, energy, num_steps)
+
+    def __init__(self, spacing: Spacing = 1.0) -> None:
+        self.spacing = spacing
+
+    def start(self, momentum: Tensor) -> State:
+        """The state at time 0."""
+        return (momentum,)
+
+    @abstractmethod
+    def velocity(self, state: State) -> Tensor:
+        """The velocity (B, D, *S) of a state, in the length unit of the spacing."""
+
+    @abstractmethod
+    def __call__(self, state: State) -> tuple[State, Tensor]:
+        """Time derivatives of the state's parts, and the velocity in voxels.
+
+        The derivative of a part that stays may be a zero of shape ().
+        """
+
+    def spacing_of(self, field: Tensor) -> tuple[float, ...]:
+        """The spacing along each axis of a field (B, C, *S)."""
+        return per_axis(self.spacing, field.ndim - 2)
 
 
-class VectorFlow:
-    """Right-hand side for the state (m, ddf[, inverse ddf]); in others the maps come last, too."""
+class EPDiff(Flow):
+    """The geodesic equation v = K m, m_t = -div(m (x) v) - (Dv)^T m; the state is (m,).
 
-    def __init__(self, kernel: Operator, spacing: tuple[float, ...], inverse: bool) -> None:
-        self.kernel, self.spacing, self.inverse = kernel, spacing, inverse
+    Args:
+        kernel: K.
+        spacing: see `Flow`.
+    """
+
+    def __init__(self, kernel: Operator, spacing: Spacing = 1.0) -> None:
+        super().__init__(spacing)
+        self.kernel = kernel
 
     def velocity(self, state: State) -> Tensor:
-        return self.kernel(state[0], self.spacing)
+        return self.kernel(state[0], self.spacing_of(state[0]))
 
     def __call__(self, state: State) -> tuple[State, Tensor]:
-        """Time derivatives of the state, and the velocity in voxels."""
-        velocity = self.velocity(state)
-        voxels = velocity / _column(self.spacing, velocity)
-        return (*self.carried(state, velocity, voxels), *self.mapped(state, voxels)), voxels
-
-    def mapped(self, state: State, voxels: Tensor) -> State:
-        """The rates of the maps, the last parts of the state."""
-        maps = state[len(state) - 1 - self.inverse :]
-        rate = _Advect.apply(maps[0], voxels) - voxels
-        return (rate, warp(voxels, maps[1], padding="border")) if self.inverse else (rate,)
-
-    def carried(self, state: State, velocity: Tensor, voxels: Tensor) -> State:
-        return (coadjoint(state[0], velocity, voxels, self.spacing),)
+        velocity, spacing = self.velocity(state), self.spacing_of(state[0])
+        voxels = velocity / per_channel(spacing, velocity)
+        return (coadjoint(state[0], velocity, voxels, spacing),), voxels
 
 
-class _StationaryFlow(VectorFlow):
-    """The state is (m, v, ddf[, inverse ddf]); m and v stay."""
+class StationaryFlow(Flow):
+    """A velocity v = K m(0) that stays: m_t = 0 (the vector-momentum stationary velocity field, vSVF).
+
+    The state is (m, v), so that K is applied once.
+
+    Args:
+        kernel: K.
+        spacing: see `Flow`.
+    References: Shen et al., CVPR 2019.
+    """
+
+    def __init__(self, kernel: Operator, spacing: Spacing = 1.0) -> None:
+        super().__init__(spacing)
+        self.kernel = kernel
+
+    def start(self, momentum: Tensor) -> State:
+        return momentum, self.kernel(momentum, self.spacing_of(momentum))
 
     def velocity(self, state: State) -> Tensor:
         return state[1]
 
-    def carried(self, state: State, velocity: Tensor, voxels: Tensor) -> State:
-        zero = torch.zeros((), dtype=velocity.dtype, device=velocity.device)
-        return zero, zero
+    def __call__(self, state: State) -> tuple[State, Tensor]:
+        zero = torch.zeros((), dtype=state[1].dtype, device=state[1].device)
+        return (zero, zero), state[1] / per_channel(self.spacing_of(state[1]), state[1])
 
 
-class _ScalarFlow(VectorFlow):
-    """The state is (scalar momentum, image, ddf[, inverse ddf])."""
+class Shot(NamedTuple):
+    """What `shoot` returns: displacements in voxels, (B, D, *S), and the flow's own quantities in its length unit.
 
-    def velocity(self, state: State) -> Tensor:
-        return self.kernel(_scalar_to_vector(state[0], state[1], self.spacing), self.spacing)
-
-    def carried(self, state: State, velocity: Tensor, voxels: Tensor) -> State:
-        return _Transport.apply(state[0], voxels), _Advect.apply(state[1], voxels)
-
-
-def coadjoint(momentum: Tensor, velocity: Tensor, voxels: Tensor, spacing: tuple[float, ...]) -> Tensor:
-    """-div(m (x) v) - (Dv)^T m; the velocity in the length unit of the spacing and in voxels."""
-    return _Transport.apply(momentum, voxels) + _Stretch.apply(momentum, velocity, spacing)
-
-
-def integrate(flow: VectorFlow, state: State, num_steps: int, *, checkpoint: bool, max_steps: int) -> tuple[State, int]:
-    """The state at time 1, and the number of steps it took: `num_steps`, or more where they are too long (see `shoot`).
-
-    Raises:
-        ShootingError: see `shoot`.
+    Attributes:
+        ddf: displacement of the pull-back, fixed to moving.
+        inverse_ddf: that of its inverse; None unless it was asked for.
+        state: the flow's state at time 1.
+        velocity: at time 0.
+        energy: shape (B,), the mean of <m, v> over the voxels at time 0.
+        num_steps: number of steps taken.
     """
+
+    ddf: Tensor
+    inverse_ddf: Tensor | None
+    state: State
+    velocity: Tensor
+    energy: Tensor
+    num_steps: int
+
+    @property
+    def momentum(self) -> Tensor:
+        """The momentum at time 1."""
+        return self.state[0]
+
+
+def shoot(
+    flow: Flow,
+    momentum: Tensor,
+    *,
+    num_steps: int = 10,
+    inverse: bool = False,
+    checkpoint: bool = True,
+    max_steps: int = 200,
+) -> Shot:
+    """Follow an equation of motion from an initial momentum over unit time.
+
+    Args:
+        flow: the equation.
+        momentum: shape (B, D, *S), in the length unit of the flow's spacing.
+        num_steps: Runge-Kutta steps. Where a velocity crosses more than two voxels in a step (summed over the axes, any
+            sample of the batch) the integration starts again with as many steps as it takes.
+        inverse: also integrate the inverse map.
+        checkpoint: recompute each step in the backward pass, so that memory does not grow with the stages of all steps.
+        max_steps: limit for the steps.
+    Raises:
+        ValueError: if the momentum is not a vector field, or there is no step.
+        ShootingError: if a velocity stops being finite or would need more than `max_steps` steps.
+    """
+    d = momentum.ndim - 2
+    if d not in (2, 3) or momentum.shape[1] != d:
+        raise ValueError(f"expected a momentum of shape (B, 2, H, W) or (B, 3, D, H, W), got {tuple(momentum.shape)}")
+    if num_steps < 1:
+        raise ValueError(f"expected num_steps of at least 1, got {num_steps}")
+    momentum = at_least_float32(momentum)
+    with torch.autocast(momentum.device.type, enabled=False):
+        start = flow.start(momentum)
+        velocity = flow.velocity(start)
+        maps = [torch.zeros_like(velocity)] * (2 if inverse else 1)
+        end, num_steps = _restarted(_Carrying(flow, len(maps)), (*start, *maps), num_steps, checkpoint, max_steps)
+        energy = (momentum * velocity).sum(1).flatten(1).mean(1)
+    ddf, *back = end[len(start) :]
+    return Shot(ddf, back[0] if inverse else None, end[: len(start)], velocity, energy, num_steps)
+
+
+class _Carrying:
+    """A flow together with the maps that its velocity moves; they are the last parts of the state."""
+
+    def __init__(self, flow: Flow, num_maps: int) -> None:
+        self.flow, self.num_maps = flow, num_maps
+
+    def __call__(self, state: State) -> tuple[State, Tensor]:
+        own, maps = state[: -self.num_maps], state[-self.num_maps :]
+        rates, voxels = self.flow(own)
+        rates = (*rates, advect(maps[0], voxels) - voxels)
+        return (*rates, *[warp(voxels, inverse, padding="border") for inverse in maps[1:]]), voxels
+
+
+class _TooFast(Exception):
+    """A velocity crosses too many voxels in a step; the argument is the number of steps that would do."""
+
+
+def _restarted(flow: _Carrying, state: State, num_steps: int, checkpoint: bool, max_steps: int) -> tuple[State, int]:
+    """The state at time 1, and the number of steps it took: `num_steps`, or more where these are too long."""
     while True:
         try:
-            return _integrate(flow, state, num_steps, checkpoint), num_steps
-        except TooFast as error:
+            return _integrated(flow, state, num_steps, checkpoint), num_steps
+        except _TooFast as error:
             needed = int(error.args[0])
             if needed > max_steps:
                 raise ShootingError(
@@ -192,9 +225,9 @@ def integrate(flow: VectorFlow, state: State, num_steps: int, *, checkpoint: boo
             num_steps = needed
 
 
-def _integrate(flow: VectorFlow, state: State, num_steps: int, checkpoint: bool) -> State:
+def _integrated(flow: _Carrying, state: State, num_steps: int, checkpoint: bool) -> State:
     dt = 1 / num_steps
-    step: Callable[..., Any] = _runge_kutta
+    step: Callable[..., tuple[Tensor, ...]] = _runge_kutta
     for _ in range(num_steps):
         if checkpoint and torch.is_grad_enabled():
             *new, fastest = recompute(step, flow, dt, *state, use_reentrant=False, preserve_rng_state=False)
@@ -204,14 +237,15 @@ def _integrate(flow: VectorFlow, state: State, num_steps: int, checkpoint: bool)
         if not math.isfinite(speed):
             raise ShootingError("the momentum or its velocity is not finite")
         if speed * dt > _COURANT:
-            raise TooFast(math.ceil(1.2 * speed / _COURANT))
+            # A fifth more than the speed asks for: on the way it may rise.
+            raise _TooFast(math.ceil(1.2 * speed / _COURANT))
         state = tuple(new)
     if not all(bool(torch.isfinite(part).all()) for part in state):
         raise ShootingError("shooting has diverged: momentum or map are not finite")
     return state
 
 
-def _runge_kutta(flow: VectorFlow, dt: float, *state: Tensor) -> tuple[Tensor, ...]:
+def _runge_kutta(flow: _Carrying, dt: float, *state: Tensor) -> tuple[Tensor, ...]:
     """One step, and the largest speed at its start, in voxels per unit time summed over the axes."""
     first, voxels = flow(state)
     second, _ = flow(_ahead(state, first, dt / 2))
@@ -225,111 +259,3 @@ def _runge_kutta(flow: VectorFlow, dt: float, *state: Tensor) -> tuple[Tensor, .
 
 def _ahead(state: State, rates: State, dt: float) -> State:
     return tuple(torch.add(s, rate, alpha=dt) for s, rate in zip(state, rates, strict=True))
-
-
-def _scalar_to_vector(scalar: Tensor, image: Tensor, spacing: tuple[float, ...]) -> Tensor:
-    gradient = spatial_gradient(image)
-    return (scalar.unsqueeze(2) * gradient).sum(1) / _column(spacing, gradient)
-
-
-def _column(values: tuple[float, ...], like: Tensor) -> Tensor:
-    return like.new_tensor(values).view(1, -1, *[1] * len(values))
-
-
-# The differential operators carry their own derivatives: they keep only their inputs, and need no graph of slices.
-
-
-class _Transport(torch.autograd.Function):
-    """-div(f (x) w) for each channel of f (B, C, *S); w (B, D, *S) in voxels. Neumann borders."""
-
-    @staticmethod
-    def forward(ctx: Any, f: Tensor, w: Tensor) -> Tensor:
-        ctx.save_for_backward(f, w)
-        result = torch.zeros_like(f)
-        for j in range(w.shape[1]):
-            _add_difference(result, f * w[:, j : j + 1], j + 2, -1.0)
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        f, w = ctx.saved_tensors
-        grad_f, grad_w = torch.zeros_like(f), torch.empty_like(w)
-        for j in range(w.shape[1]):
-            back = _add_transposed(torch.zeros_like(grad), grad, j + 2, 1.0)
-            grad_f.addcmul_(w[:, j : j + 1], back, value=-1)
-            grad_w[:, j] = -(f * back).sum(1)
-        return grad_f, grad_w
-
-
-class _Stretch(torch.autograd.Function):
-    """-(Dv)^T m, v in the length unit of the spacing. Neumann borders."""
-
-    @staticmethod
-    def forward(ctx: Any, m: Tensor, v: Tensor, spacing: tuple[float, ...]) -> Tensor:
-        ctx.save_for_backward(m, v)
-        ctx.spacing = spacing
-        result = torch.empty_like(m)
-        for k, h in enumerate(spacing):
-            result[:, k] = _add_difference(torch.zeros_like(v), v, k + 2, -1 / h).mul_(m).sum(1)
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        m, v = ctx.saved_tensors
-        grad_m, grad_v = torch.zeros_like(m), torch.zeros_like(v)
-        for k, h in enumerate(ctx.spacing):
-            one = grad[:, k : k + 1]
-            grad_m.addcmul_(one, _add_difference(torch.zeros_like(v), v, k + 2, -1 / h))
-            _add_transposed(grad_v, one * m, k + 2, -1 / h)
-        return grad_m, grad_v, None
-
-
-class _Advect(torch.autograd.Function):
-    """-Df w for each channel of f (B, C, *S); w (B, D, *S) in voxels. One-sided differences at the border."""
-
-    @staticmethod
-    def forward(ctx: Any, f: Tensor, w: Tensor) -> Tensor:
-        ctx.save_for_backward(f, w)
-        result = torch.zeros_like(f)
-        for j in range(w.shape[1]):
-            slope = _add_difference(torch.zeros_like(f), f, j + 2, 1.0, one_sided=True)
-            result.addcmul_(w[:, j : j + 1], slope, value=-1)
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        f, w = ctx.saved_tensors
-        grad_f, grad_w = torch.zeros_like(f), torch.empty_like(w)
-        for j in range(w.shape[1]):
-            slope = _add_difference(torch.zeros_like(f), f, j + 2, 1.0, one_sided=True)
-            grad_w[:, j] = -(grad * slope).sum(1)
-            _add_transposed(grad_f, grad * w[:, j : j + 1], j + 2, -1.0, one_sided=True)
-        return grad_f, grad_w
-
-
-def _add_difference(total: Tensor, f: Tensor, axis: int, factor: float, *, one_sided: bool = False) -> Tensor:
-    """Add factor times the central difference along an axis, per voxel; at the ends nothing or one-sided ones."""
-    n = f.shape[axis]
-    if n > 2:
-        middle = f.narrow(axis, 2, n - 2) - f.narrow(axis, 0, n - 2)
-        total.narrow(axis, 1, n - 2).add_(middle, alpha=factor / 2)
-    if one_sided and n > 1:
-        for place, ahead in ((0, 1), (n - 1, n - 1)):
-            end = f.narrow(axis, ahead, 1) - f.narrow(axis, ahead - 1, 1)
-            total.narrow(axis, place, 1).add_(end, alpha=factor)
-    return total
-
-
-def _add_transposed(total: Tensor, g: Tensor, axis: int, factor: float, *, one_sided: bool = False) -> Tensor:
-    """Add the transpose of `_add_difference`."""
-    n = g.shape[axis]
-    if n > 2:
-        middle = g.narrow(axis, 1, n - 2)
-        total.narrow(axis, 2, n - 2).add_(middle, alpha=factor / 2)
-        total.narrow(axis, 0, n - 2).sub_(middle, alpha=factor / 2)
-    if one_sided and n > 1:
-        for place, ahead in ((0, 1), (n - 1, n - 1)):
-            end = g.narrow(axis, place, 1)
-            total.narrow(axis, ahead, 1).add_(end, alpha=factor)
-            total.narrow(axis, ahead - 1, 1).sub_(end, alpha=factor)
-    return total

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from custom_components.deformations.kernels import gaussian_kernel
-from custom_components.deformations.shooting import shoot
+from custom_components.deformations.shooting import EPDiff, StationaryFlow, shoot
 
 SIZES = [(33, 28), (20, 17, 18)]
 both = pytest.mark.parametrize("size", SIZES, ids=["2d", "3d"])
 tiny = pytest.mark.parametrize("size", [(5, 6), (4, 5, 3)], ids=["2-D", "3-D"])
-MODELS = ["vector", "stationary", "scalar"]
+MODELS = ["geodesic", "stationary"]
 models = pytest.mark.parametrize("model", MODELS)
 
 
@@ -26,16 +26,18 @@ def bumps(size, amplitude=0.3):
     return torch.stack([a * bump(size, c, 0.08) for a, c in zip(heights, centres, strict=False)])[None]
 
 
-def shoot_model(model, momentum, image, kernel, **kwargs):
-    if model == "scalar":
-        return shoot(momentum, kernel, image=image, **kwargs)
-    return shoot(momentum, kernel, stationary=model == "stationary", **kwargs)
+def shot_of(momentum, kernel, model="geodesic", *, spacing=1.0, **options):
+    flow = {"geodesic": EPDiff, "stationary": StationaryFlow}[model](kernel, spacing)
+    return shoot(flow, momentum, **options)
 
 
-def random_case(model, size, batch=1, dtype=torch.float64):
-    """Momentum, image and kernel, all in voxels, for a displacement of about half a voxel."""
+def tensors(shot):
+    """The tensors of a shot that has an inverse."""
+    return shot.ddf, shot.inverse_ddf, shot.momentum, shot.velocity, shot.energy
+
+
+def random_case(size, batch=1, dtype=torch.float64):
+    """Momentum and kernel in voxels, for a displacement of about half a voxel."""
     generator = torch.Generator().manual_seed(7)
-    channels = 2 if model == "scalar" else len(size)
-    momentum = 2 * torch.randn(batch, channels, *size, dtype=torch.float64, generator=generator)
-    image = torch.rand(batch, channels, *size, dtype=torch.float64, generator=generator)
-    return momentum.to(dtype), image.to(dtype), gaussian_kernel(1.3, padding="zeros")
+    momentum = 2 * torch.randn(batch, len(size), *size, dtype=torch.float64, generator=generator)
+    return momentum.to(dtype), gaussian_kernel(1.3, padding="zeros")

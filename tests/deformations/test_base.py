@@ -9,7 +9,7 @@ from custom_components.deformations.base import Deformation
 from custom_components.deformations.kernels import MultiGaussianKernel
 from custom_components.deformations.momentum import VectorMomentum
 from custom_components.deformations.velocity import Displacement, StationaryVelocity
-from custom_components.methods.rdmm.metric import RegionSpecificMomentum
+from custom_components.methods.rdmm.metric import MetricSettings, RegionSpecificMomentum, StationaryMetricMomentum
 from custom_components.methods.voxelmorph_probabilistic.deformation import GaussianVelocity
 
 KERNEL = MultiGaussianKernel((3.0, 6.0), padding="zeros")
@@ -20,8 +20,8 @@ DEFORMATIONS: list[Deformation] = [
     VectorMomentum(KERNEL, num_steps=4),
     VectorMomentum(KERNEL, num_steps=4, stationary=True),
     VectorMomentum(KERNEL, (1.0, 1.5, 2.0), num_steps=4, quantity="root"),
-    RegionSpecificMomentum(KERNEL, num_steps=4, weight_sigma=2.0),
-    RegionSpecificMomentum(KERNEL, num_steps=4, weight_sigma=2.0, stationary=True),
+    RegionSpecificMomentum(KERNEL, num_steps=4, metric=MetricSettings(2.0)),
+    StationaryMetricMomentum(KERNEL, num_steps=4, metric=MetricSettings(2.0)),
 ]
 SIZES = [(33, 28), (15, 14, 13)]
 

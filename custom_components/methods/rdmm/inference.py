@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...deformations.base import Deformation
-from ...fields import resize_field, resize_map
+from ...fields import per_channel, resize_field, resize_map
 from ...inference.prediction import (
     Masks,
     Network,
@@ -23,7 +23,7 @@ from ...inference.prediction import (
 from ...networks.parallel import unwrap
 from ...networks.zero import ZeroField
 from .data import MomentumStore
-from .metric import RegionSpecificMomentum
+from .metric import LocalMetricMomentum
 from .weights import label_weights
 
 
@@ -124,11 +124,11 @@ class MetricPredictor:
 
     def _metric_of(self, network: Network, moving: Tensor, deformation: Deformation) -> Deformation:
         """The deformation with the weights that the network finds."""
-        if isinstance(network, ZeroField) and not isinstance(deformation, RegionSpecificMomentum):
+        if isinstance(network, ZeroField) and not isinstance(deformation, LocalMetricMomentum):
             return deformation
         metric, size = _metric(deformation), deformation.parameter_size(moving.shape[2:])
         if isinstance(network, ZeroField):
-            base = moving.new_tensor(metric.kernel.weights).view(1, -1, *[1] * len(size))
+            base = per_channel(metric.base_weights, moving)
             return metric.given(base.expand(1, -1, *size))
         shown = resize_map(moving, size)
 
@@ -139,8 +139,8 @@ class MetricPredictor:
         return metric.predicted_by(weights)
 
 
-def _metric(deformation: Deformation) -> RegionSpecificMomentum:
-    if not isinstance(deformation, RegionSpecificMomentum):
+def _metric(deformation: Deformation) -> LocalMetricMomentum:
+    if not isinstance(deformation, LocalMetricMomentum):
         raise ValueError(f"expected a deformation whose metric has weights, got {type(deformation).__name__}")
     return deformation
 

@@ -21,158 +21,162 @@ CVPR 2019.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from copy import copy
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ...deformations.base import Fields
-from ...deformations.kernels import MultiGaussianKernel, Spacing, per_axis, smooth_weighted
-from ...deformations.momentum import MomentumGrid
-from ...deformations.shooting import State, VectorFlow, coadjoint, integrate, shoot
-from ...fields import at_least_float32, resize_field, resize_map, spatial_gradient
+from ...deformations.kernels import MultiGaussianKernel, Spacing, smooth_weighted
+from ...deformations.momentum import MomentumDeformation
+from ...deformations.operators import coadjoint
+from ...deformations.shooting import Flow, State, StationaryFlow
+from ...fields import per_channel, resize_field, resize_map, spatial_gradient
 from .weights import border_mask, normalized, smooth_weights, softmax_weights, weighted_linear_softmax
 
-
-class RegionShot(NamedTuple):
-    """What `shoot_regions` returns: as `shooting.Shot`, and the weights w at time 0 and pre-weights h at time 1."""
-
-    ddf: Tensor
-    inverse_ddf: Tensor | None
-    momentum: Tensor
-    velocity: Tensor
-    energy: Tensor
-    num_steps: int
-    weights: Tensor
-    pre_weights: Tensor
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
-def shoot_regions(
-    momentum: Tensor,
-    pre_weights: Tensor,
-    kernel: MultiGaussianKernel,
-    *,
-    weight_sigma: float,
-    spacing: Spacing = 1.0,
-    num_steps: int = 10,
-    mask: Tensor | None = None,
-    inverse: bool = False,
-    checkpoint: bool = True,
-    max_steps: int = 200,
-) -> RegionShot:
-    """Shoot an initial momentum over unit time in a metric that moves along.
+class RegionFlow(Flow):
+    """The geodesic of a metric that moves along (see above); the state is (m, h).
 
     Args:
-        momentum: shape (B, D, *S), in the unit of the spacing.
-        pre_weights: h at time 0, shape (B or 1, N, *S), one channel for each Gaussian.
         kernel: the Gaussians K_i; the kernel's own weights are not used.
+        pre_weights: h at time 0, shape (B or 1, N, *S), one channel for each Gaussian.
         weight_sigma: standard deviation of G, in the unit of the spacing; 0 for none.
+        spacing: of the grid, one number or one for each axis.
         mask: a factor M, shape (1, 1, *S), that stays where it is: v = M sum_i w_i K_i (w_i M m).
-        spacing, num_steps, inverse, checkpoint, max_steps: see `deformations.shooting.shoot`.
     Raises:
-        ValueError: if shapes do not fit.
-        ShootingError: see `deformations.shooting.shoot`.
+        ValueError: on `start`, if the pre-weights do not fit the momentum.
     """
-    momentum, pre_weights = at_least_float32(momentum), at_least_float32(pre_weights)
-    d, n = momentum.ndim - 2, len(kernel.sigmas)
-    if d not in (2, 3) or momentum.shape[1] != d:
-        raise ValueError(f"expected a momentum of shape (B, 2, H, W) or (B, 3, D, H, W), got {tuple(momentum.shape)}")
-    batch, size = momentum.shape[0], momentum.shape[2:]
-    if pre_weights.shape[0] not in (1, batch) or pre_weights.shape[1:] != (n, *size):
-        raise ValueError(
-            f"expected pre-weights of shape ({batch} or 1, {n}, {', '.join(map(str, size))}), "
-            f"got {tuple(pre_weights.shape)}"
-        )
-    if num_steps < 1:
-        raise ValueError(f"expected num_steps of at least 1, got {num_steps}")
-    h = per_axis(spacing, d)
-    pre_weights = pre_weights.to(momentum.dtype).expand(batch, -1, *size)
-    with torch.autocast(momentum.device.type, enabled=False):
-        flow = _RegionFlow(kernel, weight_sigma, h, mask, inverse)
-        weights = smooth_weights(pre_weights, weight_sigma, h)
-        velocity, _ = flow.respond(momentum, weights)
-        zero = torch.zeros_like(momentum)
-        state: State = (momentum, pre_weights, zero, *([zero] if inverse else []))
-        state, num_steps = integrate(flow, state, num_steps, checkpoint=checkpoint, max_steps=max_steps)
-        energy = (momentum * velocity).sum(1).flatten(1).mean(1)
-    back = state[3] if inverse else None
-    return RegionShot(state[2], back, state[0], velocity, energy, num_steps, weights, state[1])
-
-
-class _RegionFlow(VectorFlow):
-    """The state is (m, h, ddf[, inverse ddf])."""
 
     def __init__(
         self,
         kernel: MultiGaussianKernel,
+        pre_weights: Tensor,
+        *,
         weight_sigma: float,
-        spacing: tuple[float, ...],
-        mask: Tensor | None,
-        inverse: bool,
+        spacing: Spacing = 1.0,
+        mask: Tensor | None = None,
     ) -> None:
-        super().__init__(kernel, spacing, inverse)
-        self.gaussians, self.weight_sigma, self.mask = kernel, weight_sigma, mask
+        super().__init__(spacing)
+        self.kernel, self.pre_weights, self.weight_sigma, self.mask = kernel, pre_weights, weight_sigma, mask
+
+    def start(self, momentum: Tensor) -> State:
+        batch, size, shape = len(momentum), momentum.shape[2:], self.pre_weights.shape
+        wanted = (len(self.kernel.sigmas), *size)
+        if shape[0] not in (1, batch) or shape[1:] != wanted:
+            raise ValueError(
+                f"expected pre-weights of shape ({batch} or 1, {', '.join(map(str, wanted))}), got {tuple(shape)}"
+            )
+        return momentum, self.pre_weights.to(momentum.dtype).expand(batch, *wanted)
+
+    def velocity(self, state: State) -> Tensor:
+        return self.respond(state[0], self.weights(state))[0]
+
+    def __call__(self, state: State) -> tuple[State, Tensor]:
+        momentum, pre_weights = state
+        velocity, derivative = self.respond(momentum, self.weights(state))
+        spacing = self.spacing_of(momentum)
+        unit = per_channel(spacing, velocity)
+        voxels = velocity / unit
+        slopes = spatial_gradient(pre_weights)
+        # G is symmetric: its transpose, which the chain rule asks for, is G.
+        derivative = smooth_weights(derivative, self.weight_sigma, spacing)
+        force = (derivative.unsqueeze(2) * slopes).sum(1) / unit
+        transported = -(slopes * voxels.unsqueeze(1)).sum(2)
+        return (coadjoint(momentum, velocity, voxels, spacing) + force, transported), voxels
+
+    def weights(self, state: State) -> Tensor:
+        """w = G h of a state, (B, N, *S)."""
+        return smooth_weights(state[1], self.weight_sigma, self.spacing_of(state[0]))
 
     def respond(self, momentum: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """v, and the derivative of the energy (half of <m, v>) for the weights, m . K_i (w_i m)."""
         load = (momentum if self.mask is None else momentum * self.mask).unsqueeze(1)
         factors = weights.unsqueeze(2)
-        response = self.gaussians.each(factors * load, self.spacing)
+        response = self.kernel.each(factors * load, self.spacing_of(momentum))
         velocity = (factors * response).sum(1)
         return velocity if self.mask is None else velocity * self.mask, (load * response).sum(2)
 
-    def __call__(self, state: State) -> tuple[State, Tensor]:
-        momentum, pre_weights = state[:2]
-        weights = smooth_weights(pre_weights, self.weight_sigma, self.spacing)
-        velocity, derivative = self.respond(momentum, weights)
-        unit = velocity.new_tensor(self.spacing).view(1, -1, *[1] * (velocity.ndim - 2))
-        voxels = velocity / unit
-        slopes = spatial_gradient(pre_weights)
-        derivative = smooth_weights(derivative, self.weight_sigma, self.spacing)
-        force = (derivative.unsqueeze(2) * slopes).sum(1) / unit
-        rates = coadjoint(momentum, velocity, voxels, self.spacing) + force, -(slopes * voxels.unsqueeze(1)).sum(2)
-        return (*rates, *self.mapped(state, voxels)), voxels
 
-
-class RegionSpecificMomentum(MomentumGrid):
-    """Shooting in a metric with weights that differ from place to place, and move along (RDMM) or stay (stationary).
-
-    The parameters are the initial momentum, D channels, in voxels of its own grid, and N channels x, one for each
-    Gaussian, that make the pre-weights: x = 0 makes them the kernel's own weights everywhere. Where pre-weights are
-    given the parameters are the momentum alone.
-
-    Returns the fields of `VectorMomentum`: "ddf", "momentum" (its D channels), "velocity" (voxels of its
-    own grid), "energy" (B,), if asked for "inverse_ddf"; and on the parameters' grid "weights" (w at time 0) and
-    "pre_weights", both (B or 1, N, *S'), "raw_weights" (x, where the parameters have it), "sigma" (B or 1, 1, *S'),
-    the equivalent deviation sqrt(sum_i w_i^2 sigma_i^2) in the unit of the spacing, and "grid_spacing" (B, D).
+@dataclass(frozen=True)
+class MetricSettings:
+    """How raw numbers x become the weights of a metric, and where its velocity stops.
 
     Args:
-        kernel: the Gaussians K_i; its weights are the base.
-        spacing: of the image grid, one number or one for each axis; None is 1.
-        num_steps: see `deformations.shooting.shoot`.
-        stride: as in `deformations.velocity.StationaryVelocity`.
         weight_sigma: standard deviation of the Gaussian G that makes weights of the pre-weights, unit of the spacing.
-        pre_weights: (B or 1, N, *S'), any resolution; they are made to sum to one (their squares, unless stationary).
         mapping: from x to the pre-weights: "softmax" (`softmax_weights`) or "linear" (`weighted_linear_softmax`).
-        stationary: metric learning: the velocity is sum_i sqrt(w_i) K_i (sqrt(w_i) m) at all times, the pre-weights sum
-            to one.
-        minimum: weights are raised to it before their root is taken (stationary), and see `weighted_linear_softmax`.
+        minimum: of the weights of the linear mapping; a stationary metric also raises G's result to it.
+        weight_scale: x per unit of the unknown: at 1 an optimiser hardly moves the weights.
         margin: width of the border where the velocity is stopped, unit of the spacing, see `border_mask`; it is rounded
             to voxels of the parameters' grid. 0: none.
         margin_sigma: standard deviation of the mask's Gaussian, unit of the spacing; None: half of the margin.
-        checkpoint: see `deformations.shooting.shoot`; None: in 3-D.
-        floor: see `to_unknown`, a share of the kernel's gain.
-        weight_scale: x per unit of the unknown, see `to_unknown`: at 1 an optimiser hardly moves the weights. Not used
-            with the quantity "root".
-        quantity: of the first D parameters: "momentum", or "root", that of `to_unknown`; then an optimiser searches the
-            parameters as they are.
     Raises:
-        ValueError: for unknown names; on a call, if channels are missing.
-    References: Shen et al., NeurIPS 2019 (optimised, given and learned weights); Niethammer et al., CVPR 2019
-        (stationary). The mask is on both sides of the metric: so it remains one.
+        ValueError: for an unknown mapping, or lengths below 0.
     """
+
+    # What interacts: `weight_scale` acts only with the deformation's quantity "momentum" (with "root" parameters are
+    # searched as they are), `margin_sigma` only with a margin. A minimum must be below all base weights with "linear".
+    weight_sigma: float
+    mapping: str = "softmax"
+    minimum: float = 1e-3
+    weight_scale: float = 10.0
+    margin: float = 0.0
+    margin_sigma: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.mapping not in ("softmax", "linear"):
+            raise ValueError(f"expected mapping softmax or linear, got {self.mapping!r}")
+        if self.weight_sigma < 0 or self.margin < 0 or (self.margin_sigma or 0) < 0 or self.weight_scale <= 0:
+            raise ValueError(
+                f"expected a margin and deviations of at least 0 and a weight scale above 0, "
+                f"got {self.margin}, {self.weight_sigma}, {self.margin_sigma} and {self.weight_scale}"
+            )
+
+    def pre_weights(self, x: Tensor, base: Sequence[float], *, squared: bool) -> Tensor:
+        """The mapping of x (B, N, *S); x = 0 gives the base (or its roots, if squares are to sum to one)."""
+        if self.mapping == "softmax":
+            return softmax_weights(x, base, squared=squared)
+        return weighted_linear_softmax(x, base, squared=squared, minimum=self.minimum)
+
+    def mask(self, like: Tensor, spacing: Sequence[float]) -> Tensor | None:
+        """The border's mask for a field (B, C, *S); None without a margin."""
+        if not self.margin:
+            return None
+        margins = [int(self.margin / h + 0.5) for h in spacing]
+        sigma = self.margin / 2 if self.margin_sigma is None else self.margin_sigma
+        return border_mask(like.shape[2:], margins, sigma, spacing, like=like)
+
+
+class LocalMetricMomentum(MomentumDeformation):
+    """Shooting in a metric whose weights differ from place to place; what both such metrics share.
+
+    The parameters are the initial momentum, D channels, in voxels of its own grid, and N channels x, one for each
+    Gaussian, that make the pre-weights: x = 0 makes them the kernel's own weights everywhere. Where pre-weights are
+    given (`given`) or predicted (`predicted_by`) the parameters are the momentum alone.
+
+    Returns the fields of `MomentumDeformation`, and on the parameters' grid "weights" (w at time 0) and "pre_weights",
+    both (B or 1, N, *S'), "raw_weights" (x, unless pre-weights are given), "sigma" (B or 1, 1, *S'), the equivalent
+    deviation in the unit of the spacing: the root of the mean of sigma_i^2 by each Gaussian's share, and "grid_spacing"
+    (B, D).
+
+    Args:
+        kernel: the Gaussians K_i; its weights are the base.
+        metric: what makes the weights.
+        spacing, num_steps, stride, checkpoint, floor, quantity: see `MomentumDeformation`; powers are those of the base
+            weights' kernel.
+    References: the mask is on both sides of the metric: so it remains one.
+    """
+
+    kernel: MultiGaussianKernel
+    # The powers of the weights that sum to one, and are the Gaussians' shares.
+    power: int
 
     def __init__(
         self,
@@ -181,158 +185,121 @@ class RegionSpecificMomentum(MomentumGrid):
         num_steps: int = 10,
         stride: int = 2,
         *,
-        weight_sigma: float,
-        pre_weights: Tensor | None = None,
-        mapping: str = "softmax",
-        stationary: bool = False,
-        minimum: float = 1e-3,
-        margin: float = 0.0,
-        margin_sigma: float | None = None,
+        metric: MetricSettings,
         checkpoint: bool | None = None,
         floor: float = 0.01,
-        weight_scale: float = 10.0,
         quantity: str = "momentum",
     ) -> None:
-        if mapping not in ("softmax", "linear"):
-            raise ValueError(f"expected mapping softmax or linear, got {mapping!r}")
-        if quantity not in ("momentum", "root"):
-            raise ValueError(f"expected quantity momentum or root, got {quantity!r}")
-        margin_sigma = margin / 2 if margin_sigma is None else margin_sigma
-        if weight_sigma < 0 or margin < 0 or margin_sigma < 0 or weight_scale <= 0:
-            raise ValueError(
-                f"expected a margin and deviations of at least 0 and a weight scale above 0, "
-                f"got {margin}, {weight_sigma}, {margin_sigma} and {weight_scale}"
-            )
-        self.kernel, self.spacing = kernel, 1.0 if spacing is None else spacing
-        self.num_steps, self.stride = num_steps, stride
-        self.weight_sigma, self.pre_weights, self.mapping = weight_sigma, pre_weights, mapping
-        self.stationary, self.minimum = stationary, minimum
-        self.margin, self.margin_sigma = margin, margin_sigma
-        self.checkpoint, self.floor, self.quantity = checkpoint, floor, quantity
-        self.weight_scale = weight_scale
+        super().__init__(kernel, spacing, num_steps, stride, checkpoint=checkpoint, floor=floor, quantity=quantity)
+        self.metric = metric
+        self.given_weights: Tensor | None = None
         self.predictor: Callable[[Tensor], Tensor] | None = None
+
+    @abstractmethod
+    def flow_of(self, pre_weights: Tensor, mask: Tensor | None, spacing: tuple[float, ...]) -> tuple[Flow, Tensor]:
+        """The equation of motion, and the weights at time 0, (B or 1, N, *S')."""
+
+    def flow(self, parameters: Tensor, spacing: tuple[float, ...]) -> tuple[Flow, Fields]:
+        own = {"grid_spacing": parameters.new_tensor(spacing).expand(len(parameters), -1)}
+        if self.given_weights is None:
+            x = parameters[:, len(spacing) :] if self.predictor is None else self.predictor(parameters).to(parameters)
+            pre_weights = self.metric.pre_weights(x, self.base_weights, squared=self.power == 2)
+            own["raw_weights"] = x
+        else:
+            resized = resize_map(self.given_weights.to(parameters), parameters.shape[2:])
+            pre_weights = normalized(resized, self.power)
+        flow, weights = self.flow_of(pre_weights, self.metric.mask(parameters, spacing), spacing)
+        variances = per_channel(self.kernel.sigmas, weights).square()
+        own["sigma"] = (weights.pow(self.power) * variances).sum(1, keepdim=True).sqrt()
+        return flow, {**own, "weights": weights, "pre_weights": pre_weights}
+
+    @property
+    def base_weights(self) -> Sequence[float]:
+        """The kernel's own weights, which x = 0 stands for."""
+        assert self.kernel.weights is not None
+        return self.kernel.weights
+
+    def given(self, pre_weights: Tensor) -> Self:
+        """The same deformation with given pre-weights, (B or 1, N, *S') at any resolution.
+
+        They are made to sum to one: they or, if the metric moves, their squares.
+        """
+        other = copy(self)
+        other.given_weights, other.predictor = pre_weights, None
+        return other
+
+    def predicted_by(self, predictor: Callable[[Tensor], Tensor]) -> Self:
+        """The same deformation with x = predictor(parameters), (B, N, *S'), of the D channels of its parameters."""
+        other = copy(self)
+        other.given_weights, other.predictor = None, predictor
+        return other
 
     def parameter_channels(self, spatial_dims: int) -> int:
         """D, and N where the weights are part of the parameters."""
-        return spatial_dims + (len(self.kernel.sigmas) if self._has_weights() else 0)
-
-    def _has_weights(self) -> bool:
-        return self.pre_weights is None and self.predictor is None
-
-    def __call__(self, parameters: Tensor, size: Sequence[int], *, inverse: bool = False) -> Fields:
-        d = len(size)
-        if parameters.ndim != d + 2 or parameters.shape[1] != self.parameter_channels(d):
-            raise ValueError(
-                f"expected parameters of {d} channels of momentum"
-                f"{' and one for each Gaussian' if self._has_weights() else ''}, "
-                f"{self.parameter_channels(d)} in {d}-D, got shape {tuple(parameters.shape)}"
-            )
-        parameters = at_least_float32(parameters)
-        spacing = self.parameter_spacing(parameters, size)
-        unit = parameters.new_tensor(spacing).view(1, -1, *[1] * d)
-        with torch.autocast(parameters.device.type, enabled=False):
-            if self.predictor is not None:
-                parameters = torch.cat([parameters, self.predictor(parameters).to(parameters)], 1)
-            momentum, pre_weights = self._momentum(parameters, size), self._pre_weights(parameters)
-            checkpoint = d == 3 if self.checkpoint is None else self.checkpoint
-            mask = None
-            if self.margin:
-                margins = [int(self.margin / h + 0.5) for h in spacing]
-                mask = border_mask(momentum.shape[2:], margins, self.margin_sigma, spacing, like=momentum)
-            if self.stationary:
-                weights = smooth_weights(pre_weights, self.weight_sigma, spacing).clamp(min=self.minimum)
-
-                def metric(values: Tensor, spacing: tuple[float, ...]) -> Tensor:
-                    if mask is None:
-                        return smooth_weighted(values, weights, self.kernel, spacing)
-                    return mask * smooth_weighted(mask * values, weights, self.kernel, spacing)
-
-                shot = shoot(
-                    momentum * unit,
-                    metric,
-                    spacing=spacing,
-                    num_steps=self.num_steps,
-                    stationary=True,
-                    inverse=inverse,
-                    checkpoint=checkpoint,
-                )
-                ddf, inverse_ddf, _, velocity, energy, _ = shot
-            else:
-                ddf, inverse_ddf, _, velocity, energy, _, weights, _ = shoot_regions(
-                    momentum * unit,
-                    pre_weights,
-                    self.kernel,
-                    weight_sigma=self.weight_sigma,
-                    spacing=spacing,
-                    num_steps=self.num_steps,
-                    mask=mask,
-                    inverse=inverse,
-                    checkpoint=checkpoint,
-                )
-            variances = weights.new_tensor(self.kernel.sigmas).square().view(1, -1, *[1] * d)
-            shares = weights if self.stationary else weights.square()
-            fields = {"ddf": resize_field(ddf, size), "momentum": momentum, "energy": energy}
-            fields |= {"velocity": velocity / unit, "weights": weights, "pre_weights": pre_weights}
-            fields["grid_spacing"] = parameters.new_tensor(spacing).expand(len(parameters), -1)
-            fields["sigma"] = (shares * variances).sum(1, keepdim=True).sqrt()
-            if self.pre_weights is None:
-                fields["raw_weights"] = parameters[:, d:]
-            if inverse_ddf is not None:
-                fields["inverse_ddf"] = resize_field(inverse_ddf, size)
-        return fields
-
-    def given(self, pre_weights: Tensor | None) -> RegionSpecificMomentum:
-        """The same deformation with other pre-weights; None: with those of its parameters."""
-        other = copy(self)
-        other.pre_weights, other.predictor = pre_weights, None
-        return other
-
-    def predicted_by(self, predictor: Callable[[Tensor], Tensor]) -> RegionSpecificMomentum:
-        """The same deformation with x = predictor(parameters), (B, N, *S'), of the D channels of its parameters."""
-        other = self.given(None)
-        other.predictor = predictor
-        return other
+        own = self.given_weights is None and self.predictor is None
+        return spatial_dims + (len(self.kernel.sigmas) if own else 0)
 
     def resize(self, parameters: Tensor, size: Sequence[int]) -> Tensor:
-        """Bring parameters onto another grid over the same extent: vectors are rescaled, x is not."""
+        # Vectors are rescaled, x is not.
         d = parameters.ndim - 2
         momentum = resize_field(parameters[:, :d], size)
         if parameters.shape[1] == d:
             return momentum
         return torch.cat([momentum, resize_map(parameters[:, d:], size).to(momentum)], 1)
 
+    def _momentum(self, vectors: Tensor, spacing: tuple[float, ...]) -> Tensor:
+        # Gaussians do not couple the axes: the power of their sum needs no unit of length.
+        return self._powered(vectors, -0.5, spacing) if self.quantity == "root" else vectors
+
     def to_unknown(self, parameters: Tensor, size: Sequence[int]) -> Tensor:
-        """What an optimiser had better search: (K + floor)^(1/2) m with the base weights' kernel (as
-        `deformations.momentum.VectorMomentum`), and x / weight_scale."""
+        """(K + floor)^(1/2) m with the base weights' kernel, and x / weight_scale."""
         if self.quantity == "root":
             return parameters
         d = len(size)
-        return torch.cat([self._powered(parameters, size, 0.5), parameters[:, d:] / self.weight_scale], 1)
+        root = super().to_unknown(parameters[:, :d], size)
+        return torch.cat([root, parameters[:, d:] / self.metric.weight_scale], 1)
 
     def from_unknown(self, unknown: Tensor, size: Sequence[int]) -> Tensor:
-        """The parameters of `to_unknown`."""
         if self.quantity == "root":
             return unknown
         d = len(size)
-        return torch.cat([self._powered(unknown, size, -0.5), unknown[:, d:] * self.weight_scale], 1)
+        momentum = super().from_unknown(unknown[:, :d], size)
+        return torch.cat([momentum, unknown[:, d:] * self.metric.weight_scale], 1)
 
-    def _momentum(self, parameters: Tensor, size: Sequence[int]) -> Tensor:
-        if self.quantity == "root":
-            return self._powered(parameters, size, -0.5)
-        return parameters[:, : len(size)]
 
-    def _powered(self, parameters: Tensor, size: Sequence[int], exponent: float) -> Tensor:
-        """A power of the base weights' kernel, applied to the momentum's channels."""
-        kernel = MultiGaussianKernel(self.kernel.sigmas, self.kernel.weights, self.kernel.nearest)
-        spacing = self.parameter_spacing(parameters, size)
-        return kernel.powered(parameters[:, : len(size)], exponent, spacing, floor=self.floor)
+class RegionSpecificMomentum(LocalMetricMomentum):
+    """RDMM: the metric moves along, v = sum_i w_i K_i (w_i m), and the squares of the pre-weights sum to one.
 
-    def _pre_weights(self, parameters: Tensor) -> Tensor:
-        if self.pre_weights is not None:
-            given = resize_map(self.pre_weights.to(parameters), parameters.shape[2:])
-            return normalized(given, 1 if self.stationary else 2)
-        assert self.kernel.weights is not None
-        x, base = parameters[:, parameters.ndim - 2 :], self.kernel.weights
-        if self.mapping == "softmax":
-            return softmax_weights(x, base, squared=not self.stationary)
-        return weighted_linear_softmax(x, base, squared=not self.stationary, minimum=self.minimum)
+    Arguments and fields are those of `LocalMetricMomentum`.
+
+    References: Shen et al., NeurIPS 2019 (optimised, given and learned weights).
+    """
+
+    power = 2
+
+    def flow_of(self, pre_weights: Tensor, mask: Tensor | None, spacing: tuple[float, ...]) -> tuple[Flow, Tensor]:
+        sigma = self.metric.weight_sigma
+        flow = RegionFlow(self.kernel, pre_weights, weight_sigma=sigma, spacing=spacing, mask=mask)
+        return flow, smooth_weights(pre_weights, sigma, spacing)
+
+
+class StationaryMetricMomentum(LocalMetricMomentum):
+    """Metric learning: v = sum_i sqrt(w_i) K_i (sqrt(w_i) m) at all times, and the pre-weights sum to one.
+
+    Arguments and fields are those of `LocalMetricMomentum`.
+
+    References: Niethammer et al., CVPR 2019.
+    """
+
+    power = 1
+
+    def flow_of(self, pre_weights: Tensor, mask: Tensor | None, spacing: tuple[float, ...]) -> tuple[Flow, Tensor]:
+        # The root has no slope at 0.
+        weights = smooth_weights(pre_weights, self.metric.weight_sigma, spacing).clamp(min=self.metric.minimum)
+
+        def metric(values: Tensor, spacing: tuple[float, ...]) -> Tensor:
+            if mask is None:
+                return smooth_weighted(values, weights, self.kernel, spacing)
+            return mask * smooth_weighted(mask * values, weights, self.kernel, spacing)
+
+        return StationaryFlow(metric, spacing), weights

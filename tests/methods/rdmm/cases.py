@@ -5,11 +5,17 @@ import torch
 
 from custom_components.data.phantoms import phantom_pair
 from custom_components.deformations.kernels import MultiGaussianKernel, gaussian_kernel
+from custom_components.deformations.shooting import shoot
 from custom_components.inference.refinement import PairwiseOptimizer
 from custom_components.losses.registration import RegistrationLoss
 from custom_components.losses.regularization import MeanEnergy
 from custom_components.losses.similarity import MSE
-from custom_components.methods.rdmm.metric import RegionSpecificMomentum
+from custom_components.methods.rdmm.metric import (
+    MetricSettings,
+    RegionFlow,
+    RegionSpecificMomentum,
+    StationaryMetricMomentum,
+)
 from custom_components.methods.rdmm.objective import (
     OMTPenalty,
     RangePenalty,
@@ -21,8 +27,11 @@ SIZES = [(33, 28), (20, 17, 18)]
 both = pytest.mark.parametrize("size", SIZES, ids=["2d", "3d"])
 
 
-def metric(**options):
-    return RegionSpecificMomentum(PAIR_KERNEL, 1.0, 3, weight_sigma=3.0, **options)
+kinds = pytest.mark.parametrize("kind", [RegionSpecificMomentum, StationaryMetricMomentum])
+
+
+def metric(kind=RegionSpecificMomentum, quantity="momentum", **settings):
+    return kind(PAIR_KERNEL, 1.0, 3, quantity=quantity, metric=MetricSettings(3.0, **settings))
 
 
 def pair_loss(weight=0.001):
@@ -112,3 +121,13 @@ def parameters_for(deformation, size, batch=1, amplitude=3.0, dtype=torch.float6
     smooth = gaussian_kernel(1.5, padding="zeros")(noise)
     smooth = smooth / smooth.abs().amax()
     return torch.cat([amplitude * smooth[:, :d], 2 * smooth[:, d:]], 1).to(dtype)
+
+
+def shot_of(momentum, pre_weights, kernel=KERNEL, *, weight_sigma=SIGMA, spacing=1.0, mask=None, **options):
+    flow = RegionFlow(kernel, pre_weights, weight_sigma=weight_sigma, spacing=spacing, mask=mask)
+    return shoot(flow, momentum, **options)
+
+
+def tensors(shot):
+    """The tensors of a shot that has an inverse: the maps, momentum and pre-weights at time 1, velocity and energy."""
+    return shot.ddf, shot.inverse_ddf, *shot.state, shot.velocity, shot.energy

@@ -10,6 +10,7 @@ from custom_components.inference.registration import RegistrationInferer
 from custom_components.losses.similarity import MSE
 from custom_components.methods.rdmm.data import MomentumStore, prepare_labelled_batch
 from custom_components.methods.rdmm.inference import MetricPredictor, RegionPredictor
+from custom_components.methods.rdmm.metric import StationaryMetricMomentum
 from custom_components.methods.rdmm.networks import MetricNetwork
 from custom_components.methods.rdmm.weights import label_weights
 from custom_components.networks.zero import ZeroField
@@ -51,7 +52,7 @@ def test_a_deformation_without_weights_is_refused(predict):
 
 
 def inferer(store=None, visits=3):
-    deformation = metric(stationary=True, mapping="linear")
+    deformation = metric(StationaryMetricMomentum, mapping="linear")
     revisit = optimizer(deformation, visits, levels=(1,)) if store is not None else None
     return RegistrationInferer(deformation, MetricPredictor(optimizer(deformation), store=store, revisit=revisit))
 
@@ -115,7 +116,7 @@ def test_a_second_visit_goes_on_from_the_first(tmp_path):
 def test_predicted_weights_are_those_of_the_parameters(size):
     half = [-(-n // 2) for n in size]
     momentum, x = 0.3 * torch.randn(2, len(size), *half), torch.randn(2, 3, *half)
-    deformation = metric(stationary=True, mapping="linear")
+    deformation = metric(StationaryMetricMomentum, mapping="linear")
     predicted = deformation.predicted_by(lambda parameters: x)
     assert predicted.parameter_channels(len(size)) == len(size)
     one, two = predicted(momentum, size), deformation(torch.cat([momentum, x], 1), size)

@@ -5,6 +5,7 @@ import torch
 from methods.rdmm.cases import PAIR_KERNEL, metric, pair, pair_loss, region_loss
 
 from custom_components.fields import warp
+from custom_components.methods.rdmm.metric import StationaryMetricMomentum
 from custom_components.methods.rdmm.objective import (
     InputRangePenalty,
     RegionLoss,
@@ -36,7 +37,7 @@ def test_the_loss_of_metric_learning_has_its_terms():
     size = (24, 26)
     image = pair(size)
     batch = dict(zip(("moving", "fixed"), image.chunk(2, 1), strict=True))
-    pred = metric(stationary=True, mapping="linear")(torch.randn(1, 5, 12, 13), size)
+    pred = metric(StationaryMetricMomentum, mapping="linear")(torch.randn(1, 5, 12, 13), size)
     pred["warped"] = warp(batch["moving"], pred["ddf"])
     variation, cut = WeightTotalVariation(spacing=2.0), InputRangePenalty(PAIR_KERNEL.weights)
     loss = RegionLoss(pair_loss(), variation=variation, input_range=cut, variation_weight=0.5, input_range_weight=0.2)

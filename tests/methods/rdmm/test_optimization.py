@@ -15,7 +15,7 @@ from custom_components.inference.registration import RegistrationInferer
 from custom_components.losses.registration import RegistrationLoss
 from custom_components.losses.regularization import MeanEnergy
 from custom_components.losses.similarity import MSE
-from custom_components.methods.rdmm.metric import RegionSpecificMomentum
+from custom_components.methods.rdmm.metric import MetricSettings, RegionSpecificMomentum, StationaryMetricMomentum
 from custom_components.methods.rdmm.networks import RegionMomentumNetwork, RegularizerNetwork
 from custom_components.methods.rdmm.objective import (
     OMTPenalty,
@@ -54,7 +54,9 @@ def test_a_loss_that_rises_by_its_schedule_does_not_end_a_level(rate):
     moving, fixed = pair((20, 22)).chunk(2, 1)
     omt = OMTPenalty(PAIR_KERNEL.sigmas, squared=True)
     loss = Recording(pair_loss(), omt=omt, omt_weight=5.0, static=4, rate=rate)
-    PairwiseOptimizer(metric(), loss, levels=[1], iterations=[24], tolerance=1e-3)(moving, fixed)
+    search = PairwiseOptimizer(metric(), loss, levels=[1], iterations=[24])
+    search.tolerance = 1e-3
+    search(moving, fixed)
     if rate is None:
         assert set(loss.epochs) == {0}
     else:
@@ -65,7 +67,9 @@ def test_a_loss_that_rises_by_its_schedule_does_not_end_a_level(rate):
 def test_a_schedule_that_is_over_lets_a_level_end():
     moving, fixed = pair((20, 22)).chunk(2, 1)
     loss = Recording(pair_loss(), omt=OMTPenalty(PAIR_KERNEL.sigmas, squared=True), static=0, rate=0.2)
-    PairwiseOptimizer(metric(), loss, levels=[1], iterations=[60], tolerance=0.5)(moving, fixed)
+    search = PairwiseOptimizer(metric(), loss, levels=[1], iterations=[60])
+    search.tolerance = 0.5
+    search(moving, fixed)
     assert 10 <= max(loss.epochs) * 2 < 40
 
 
@@ -82,7 +86,7 @@ def test_given_parameters_are_refined_at_the_end_of_the_schedule():
 
 def test_the_total_variation_of_a_map_is_the_same_on_other_grids():
     size, spacing = (64, 48), (1.0, 1.5)
-    deformation = RegionSpecificMomentum(PAIR_KERNEL, spacing, weight_sigma=2.0, mapping="linear", stationary=True)
+    deformation = StationaryMetricMomentum(PAIR_KERNEL, spacing, metric=MetricSettings(2.0, "linear"))
     loss = RegionLoss(pair_loss(), variation=WeightTotalVariation(spacing=2.0), rate=None)
     n, found = len(PAIR_KERNEL.sigmas), []
     ramp = torch.linspace(-0.1, 0.1, 32).view(1, 1, -1, 1).expand(1, n, 32, 24) * torch.arange(n).view(1, n, 1, 1)
@@ -142,7 +146,7 @@ def test_momentum_and_weights_are_optimised_together():
     """Level by level, from nothing; given pre-weights leave the momentum alone."""
     pair = phantom_pair((33, 28), seed=2)
     kernel = MultiGaussianKernel((1.5, 3.0, 6.0), BASE)
-    deformation = RegionSpecificMomentum(kernel, num_steps=4, weight_sigma=2.0)
+    deformation = RegionSpecificMomentum(kernel, num_steps=4, metric=MetricSettings(2.0))
     loss = RegistrationLoss(MSE(0.1), MeanEnergy(), 0.01, regularized="energy")
     options = {"levels": [2, 1], "iterations": [8, 8], "method": "lbfgs"}
     found = PairwiseOptimizer(deformation, loss, **options)(pair["moving"], pair["fixed"])

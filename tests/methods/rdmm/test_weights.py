@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from methods.rdmm.cases import BASE, KERNEL, SIGMA, grids, logits, scene
+from methods.rdmm.cases import BASE, KERNEL, SIGMA, grids, logits, scene, shot_of
 from torch.autograd import gradcheck
 
 from custom_components.deformations.kernels import gaussian_kernel
-from custom_components.methods.rdmm.metric import _RegionFlow, shoot_regions
+from custom_components.methods.rdmm.metric import RegionFlow
 from custom_components.methods.rdmm.weights import (
     border_mask,
     label_weights,
@@ -30,11 +30,11 @@ def test_a_mask_stops_the_border_and_keeps_the_energy(size, spacing):
     momentum, h = scene(size, spacing)
     mask = border_mask(size, 2, 0.05, spacing, like=momentum)
     assert mask.shape == (1, 1, *size)
-    shot = shoot_regions(momentum, h, KERNEL, weight_sigma=SIGMA, spacing=spacing, mask=mask, num_steps=20)
-    free = shoot_regions(momentum, h, KERNEL, weight_sigma=SIGMA, spacing=spacing)
+    shot = shot_of(momentum, h, spacing=spacing, mask=mask, num_steps=20)
+    free = shot_of(momentum, h, spacing=spacing)
     assert shot.velocity[:, :, 0].abs().max() < 0.4 * free.velocity[:, :, 0].abs().max()
-    flow = _RegionFlow(KERNEL, SIGMA, spacing, mask, False)
-    after = flow.respond(shot.momentum, smooth_weights(shot.pre_weights, SIGMA, spacing))[0]
+    flow = RegionFlow(KERNEL, h, weight_sigma=SIGMA, spacing=spacing, mask=mask)
+    after = flow.respond(shot.momentum, smooth_weights(shot.state[1], SIGMA, spacing))[0]
     after = (shot.momentum * after).sum(1).flatten(1).mean(1)
     torch.testing.assert_close(after, shot.energy, rtol=1e-4, atol=0)
 
