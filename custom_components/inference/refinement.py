@@ -3,25 +3,43 @@
 from __future__ import annotations
 
 import logging
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from ..deformations.base import Deformation
+from ..deformations.base import Deformation, Fields
 from ..deformations.shooting import ShootingError
 from ..fields import warp
+from ..losses.registration import RegistrationLoss
 
 logger = logging.getLogger(__name__)
 
 
-Loss = Callable[[dict[str, Any], dict[str, Tensor]], Tensor]
+Loss = Callable[[Fields, dict[str, Tensor]], Tensor]
 
 
 _AT_THE_END = 10**9  # iterations after which no schedule changes any more
+
+
+class ScheduledLoss(ABC):
+    """A loss that changes in the course of an optimisation: `PairwiseOptimizer` tells it the iteration."""
+
+    @abstractmethod
+    def on_iteration(self, iteration: int) -> bool:
+        """Called before each iteration.
+
+        Args:
+            iteration: number of iterations before it, over all levels; beyond any schedule where given parameters are
+                refined.
+        Returns:
+            Whether the loss is another one from now on, so that its earlier values tell nothing about it.
+        """
 
 
 class PairwiseOptimizer:
@@ -31,21 +49,26 @@ class PairwiseOptimizer:
     on its own; the batch only shares the step size and the stopping rule, and with "lbfgs" the curvature. Called as
     `optimizer(moving, fixed, parameters=None)` it returns the optimised parameters, without gradient.
 
+    A level ends when the loss falls by less than `tolerance` of itself over ten iterations.
+
     Args:
-        deformation: parameters to fields.
-        loss: called as `loss(pred, batch)`, as in training. If it has a `schedule` (as the loss of RDMM has), its
-            `epoch` is half of the iterations so far, over all levels; with given parameters the schedule is at its end.
+        deformation: parameters to fields. Its `to_unknown` says what is searched, its `resize` and `on_grid` take
+            parameters and units from level to level.
+        loss: called as `loss(pred, batch)`, as in training; a `ScheduledLoss` follows the iterations.
         loss_across: the loss for pairs of different contrast (see `same_contrast`); None uses `loss` for all. Which one
             was taken is logged.
         levels: shrink factors of the images, coarse to fine.
         iterations: at each level; one number serves all levels. All zero: the start is returned as it came.
         learning_rate: Adam's step, about the voxels of the parameters' grid that a vector moves in an iteration.
         method: "adam" or "lbfgs".
-        tolerance: a level ends when the loss falls by less than this share of itself over ten iterations.
         progress: show a progress bar.
+    Raises:
+        ValueError: if there are not as many iterations as levels, or the method is unknown.
     References: the starting point and the objective are the network's, as in Balakrishnan et al., IEEE TMI 38(8), 2019
         (instance-specific optimisation); the parameters are a velocity, not the displacement.
     """
+
+    tolerance: float = 1e-4
 
     def __init__(
         self,
@@ -57,7 +80,6 @@ class PairwiseOptimizer:
         iterations: int | Sequence[int] = (30, 30, 20),
         learning_rate: float = 0.2,
         method: str = "adam",
-        tolerance: float = 1e-4,
         progress: bool = False,
     ) -> None:
         iterations = [iterations] * len(levels) if isinstance(iterations, int) else list(iterations)
@@ -67,7 +89,7 @@ class PairwiseOptimizer:
             raise ValueError(f"expected method adam or lbfgs, got {method!r}")
         self.deformation, self.loss, self.loss_across = deformation, loss, loss_across
         self.levels, self.iterations = list(levels), iterations
-        self.learning_rate, self.method, self.tolerance, self.progress = learning_rate, method, tolerance, progress
+        self.learning_rate, self.method, self.progress = learning_rate, method, progress
 
     @torch.enable_grad()
     def __call__(
@@ -83,8 +105,8 @@ class PairwiseOptimizer:
 
         Args:
             moving, fixed: shape (B, C, *S), intensities in [0, 1].
-            parameters: start, shape (B, D, *S'), any resolution; None for zero. Channels beyond the deformation's D, or
-                those it says it has, (a log variance) are returned as they came; their grid must be the deformation's.
+            parameters: start, shape (B, P, *S'), any resolution; None for zero. Channels beyond the deformation's own
+                (for example a log variance) are passed through unchanged; their grid must be the deformation's.
                 Channels that are missing start at zero.
             masks: "mask_moving", "mask_fixed", shape (B, 1, *S).
             constants: what else the loss needs of the batch and has no resolution ("hyper").
@@ -97,112 +119,151 @@ class PairwiseOptimizer:
         """
         if parameters is not None and not any(self.iterations):
             return parameters
+        deformation = self.deformation if deformation is None else deformation
         batch = {"moving": moving.detach(), "fixed": fixed.detach(), **(masks or {})}
-        whole = self.deformation if deformation is None else deformation
-        channels = whole.parameter_channels(fixed.ndim - 2)
-        field = None if parameters is None else parameters[:, :channels]
-        if parameters is not None and parameters.shape[1] > channels:
-            wanted = whole.parameter_size(fixed.shape[2:])
-            if list(parameters.shape[2:]) != list(wanted):
-                raise ValueError(
-                    f"expected parameters of size {tuple(wanted)} with further channels, "
-                    f"got shape {tuple(parameters.shape)}"
-                )
-        loss = self._choose(batch, field, whole)
-        with tqdm(total=sum(self.iterations), desc="optimizing", disable=not self.progress, leave=False) as bar:
-            for i, factor in enumerate(self.levels):
-                level = {key: shrink(image, factor) for key, image in batch.items()} | dict(constants or {})
-                field = _start(field, level["fixed"], whole)
-                coarse = whole.on_grid(fixed.shape[2:], level["fixed"].shape[2:])
-                done = sum(self.iterations[:i]) if parameters is None else _AT_THE_END
-                field = self._optimize_level(field, coarse, level, loss, self.iterations[i], done, bar)
-                bar.set_postfix_str(f"level 1/{factor} done")
-        assert field is not None
-        field = _start(field, fixed, whole)
-        if parameters is None or parameters.shape[1] == channels:
-            return field
-        return torch.cat([field, parameters[:, channels:].detach()], 1)
+        start, passed_through = _split(parameters, fixed, deformation)
+        objective = self._choose(batch, start, deformation)
+        found = self._descend(start, deformation, objective, batch, constants or {})
+        return torch.cat([_fitted(found, fixed, deformation), *passed_through], 1)
 
     @torch.no_grad()
-    def _choose(self, batch: dict[str, Tensor], parameters: Tensor | None, deformation: Deformation) -> Loss:
+    def _choose(self, batch: dict[str, Tensor], start: Tensor | None, deformation: Deformation) -> Loss:
         if self.loss_across is None:
             return self.loss
         warped = batch["moving"]
-        if parameters is not None:
-            warped = warp(warped, deformation(parameters, warped.shape[2:])["ddf"])
+        if start is not None:
+            warped = warp(warped, deformation(start, warped.shape[2:])["ddf"])
         same = same_contrast(warped, batch["fixed"], batch.get("mask_fixed"))
         loss = self.loss if same else self.loss_across
-        name = type(getattr(loss, "similarity", loss)).__name__
-        logger.info("refining with %s: the images are of %s contrast", name, "the same" if same else "different")
+        named = loss.similarity if isinstance(loss, RegistrationLoss) else loss
+        contrast = "the same" if same else "different"
+        logger.info("refining with %s: the images are of %s contrast", type(named).__name__, contrast)
         return loss
 
-    def _optimize_level(
+    def _descend(
         self,
-        field: Tensor,
+        start: Tensor | None,
         deformation: Deformation,
+        objective: Loss,
         batch: dict[str, Tensor],
-        objective: Any,
-        iterations: int,
-        done: int,
-        bar: tqdm,
-    ) -> Tensor:
-        size = batch["fixed"].shape[2:]
-        field = deformation.to_unknown(field, size).detach().clone().requires_grad_()
-        # The loss is a mean; times the number of voxels, its gradient at a voxel does not depend on the image's size.
-        voxels = batch["fixed"][:, 0].numel()
+        constants: Mapping[str, Tensor],
+    ) -> Tensor | None:
+        """Level by level; the parameters on the last level's grid."""
+        parameters, size = start, batch["fixed"].shape[2:]
+        on_iteration = objective.on_iteration if isinstance(objective, ScheduledLoss) else _unchanged
+        with tqdm(total=sum(self.iterations), desc="optimizing", disable=not self.progress, leave=False) as bar:
+            for i, factor in enumerate(self.levels):
+                level = {key: shrink(image, factor) for key, image in batch.items()} | dict(constants)
+                coarse = deformation.on_grid(size, level["fixed"].shape[2:])
+                evaluation = _Evaluation(coarse, objective, level, _fitted(parameters, level["fixed"], deformation))
+                before = sum(self.iterations[:i]) if start is None else _AT_THE_END
+                self._minimize(evaluation, range(before, before + self.iterations[i]), on_iteration, bar)
+                parameters = evaluation.parameters().detach()
+                bar.set_postfix_str(f"level 1/{factor} done")
+        return parameters
 
-        known: list[Tensor] = []  # where the last evaluation was, its loss and gradient
-
-        def closure() -> Tensor:
-            # A step of L-BFGS begins where the line search of the one before has just been.
-            if known and torch.equal(known[0], field.detach()):
-                field.grad = known[2].clone()
-                return known[1]
-            optimizer.zero_grad()
-            try:
-                pred = deformation(deformation.from_unknown(field, size), size)
-            except ShootingError:
-                if not known or self.method == "adam":
-                    raise
-                # A trial of the line search went too far: a slope that leads back makes it try nearer.
-                field.grad = -known[2]
-                return known[1] + 10 * known[1].abs()
-            pred["warped"] = warp(batch["moving"], pred["ddf"])
-            loss = objective(pred, batch) * voxels
-            loss.backward()
-            assert field.grad is not None
-            known[:] = field.detach().clone(), loss.detach(), field.grad.clone()
-            return loss.detach()
-
+    def _minimize(
+        self, evaluation: _Evaluation, iterations: range, on_iteration: Callable[[int], bool], bar: tqdm
+    ) -> None:
         optimizer: torch.optim.Optimizer
         if self.method == "adam":
-            optimizer = torch.optim.Adam([field], lr=self.learning_rate, eps=1e-3)
+            optimizer = torch.optim.Adam([evaluation.unknown], lr=self.learning_rate, eps=1e-3)
         else:
-            optimizer = torch.optim.LBFGS([field], lr=1.0, max_iter=1, max_eval=5, line_search_fn="strong_wolfe")
-        history: list[float] = []
-        for iteration in range(iterations):
-            if getattr(objective, "schedule", None) is not None:
-                before, objective.epoch = objective.schedule, (done + iteration) // 2
-                if objective.schedule != before:  # values of another objective tell nothing about this one
-                    known.clear()
-                    history.clear()
-            history.append(float(optimizer.step(closure)) / voxels)
+            optimizer = torch.optim.LBFGS(
+                [evaluation.unknown], lr=1.0, max_iter=1, max_eval=5, line_search_fn="strong_wolfe"
+            )
+        closure = evaluation if self.method == "adam" else evaluation.tried
+        losses: list[float] = []
+        for number, iteration in enumerate(iterations, start=1):
+            if on_iteration(iteration):
+                evaluation.last = None
+                losses.clear()
+            losses.append(float(optimizer.step(closure)) / evaluation.voxels)
             bar.update()
-            if history[-1] != history[-1] or abs(history[-1]) == float("inf"):
-                raise RuntimeError(f"the registration loss became {history[-1]} in iteration {iteration + 1}")
-            if len(history) > 10 and history[-11] - history[-1] < self.tolerance * abs(history[-11]):
-                bar.update(iterations - iteration - 1)
+            if not math.isfinite(losses[-1]):
+                raise RuntimeError(f"the registration loss became {losses[-1]} in iteration {number}")
+            if len(losses) > 10 and losses[-11] - losses[-1] < self.tolerance * abs(losses[-11]):
+                bar.update(len(iterations) - number)
                 break
-        return deformation.from_unknown(field, size).detach()
 
 
-def _start(field: Tensor | None, image: Tensor, deformation: Deformation) -> Tensor:
+class _Evaluated(NamedTuple):
+    unknown: Tensor
+    loss: Tensor
+    gradient: Tensor
+
+
+class _Evaluation:
+    """The objective of a level as an optimiser's closure: it returns the loss and leaves the gradient in the unknown.
+
+    The loss is a mean; it is multiplied by the number of voxels, so that its gradient at a voxel does not depend on the
+    image's size.
+    """
+
+    def __init__(self, deformation: Deformation, objective: Loss, batch: dict[str, Tensor], parameters: Tensor) -> None:
+        self.deformation, self.objective, self.batch = deformation, objective, batch
+        self.size, self.voxels = batch["fixed"].shape[2:], batch["fixed"][:, 0].numel()
+        self.unknown = deformation.to_unknown(parameters, self.size).detach().clone().requires_grad_()
+        self.last: _Evaluated | None = None
+
+    def parameters(self) -> Tensor:
+        return self.deformation.from_unknown(self.unknown, self.size)
+
+    def __call__(self) -> Tensor:
+        self.unknown.grad = None
+        pred = self.deformation(self.parameters(), self.size)
+        pred["warped"] = warp(self.batch["moving"], pred["ddf"])
+        loss = self.objective(pred, self.batch) * self.voxels
+        loss.backward()
+        assert self.unknown.grad is not None
+        self.last = _Evaluated(self.unknown.detach().clone(), loss.detach(), self.unknown.grad.clone())
+        return loss.detach()
+
+    def tried(self) -> Tensor:
+        """As a call, for a line search."""
+        last = self.last
+        if last is not None and torch.equal(last.unknown, self.unknown.detach()):
+            # A step of L-BFGS begins where the line search of the one before has just been.
+            self.unknown.grad = last.gradient.clone()
+            return last.loss
+        try:
+            return self()
+        except ShootingError:
+            if last is None:
+                raise
+            # A trial went too far: a slope that leads back makes the search try nearer.
+            self.unknown.grad = -last.gradient
+            return last.loss + 10 * last.loss.abs()
+
+
+def _unchanged(iteration: int) -> bool:
+    """For a loss without a schedule."""
+    return False
+
+
+def _split(parameters: Tensor | None, image: Tensor, deformation: Deformation) -> tuple[Tensor | None, list[Tensor]]:
+    """The channels that are the deformation's, and the further ones, if there are any."""
+    channels = deformation.parameter_channels(image.ndim - 2)
+    if parameters is None or parameters.shape[1] <= channels:
+        return parameters, []
+    wanted = deformation.parameter_size(image.shape[2:])
+    if list(parameters.shape[2:]) != list(wanted):
+        raise ValueError(
+            f"expected parameters of size {tuple(wanted)} with further channels, got shape {tuple(parameters.shape)}"
+        )
+    return parameters[:, :channels], [parameters[:, channels:].detach()]
+
+
+def _fitted(parameters: Tensor | None, image: Tensor, deformation: Deformation) -> Tensor:
+    """Parameters on the deformation's grid for an image; what is missing is zero."""
     size, channels = deformation.parameter_size(image.shape[2:]), deformation.parameter_channels(image.ndim - 2)
-    if field is None:
+    if parameters is None:
         return image.new_zeros(image.shape[0], channels, *size, dtype=torch.float32)
-    field = deformation.resize(field.detach(), size)
-    missing = channels - field.shape[1]
-    return torch.cat([field, field.new_zeros(len(field), missing, *size)], 1) if missing > 0 else field
+    parameters = deformation.resize(parameters.detach(), size)
+    missing = channels - parameters.shape[1]
+    if missing <= 0:
+        return parameters
+    return torch.cat([parameters, parameters.new_zeros(len(parameters), missing, *size)], 1)
 
 
 def same_contrast(warped: Tensor, fixed: Tensor, mask: Tensor | None = None, *, threshold: float = 0.3) -> bool:

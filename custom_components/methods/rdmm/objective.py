@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ...deformations.kernels import Spacing, gaussian_kernel, per_axis
 from ...fields import at_least_float32, per_channel, resize_map, spatial_gradient
+from ...inference.refinement import ScheduledLoss
 from ...training.schedules import falling_weight
 
 
@@ -153,14 +154,14 @@ class WeightTotalVariation(nn.Module):
         return (1 / (1 + self.edges * steepest * min(spacing))).to(weights)
 
 
-class RegionLoss(nn.Module):
+class RegionLoss(nn.Module, ScheduledLoss):
     """A registration loss, and the penalties on the weights of its metric.
 
     loss + range_weight(T) * range(w) + omt_weight(T) * omt(w)
          + variation_weight * variation(h, moving) + input_range_weight * input_range(x)
 
-    T is the epoch of training (set by `Schedule`), or half of the iterations of an optimisation (set by
-    `inference.refinement.PairwiseOptimizer`): see the functions `range_weight` and `omt_weight`.
+    T is the epoch of training (set by `Schedule`), or half of the iterations of an optimisation (`on_iteration`): see
+    the functions `range_weight` and `omt_weight`.
 
     Args:
         loss: a module with `terms` (`RegistrationLoss`).
@@ -206,6 +207,13 @@ class RegionLoss(nn.Module):
             return None
         options: dict[str, Any] = {"static": self.static, "rate": self.rate, "floor": self.floor}
         return range_weight(self.epoch, **options), omt_weight(self.epoch, **options)
+
+    def on_iteration(self, iteration: int) -> bool:
+        """Let the schedule follow an optimisation; whether that changed the weights."""
+        if self.schedule is None:
+            return False
+        before, self.epoch = self.schedule, iteration // 2
+        return self.schedule != before
 
     def forward(self, pred: MutableMapping[str, Any], batch: Mapping[str, Any]) -> Tensor:
         """Total loss, a scalar; the weighted, detached terms are left in `pred["terms"]`."""
