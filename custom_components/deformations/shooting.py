@@ -63,13 +63,9 @@ class Flow(ABC):
     def __init__(self, spacing: Spacing = 1.0) -> None:
         self.spacing = spacing
 
-    def start(self, momentum: Tensor) -> State:
-        """The state at time 0."""
-        return (momentum,)
-
     @abstractmethod
-    def velocity(self, state: State) -> Tensor:
-        """The velocity (B, D, *S) of a state, in the length unit of the spacing."""
+    def start(self, momentum: Tensor) -> tuple[State, Tensor]:
+        """The state at time 0, and its velocity (B, D, *S) in the length unit of the spacing."""
 
     @abstractmethod
     def __call__(self, state: State) -> tuple[State, Tensor]:
@@ -95,11 +91,12 @@ class EPDiff(Flow):
         super().__init__(spacing)
         self.kernel = kernel
 
-    def velocity(self, state: State) -> Tensor:
-        return self.kernel(state[0], self.spacing_of(state[0]))
+    def start(self, momentum: Tensor) -> tuple[State, Tensor]:
+        return (momentum,), self.kernel(momentum, self.spacing_of(momentum))
 
     def __call__(self, state: State) -> tuple[State, Tensor]:
-        velocity, spacing = self.velocity(state), self.spacing_of(state[0])
+        spacing = self.spacing_of(state[0])
+        velocity = self.kernel(state[0], spacing)
         voxels = velocity / per_channel(spacing, velocity)
         return (coadjoint(state[0], velocity, voxels, spacing),), voxels
 
@@ -119,11 +116,9 @@ class StationaryFlow(Flow):
         super().__init__(spacing)
         self.kernel = kernel
 
-    def start(self, momentum: Tensor) -> State:
-        return momentum, self.kernel(momentum, self.spacing_of(momentum))
-
-    def velocity(self, state: State) -> Tensor:
-        return state[1]
+    def start(self, momentum: Tensor) -> tuple[State, Tensor]:
+        velocity = self.kernel(momentum, self.spacing_of(momentum))
+        return (momentum, velocity), velocity
 
     def __call__(self, state: State) -> tuple[State, Tensor]:
         zero = torch.zeros((), dtype=state[1].dtype, device=state[1].device)
@@ -185,8 +180,7 @@ def shoot(
         raise ValueError(f"expected num_steps of at least 1, got {num_steps}")
     momentum = at_least_float32(momentum)
     with torch.autocast(momentum.device.type, enabled=False):
-        start = flow.start(momentum)
-        velocity = flow.velocity(start)
+        start, velocity = flow.start(momentum)
         maps = [torch.zeros_like(velocity)] * (2 if inverse else 1)
         end, num_steps = _restarted(_Carrying(flow, len(maps)), (*start, *maps), num_steps, checkpoint, max_steps)
         energy = (momentum * velocity).sum(1).flatten(1).mean(1)

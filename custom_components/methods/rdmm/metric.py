@@ -51,6 +51,8 @@ class RegionFlow(Flow):
         weight_sigma: standard deviation of G, in the unit of the spacing; 0 for none.
         spacing: of the grid, one number or one for each axis.
         mask: a factor M, shape (1, 1, *S), that stays where it is: v = M sum_i w_i K_i (w_i M m).
+    Attributes:
+        weights: w at time 0, shape (B or 1, N, *S).
     Raises:
         ValueError: on `start`, if the pre-weights do not fit the momentum.
     """
@@ -66,35 +68,31 @@ class RegionFlow(Flow):
     ) -> None:
         super().__init__(spacing)
         self.kernel, self.pre_weights, self.weight_sigma, self.mask = kernel, pre_weights, weight_sigma, mask
+        self.weights = smooth_weights(pre_weights, weight_sigma, self.spacing_of(pre_weights))
 
-    def start(self, momentum: Tensor) -> State:
+    def start(self, momentum: Tensor) -> tuple[State, Tensor]:
         batch, size, shape = len(momentum), momentum.shape[2:], self.pre_weights.shape
         wanted = (len(self.kernel.sigmas), *size)
         if shape[0] not in (1, batch) or shape[1:] != wanted:
             raise ValueError(
                 f"expected pre-weights of shape ({batch} or 1, {', '.join(map(str, wanted))}), got {tuple(shape)}"
             )
-        return momentum, self.pre_weights.to(momentum.dtype).expand(batch, *wanted)
-
-    def velocity(self, state: State) -> Tensor:
-        return self.respond(state[0], self.weights(state))[0]
+        state = momentum, self.pre_weights.to(momentum.dtype).expand(batch, *wanted)
+        return state, self.respond(momentum, self.weights.to(momentum.dtype))[0]
 
     def __call__(self, state: State) -> tuple[State, Tensor]:
         momentum, pre_weights = state
-        velocity, derivative = self.respond(momentum, self.weights(state))
         spacing = self.spacing_of(momentum)
+        weights = smooth_weights(pre_weights, self.weight_sigma, spacing)
+        velocity, derivative = self.respond(momentum, weights)
         unit = per_channel(spacing, velocity)
         voxels = velocity / unit
         slopes = spatial_gradient(pre_weights)
         # G is symmetric: its transpose, which the chain rule asks for, is G.
         derivative = smooth_weights(derivative, self.weight_sigma, spacing)
         force = (derivative.unsqueeze(2) * slopes).sum(1) / unit
-        transported = -(slopes * voxels.unsqueeze(1)).sum(2)
-        return (coadjoint(momentum, velocity, voxels, spacing) + force, transported), voxels
-
-    def weights(self, state: State) -> Tensor:
-        """w = G h of a state, (B, N, *S)."""
-        return smooth_weights(state[1], self.weight_sigma, self.spacing_of(state[0]))
+        momentum_rate = coadjoint(momentum, velocity, voxels, spacing) + force
+        return (momentum_rate, -(slopes * voxels.unsqueeze(1)).sum(2)), voxels
 
     def respond(self, momentum: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """v, and the derivative of the energy (half of <m, v>) for the weights, m . K_i (w_i m)."""
@@ -280,7 +278,7 @@ class RegionSpecificMomentum(LocalMetricMomentum):
     def flow_of(self, pre_weights: Tensor, mask: Tensor | None, spacing: tuple[float, ...]) -> tuple[Flow, Tensor]:
         sigma = self.metric.weight_sigma
         flow = RegionFlow(self.kernel, pre_weights, weight_sigma=sigma, spacing=spacing, mask=mask)
-        return flow, smooth_weights(pre_weights, sigma, spacing)
+        return flow, flow.weights
 
 
 class StationaryMetricMomentum(LocalMetricMomentum):
