@@ -249,7 +249,7 @@ def deformed(name: str, args: argparse.Namespace) -> dict[str, Any]:
     folder = args.output / name.replace(", ", "_").replace(" ", "_")
     if not (folder / "metrics.csv").exists():
         options = {"section": section, "bundle": bundle, "affine": "none", "pictures": False, **settings}
-        options["postprocessing#transforms#1#surfaces"] = False
+        options["report#surfaces"] = False
         if load_image(json.loads((args.output / "pairs.json").read_text())["none"][0]["fixed"]).data.ndim == 4:
             options["labels"] = LABELS
         weights = {"avsm": args.momentum_weights, "voxelmorph": args.voxelmorph_weights}[bundle]

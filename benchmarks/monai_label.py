@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.experiments import REPOSITORY
-from custom_components.commands.exporting import export_for_monai_label
+from custom_components.commands.label_server_export import export_for_monai_label
 from custom_components.data.lists import load_list
 from custom_components.evaluation.overlap import mean_dice, present_labels
 from custom_components.space import load_labels, resample

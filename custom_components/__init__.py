@@ -14,6 +14,37 @@ Conventions, valid in every module:
   LPS millimetres.
 - **Data flow.** pair (B, 2C, *S) -> network -> parameters -> deformation -> {"ddf", "svf", ...} -> inferer adds
   "warped" -> loss(pred, batch). Keys of a pair: moving, fixed, label_moving, label_fixed, mask_moving, mask_fixed.
+
+In Python everything that the command `morphzoo` does is a function, and its result a value::
+
+    import custom_components as mz
+
+    result = mz.register("moving.nii.gz", "fixed.nii.gz", "registered", keep_arrays=True)
+    result.metrics["ncc_after"], result.files["transform"], result.warped
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
 __version__ = "0.1.0"
+
+_COMMANDS = ("apply", "atlas", "demo", "evaluate", "export", "optimize", "register", "tune")
+_FIELDS = ("compose", "integrate_velocity", "invert", "jacobian_determinant", "resize_field", "warp")
+
+# Imported when they are first asked for: torch and monai take seconds.
+_PLACES = {name: f"commands.{name}" for name in _COMMANDS}
+_PLACES |= dict.fromkeys(_FIELDS, "fields") | {"Cohort": "evaluation.cohort", "Registration": "evaluation.result"}
+
+__all__ = sorted([*_PLACES, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_PLACES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PLACES})

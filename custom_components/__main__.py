@@ -1,22 +1,58 @@
-"""The `morphzoo` command: register, optimize, evaluate, atlas, tune, apply, export, demo."""
+"""The `morphzoo` command: it finds the commands, and prints their results or one line for an error."""
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import sys
 import traceback
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from .commands.apply import apply
-from .commands.atlas import atlas
-from .commands.demo import demo
-from .commands.evaluate import evaluate
-from .commands.export import export
-from .commands.register import optimize, register
-from .commands.tune import tune
-from .commands.workflow import PACKAGE
+from .commands import discover
+
+PACKAGE = Path(__file__).resolve().parent
+
+
+class Commands(dict[str, Callable[..., Any]]):
+    """Learned deformable image registration. `morphzoo COMMAND --help` describes a command.
+
+    Errors are one line; with the environment variable MORPHZOO_DEBUG set to 1 they show the whole traceback.
+    """
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    import fire
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for noisy in ("ignite", "monai", "py.warnings", "nibabel", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+    # fire takes one letter only where it is unambiguous; -o is what everybody types.
+    sys.argv = ["--output" if word == "-o" else word for word in sys.argv]
+    try:
+        fire.Fire(Commands({name: _printing(command) for name, command in discover().items()}), name="morphzoo")
+    except KeyboardInterrupt:
+        sys.exit("morphzoo: interrupted")
+    except Exception as error:
+        if os.environ.get("MORPHZOO_DEBUG"):
+            raise
+        sys.exit(f"morphzoo: error: {_reason(error)}")
+
+
+def _printing(command: Callable[..., Any]) -> Callable[..., None]:
+    """The command as the command line has it: it prints what the function returns."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        result = command(*args, **kwargs)
+        print(*(result if isinstance(result, list) else [result]), sep="\n")
+
+    return run
 
 
 def _reason(error: BaseException) -> str:
@@ -31,28 +67,6 @@ def _reason(error: BaseException) -> str:
         if frames and Path(frames[-1].filename).resolve().is_relative_to(PACKAGE):
             return " ".join(str(one).split())
     return f"{type(chain[-1]).__name__}: {' '.join(str(chain[-1]).split())[:300]}"
-
-
-def main() -> None:
-    """Entry point of the console script."""
-    import fire
-
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for noisy in ("ignite", "monai", "py.warnings", "nibabel", "matplotlib"):
-        logging.getLogger(noisy).setLevel(logging.CRITICAL)
-    warnings.simplefilter("ignore")
-    # fire takes one letter only where it is unambiguous; -o is what everybody types.
-    sys.argv = ["--output" if word == "-o" else word for word in sys.argv]
-    commands = {"register": register, "optimize": optimize, "evaluate": evaluate, "tune": tune}
-    commands |= {"atlas": atlas, "apply": apply, "export": export, "demo": demo}
-    try:
-        fire.Fire(commands, name="morphzoo", serialize=lambda result: None if result == {} else result)
-    except KeyboardInterrupt:
-        sys.exit("morphzoo: interrupted")
-    except Exception as error:
-        if os.environ.get("MORPHZOO_DEBUG"):
-            raise
-        sys.exit(f"morphzoo: error: {_reason(error)}")
 
 
 if __name__ == "__main__":

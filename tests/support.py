@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 
 from custom_components import __main__ as cli
+from custom_components.transforms.publish import Publishd
 
 ROTATION = np.array([[0.98, -0.17, 0.1], [0.19, 0.96, -0.2], [-0.06, 0.21, 0.976]])
 
@@ -41,3 +42,8 @@ def run(*words):
     finally:
         sys.argv = old
     return None
+
+
+def published(item, folder, *reporters, **options):
+    """The `Registration` of an item with a prediction, written into the folder by these reporters."""
+    return Publishd(str(folder), reporters, **options)(item)["registration"]

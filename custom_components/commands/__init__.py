@@ -1,1 +1,17 @@
-"""The commands of `morphzoo`, one file each."""
+"""The commands of `morphzoo`, one file each: a module that is no part of others holds the function of its name."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from typing import Any
+
+# What commands are made of.
+PARTS = {"bundles", "workflow", "subjects", "exporting", "export_checks", "label_server_export"}
+
+
+def discover() -> dict[str, Callable[..., Any]]:
+    """The commands by name."""
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in PARTS)
+    return {name: getattr(importlib.import_module(f"{__name__}.{name}"), name) for name in names}

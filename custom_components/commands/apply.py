@@ -4,9 +4,22 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .workflow import as_list
+
+
+@dataclass(frozen=True)
+class Applied:
+    """A file that was brought through transforms: its path, and the interpolation or the number of points."""
+
+    path: Path
+    how: str
+
+    def __str__(self) -> str:
+        return f"wrote {self.path} ({self.how})"
 
 
 def apply(
@@ -17,7 +30,7 @@ def apply(
     reference: str | None = None,
     interpolation: str = "auto",
     space: str = "RAS",
-) -> None:
+) -> Applied:
     """Apply a saved transform to an image, a label map or a list of points.
 
     Images are resampled onto the reference; for that give the transform from reference to image (`transform.h5` brings
@@ -32,6 +45,8 @@ def apply(
         reference: image whose grid the result takes; needed for images.
         interpolation: "linear", "nearest", or "auto": nearest for integer files of few values (label maps).
         space: world of the CSV's coordinates, RAS or LPS.
+    Returns:
+        What was written, and how.
     """
     from ..space.files import read_transform, write_image
     from ..space.resampling import resample
@@ -39,8 +54,8 @@ def apply(
 
     steps = [step for path in as_list(transform) for step in read_transform(path)]
     if str(source).endswith(".csv"):
-        _apply_to_points(steps, source, output, space)
-        return
+        number = _apply_to_points(steps, source, output, space)
+        return Applied(Path(output), f"{number} points, {space} mm")
     if reference is None:
         raise ValueError("an image needs --reference: the image whose grid the result takes")
     target = load_image(reference)
@@ -49,7 +64,7 @@ def apply(
     result = resample(volume.data, volume.affine, target.grid, steps=steps, mode="nearest" if is_label else "linear")
     extra = {"dtype": volume.file_dtype} if is_label else {}
     write_image(output, result, target.affine, like=target, **extra)
-    print(f"wrote {output} ({'nearest' if is_label else 'linear'})")
+    return Applied(Path(output), "nearest" if is_label else "linear")
 
 
 def _looks_like_labels(path: str) -> bool:
@@ -62,7 +77,8 @@ def _looks_like_labels(path: str) -> bool:
     return not str(volume.file_dtype).startswith("float") and len(volume.data.unique()) <= 128
 
 
-def _apply_to_points(steps: list[Any], source: str, output: str, space: str) -> None:
+def _apply_to_points(steps: list[Any], source: str, output: str, space: str) -> int:
+    """Write the moved points; how many there are."""
     import numpy as np
 
     from ..files import replacing
@@ -78,7 +94,7 @@ def _apply_to_points(steps: list[Any], source: str, output: str, space: str) -> 
     try:
         points = np.array([[float(row[name]) for name in columns] for row in rows])
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{source}: a coordinate is no number ({error})") from error
+        raise ValueError(f"{source}: a coordinate is not a number ({error})") from error
     flip = np.array([-1.0, -1.0, 1.0][: len(columns)]) if space == "LPS" else np.ones(len(columns))
     moved = transform_points_world(points * flip, steps) * flip
     with replacing(output) as path, open(path, "w", newline="") as file:
@@ -86,4 +102,4 @@ def _apply_to_points(steps: list[Any], source: str, output: str, space: str) -> 
         writer.writeheader()
         for row, point in zip(rows, moved, strict=True):
             writer.writerow({**row, **{name: f"{value:.6f}" for name, value in zip(columns, point, strict=True)}})
-    print(f"wrote {output} ({len(rows)} points, {space} mm)")
+    return len(rows)

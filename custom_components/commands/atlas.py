@@ -3,10 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .workflow import build_workflow, has_template, read_weights, summary, writable_folder
+from .bundles import find_bundle, takes_scans, those_that_take_scans
+from .workflow import build_workflow, read_weights, writable_folder
+
+if TYPE_CHECKING:
+    from ..evaluation.result import Registration
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """A rendered template, and a scan registered to it if there was one.
+
+    Args:
+        files: paths by kind: "template", "label", "picture", and those of a sweep.
+        attributes: those of the template.
+        notes: what was assumed.
+        registration: of the scan.
+    """
+
+    files: Mapping[str, Path]
+    attributes: Mapping[str, Any]
+    notes: list[str] = field(default_factory=list)
+    registration: Registration | None = None
+
+    def __str__(self) -> str:
+        lines = [*self.notes, *map(str, self.files.values())]
+        return "\n".join(lines if self.registration is None else [*lines, str(self.registration)])
 
 
 def atlas(
@@ -24,7 +50,7 @@ def atlas(
     device: str | None = None,
     overlay: str | Sequence[str] = (),
     **settings: Any,
-) -> dict[str, Any]:
+) -> Rendering:
     """Render the template (atlas) for given attributes, and register a scan to it and back.
 
     OUTPUT gets template_<attributes>.nii.gz with its affine, a picture, and the template's label map if it has one.
@@ -35,8 +61,8 @@ def atlas(
     Args:
         scan: image to register; none to render only.
         output: folder for the results.
-        attributes: for instance age=40,sex=F; what is not given is taken at the training data's mean (numbers) or must
-            be given (categories).
+        attributes: for instance age=40,sex=F; a number that is not given is the training data's mean, a category must
+            be given.
         sweep: an attribute's range, for instance age=20:80:13 (13 values from 20 to 80) or sex=F:M: a 4-D image and an
             animated picture.
         label, mask: of the scan; labels are compared with the template's, which must have the same ids (those of the
@@ -49,45 +75,53 @@ def atlas(
         device: "cpu", "cuda:0", ...; default: the GPU if there is one.
         overlay: further config files, the last one wins.
         **settings: any other setting of the bundle's inference.json.
+    Returns:
+        The paths of the template's files, and the scan's registration.
     """
     from ..methods.conditional_atlas.files import write_sweep, write_template
 
-    if not has_template(bundle):
-        raise ValueError(f"{bundle} has no template; --bundle conditional_atlas has")
+    if not takes_scans(find_bundle(bundle)):
+        raise ValueError(f"{bundle} has no template; {those_that_take_scans()}")
     settings |= {"weights": weights, "device": device, "optimize": optimize, "output_dir": str(output)}
     settings["affine"] = "affine" if affine is True else affine
     files = {"image": scan, "label": label, "mask": mask}
     item = {key: str(Path(path).absolute()) for key, path in files.items() if path is not None}
     folder = writable_folder(output)
     workflow = build_workflow(bundle, [item], overlay, settings)
-    parser = workflow.parser
-    network = parser.get_parsed_content("network")
-    network.load_state_dict(read_weights(parser.get_parsed_content("weights")))
+    network = workflow.parser.get_parsed_content("network")
+    network.load_state_dict(read_weights(workflow.parser.get_parsed_content("weights")))
     encoder = network.template.encoder
-    given = _parse_attributes(attributes)
     swept, values = _parse_sweep(sweep, encoder) if sweep else ("", [])
-    if set(given) - set(encoder.names):
-        encoder.values(given)  # says which there are
-    for name, categories, mean in zip(encoder.names, encoder.categories, encoder.mean.tolist(), strict=True):
-        if name not in given and not categories:
-            given[name] = float(f"{mean:.4g}")
-            if name != swept or scan is not None:
-                print(f"{name}: not given, the training data's mean {given[name]:g} is taken")
-        elif name not in given and name == swept and scan is None:
-            given[name] = values[0]
-    given = {name: given[name] for name in encoder.names if name in given}  # in the template's order
+    free = {swept: values[0]} if values and scan is None else {}
+    given, notes = _complete(_parse_attributes(attributes), encoder, free)
     written = write_template(folder, network, given)
     if sweep:
         written |= write_sweep(folder, network, given, swept, values)
-    for path in written.values():
-        print(path)
+    registration = None
     if scan is not None:
         item |= given
         workflow.run()
-        row = parser.get_parsed_content("handlers")[-1].rows[0]
-        print(summary(row))
-        print(f"\nresults in {folder / row['id']}")
-    return {}
+        registration = workflow.parser.get_parsed_content("cohort").cohort[0]
+    return Rendering({kind: Path(path) for kind, path in written.items()}, given, notes, registration)
+
+
+def _complete(given: dict[str, Any], encoder: Any, free: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """All attributes in the template's order, and what was assumed.
+
+    Args:
+        free: an attribute that runs over values and needs none of its own, and its first value.
+    """
+    if set(given) - set(encoder.names):
+        encoder.values(given)  # says which there are
+    notes = []
+    for name, categories, mean in zip(encoder.names, encoder.categories, encoder.mean.tolist(), strict=True):
+        if name not in given and not categories:
+            given[name] = float(f"{mean:.4g}")
+            if name not in free:
+                notes.append(f"{name}: not given, the training data's mean {given[name]:g} is taken")
+        elif name not in given and name in free:
+            given[name] = free[name]
+    return {name: given[name] for name in encoder.names if name in given}, notes
 
 
 def _parse_attributes(text: str | Mapping[str, Any] | None) -> dict[str, Any]:

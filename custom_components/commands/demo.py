@@ -1,44 +1,76 @@
-"""`morphzoo demo`: two subjects whose deformation is known, registered and compared with the truth.
-
-The subjects are made of the MNI152 T1 template and its grey- and white-matter maps, which the nilearn wheel carries:
-two independent strong diffeomorphisms, two bias fields, two noises.
-"""
+"""`morphzoo demo`: two subjects whose deformation is known, registered and compared with the truth."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from torch import Tensor
+from .bundles import DEFAULT_BUNDLE
+from .workflow import infer, writable_folder
 
-from ..data.phantoms import random_velocity
-from ..fields import compose, integrate_velocity, resize_field, sample, warp
-from ..space.files import read_transform, write_image
-from ..space.resampling import transform_points_world
-from ..synthesis.noise import smooth_noise
-from .workflow import writable_folder
-
-AMPLITUDE_MM = 12.0
+if TYPE_CHECKING:
+    from ..evaluation.result import Registration
 
 
-NUM_POINTS = 20_000
+@dataclass(frozen=True)
+class Demonstration:
+    """A registration whose true deformation is known.
+
+    Args:
+        registration: of the two subjects.
+        numbers: what the table shows, by its text: the value before and after; no value before where there is none.
+        metrics: all measures, as in demo.json.
+    """
+
+    registration: Registration
+    numbers: Mapping[str, tuple[float | None, float]]
+    metrics: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        lines = [f"{'':46s}{'before':>9s}{'after':>9s}"]
+        for name, (before, after) in self.numbers.items():
+            lines.append(f"{name:46s}{'' if before is None else f'{before:.3f}':>9s}{after:9.3f}")
+        return "\n".join(["", *lines, "", f"files and picture: {self.registration.folder}"])
 
 
-def run_demo(output: Path, settings: dict[str, Any]) -> dict[str, float]:
-    """Make the pair in `output`, register it, print the table; returns its numbers."""
-    from .workflow import DEFAULT_BUNDLE, infer
+def demo(output: str = "demo_output", *, bundle: str = DEFAULT_BUNDLE, **settings: Any) -> Demonstration:
+    """Make two subjects with a known deformation, register them and compare with the truth; needs `morphzoo[demo]`.
 
+    Args:
+        output: folder for the subjects and the results.
+        bundle: name of a bundle, or its folder.
+        **settings: any setting of the bundle's inference.json, and --overlay.
+    Returns:
+        The registration, and its error against the known deformation.
+    """
+    from .subjects import make_subjects
+
+    folder = writable_folder(output)
     print("making two subjects of the MNI152 template (1 mm) ...", flush=True)
-    pair, truth, affine = make_subjects(output / "subjects")
+    pair, truth, affine = make_subjects(folder / "subjects")
     print("registering the first to the second ...", flush=True)
-    settings = {"optimize": 25, "output_dir": str(output), **settings}
-    row = infer(settings.pop("bundle", DEFAULT_BUNDLE), [pair], output, settings.pop("overlay", ()), settings)[0]
-    folder = Path(row["folder"])
-    before, after = dense_error_mm(truth, affine, folder, Path(pair["label_fixed"]))
-    numbers = {
+    overlay = settings.pop("overlay", ())
+    settings = {"optimize": 25, "output_dir": str(folder), **settings}
+    registration = infer(bundle, [pair], overlay, settings)[0]
+    result = _compare(registration, truth, affine, Path(pair["label_fixed"]))
+    text = json.dumps({**result.metrics, "folder": str(registration.folder)}, indent=1, default=str)
+    (registration.folder / "demo.json").write_text(text)
+    return result
+
+
+def _compare(registration: Registration, truth: Any, affine: Any, label: Path) -> Demonstration:
+    """Compare with the true displacement (1, 3, *S), voxels of a grid with this affine, where there is a label."""
+    import numpy as np
+
+    from .subjects import dense_error_mm, sd_correlation
+
+    files, row = registration.files, dict(registration.row)
+    transforms = [files[kind] for kind in ("forward", "affine") if kind in files]  # the dense part comes first
+    before, after = dense_error_mm(truth, affine, transforms, label)
+    numbers: dict[str, tuple[float | None, float]] = {
         "error against the known deformation, mean mm": (before.mean(), after.mean()),
         "error against the known deformation, 95 % mm": (np.percentile(before, 95), np.percentile(after, 95)),
         "Dice of grey matter": (row["dice_before_1"], row["dice_after_1"]),
@@ -47,115 +79,9 @@ def run_demo(output: Path, settings: dict[str, Any]) -> dict[str, float]:
         "inverse-consistency error, mean mm": (None, row["inverse_consistency_mm"]),
         "seconds (network, fields, refinement)": (None, row["seconds"]),
     }
-    if "displacement_sd_mm" in row:
-        sd = folder / "displacement_sd.nii.gz"
-        row["sd_error_correlation"] = sd_correlation(after, sd, affine, Path(pair["label_fixed"]))
+    if "displacement_sd" in files:
+        row["sd_error_correlation"] = sd_correlation(after, files["displacement_sd"], affine, label)
         numbers["mean SD of the samples, mm"] = (None, row["displacement_sd_mm"])
         numbers["correlation of this SD with the error"] = (None, row["sd_error_correlation"])
-    print(f"\n{'':46s}{'before':>9s}{'after':>9s}")
-    for name, (old, new) in numbers.items():
-        print(f"{name:46s}{'' if old is None else f'{old:.3f}':>9s}{new:9.3f}")
-    print(f"\nfiles and picture: {folder}")
-    result = {"error_before_mm": float(before.mean()), "error_after_mm": float(after.mean()), **row}
-    (folder / "demo.json").write_text(json.dumps(result, indent=1, default=str))
-    return result
-
-
-def make_subjects(folder: Path, seed: int = 0, size: tuple[int, ...] | None = None) -> tuple[dict, Tensor, np.ndarray]:
-    """Write two subjects; returns their files as a pair, the true displacement and the grid's affine.
-
-    Args:
-        folder: gets `moving`, `fixed`, `label_moving`, `label_fixed` as .nii.gz, 1 mm, labels 1 grey and 2 white.
-        seed: of the deformations and the rendering.
-        size: crop the template's middle to this size (for tests).
-    Returns:
-        Pair (key to path), true displacement fixed to moving (1, 3, *S) in voxels, affine (4, 4).
-    """
-    image, tissues, affine = load_template()
-    if size is not None:
-        start = [(n - m) // 2 for n, m in zip(image.shape[2:], size, strict=True)]
-        cut = (slice(None), slice(None), *[slice(a, a + m) for a, m in zip(start, size, strict=True)])
-        image, tissues = image[cut], tissues[cut]
-        affine[:3, 3] += affine[:3, :3] @ np.array(start)
-    generator = torch.Generator().manual_seed(seed)
-    full = image.shape[2:]
-    half = [(n + 1) // 2 for n in full]
-    velocities = [
-        random_velocity(half, amplitude=AMPLITUDE_MM / 2, spacings=(10.0, 20.0), generator=generator) for _ in "ab"
-    ]
-    pair, maps = {}, []
-    for role, velocity in zip(("moving", "fixed"), velocities, strict=True):
-        ddf = resize_field(integrate_velocity(velocity), full)
-        maps.append((velocity, ddf))
-        subject = render(warp(image, ddf), generator)
-        shares = warp(tissues, ddf)
-        label = torch.where(shares.amax(1) > 0.5, shares.argmax(1) + 1, 0)
-        pair[role], pair[f"label_{role}"] = str(folder / f"{role}.nii.gz"), str(folder / f"label_{role}.nii.gz")
-        folder.mkdir(parents=True, exist_ok=True)
-        write_image(pair[role], subject[0], affine)
-        write_image(pair[f"label_{role}"], label.to(torch.uint8), affine)
-    # subject(x) = template(phi(x)); so the true map is phi_moving^-1 o phi_fixed.
-    inverse = resize_field(integrate_velocity(-maps[0][0]), full)
-    return pair, compose(inverse, maps[1][1]), affine
-
-
-def load_template() -> tuple[Tensor, Tensor, np.ndarray]:
-    """MNI152 T1 (1, 1, *S) in [0, 1], grey- and white-matter maps (1, 2, *S), affine (4, 4); 1 mm, from nilearn."""
-    try:
-        from nilearn import datasets
-    except ImportError as error:
-        raise ImportError("the demo needs nilearn's MNI152 template: pip install 'morphzoo[demo]'") from error
-    loaders = (datasets.load_mni152_template, datasets.load_mni152_gm_template, datasets.load_mni152_wm_template)
-    images = [load(resolution=1) for load in loaders]
-    volumes = torch.stack([torch.from_numpy(np.asarray(image.dataobj, dtype=np.float32)) for image in images])
-    return volumes[None, :1], volumes[None, 1:], np.array(images[0].affine, dtype=np.float64)
-
-
-def render(image: Tensor, generator: torch.Generator) -> Tensor:
-    """A scan of its own of the warped template: other contrast, bias field and noise; background 0."""
-    bias = smooth_noise(image.shape[2:], 60, 0.1, generator).exp()
-    exponent = float(torch.empty(1).uniform_(0.8, 1.25, generator=generator))
-    noise = 0.02 * torch.randn(image.shape, generator=generator)
-    return 1000 * ((image.clamp(min=0) ** exponent * bias + noise) * (image > 0.05)).clamp(min=0)
-
-
-def dense_error_mm(truth: Tensor, affine: np.ndarray, result: Path, label: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Distance in mm, at random points of the tissue, of no registration and of the saved transform from the truth.
-
-    Args:
-        result: the folder of the registered pair.
-    """
-    points = tissue_points(label)
-    shift = truth[0][:, points[:, 0], points[:, 1], points[:, 2]].T.numpy()
-    world = points.numpy() @ affine[:3, :3].T + affine[:3, 3]
-    true_world = world + shift @ affine[:3, :3].T
-    steps = [result / name for name in ("forward_field.nii.gz", "affine.tfm")]  # the dense part comes first
-    found = transform_points_world(world, [step for path in steps if path.exists() for step in read_transform(path)])
-    return np.linalg.norm(world - true_world, axis=1), np.linalg.norm(found - true_world, axis=1)
-
-
-def tissue_points(label: Path) -> Tensor:
-    """Voxels at random in a label map, the same at each call, shape (N, 3)."""
-    from ..space.volumes import load_labels
-
-    inside = torch.nonzero(load_labels(str(label)).data[0] > 0)
-    return inside[torch.randperm(len(inside), generator=torch.Generator().manual_seed(0))[:NUM_POINTS]]
-
-
-def sd_correlation(error_mm: np.ndarray, sd: Path, affine: np.ndarray, label: Path) -> float:
-    """Correlation coefficient of the error at the points of `dense_error_mm` with a written map of deviations."""
-    from ..space.volumes import load_image
-
-    volume = load_image(str(sd))
-    to_voxels = np.linalg.inv(volume.affine) @ affine
-    points = tissue_points(label).numpy() @ to_voxels[:3, :3].T + to_voxels[:3, 3]
-    locations = torch.from_numpy(points.T).float()[None, :, :, None, None]
-    deviation = sample(volume.data[None], locations, padding="border").flatten().numpy()
-    return float(np.corrcoef(error_mm, deviation)[0, 1])
-
-
-def demo(output: str = "demo_output", **settings: Any) -> None:
-    """Make two subjects with a known deformation, register them and compare with the truth; needs `morphzoo[demo]`."""
-    from .demo import run_demo
-
-    run_demo(writable_folder(output), settings)
+    errors = {"error_before_mm": float(before.mean()), "error_after_mm": float(after.mean())}
+    return Demonstration(registration, numbers, errors | row)

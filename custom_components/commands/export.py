@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from .workflow import find_bundle
+from .bundles import find_bundle
 
 
 def export(
     bundle: str,
     output: str = "exported",
     *,
-    zip: bool = False,
     atlas: str | None = None,
     atlas_labels: str | None = None,
     label_names: str | None = None,
     **options: Any,
-) -> None:
+) -> list[Path]:
     """Write a bundle as a self-contained folder, OUTPUT/<bundle>, that works without this package.
 
     `--for monai-label` makes OUTPUT/<bundle>_atlas instead, a segmentation model for MONAI Label (docs/monai_label.md).
@@ -24,27 +24,26 @@ def export(
     Args:
         bundle: name of a bundle, or its folder beside others.
         output: folder for the results.
-        zip: also write OUTPUT/<bundle>_v<version>.zip and its SHA-256.
         atlas, atlas_labels: for MONAI Label: the image that is registered to each study, and its label map.
         label_names: for MONAI Label: CSV file with the columns id and name.
-        **options: for: "monai-label".
+        **options: for: "monai-label". zip: also write OUTPUT/<bundle>_v<version>.zip and its SHA-256.
+    Returns:
+        What was written.
     """
-    from .exporting import export_bundle, export_for_monai_label
+    from .exporting import export_bundle
+    from .label_server_export import export_for_monai_label
 
-    purpose = options.pop("for", None)
+    purpose, zipped = options.pop("for", None), options.pop("zip", False)
     if options or purpose not in (None, "monai-label"):
-        raise ValueError(f"export takes --for monai-label, and no {', '.join(options) or purpose!r}")
-    if not isinstance(zip, bool) or isinstance(label_names, bool):
+        raise ValueError(f"export takes --for monai-label and --zip, not {', '.join(options) or purpose!r}")
+    if not isinstance(zipped, bool) or isinstance(label_names, bool):
         raise ValueError("--zip takes no value, and --label_names the path of a CSV file")
     folder, output = find_bundle(str(bundle)).resolve(), str(output)
     if purpose is None:
         if atlas or atlas_labels or label_names:
             raise ValueError("an atlas is for --for monai-label")
-        written = export_bundle(folder, output, zipped=zip)
-    else:
-        if not (atlas and atlas_labels):
-            raise ValueError("--for monai-label needs --atlas IMAGE and --atlas-labels LABELS")
-        files = {"atlas": str(atlas), "atlas_labels": str(atlas_labels)}
-        written = export_for_monai_label(folder, output, **files, label_names=label_names, zipped=zip)
-    for path in written:
-        print(path)
+        return export_bundle(folder, output, zipped=zipped)
+    if not (atlas and atlas_labels):
+        raise ValueError("--for monai-label needs --atlas IMAGE and --atlas-labels LABELS")
+    files = {"atlas": str(atlas), "atlas_labels": str(atlas_labels)}
+    return export_for_monai_label(folder, output, **files, label_names=label_names, zipped=zipped)

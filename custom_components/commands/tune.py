@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .workflow import build_workflow, writable_folder
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """Hyper-parameters that suit a kind of scans: their values by name, and the folder of the tables."""
+
+    values: Mapping[str, float]
+    folder: Path
+
+    def __str__(self) -> str:
+        lines = [f"{name:12s} {value:.3f}" for name, value in self.values.items()]
+        rounded = [round(value, 4) for value in self.values.values()]
+        use = rounded[0] if len(rounded) == 1 else rounded
+        return "\n".join([*lines, "", f"use it with --hyper {use}; results in {self.folder}"])
 
 
 def tune(
@@ -21,7 +37,7 @@ def tune(
     sweep: int = 21,
     overlay: str | Sequence[str] = (),
     **settings: Any,
-) -> None:
+) -> Tuned:
     """Choose a bundle's hyper-parameters for a kind of scans, by gradient descent on the pairs of a data list.
 
     OUTPUT gets tuned.json (the values), tuning.csv (the way there) and, where there are labels, sweep.csv (Dice of each
@@ -34,12 +50,14 @@ def tune(
         section: of the list; its items are pairs.
         dataset_dir: folder to which the list's paths are relative; default: the list's folder.
         labels: ids that count; default: all present, without the background.
-        criterion: "labels" (Dice), "regularity" (the most alike at a tolerable irregularity, see the bundle's
+        criterion: "labels" (Dice), "regularity" (the best match at a tolerable irregularity, see the bundle's
             `regularity_limit`), or "auto": labels if all pairs have them.
         iterations: of gradient descent, each on 8 pairs.
         sweep: number of values from 0 to 1 in the table of structures, 0 for none.
         overlay: further config files, the last one wins.
         **settings: any setting of the bundle's inference.json; `--hyper` is where the search starts.
+    Returns:
+        The value of each hyper-parameter.
     """
     from ..data.lists import is_pair, load_list
     from ..methods.hypermorph.tuning import tune_bundle
@@ -58,7 +76,4 @@ def tune(
     parser = build_workflow(bundle, items, overlay, {"hyper": 0.5, **settings}).parser
     options: dict[str, Any] = {"labels": labels, "criterion": criterion, "iterations": iterations, "sweep": sweep}
     found = tune_bundle(parser, items, folder, start=start, **options)
-    for name, value in found.items():
-        print(f"{name:12s} {value:.3f}")
-    values = [round(value, 4) for value in found.values()]
-    print(f"\nuse it with --hyper {values[0] if len(values) == 1 else values}; results in {folder}")
+    return Tuned(found, folder)

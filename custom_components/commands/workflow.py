@@ -2,106 +2,134 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import sysconfig
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from pydoc import locate
+from typing import TYPE_CHECKING, Any
 
-PACKAGE = Path(__file__).resolve().parents[1]
+from .bundles import abilities, aligner_weights, find_bundle, overlay_path, settings_of, takes_scans, those_with
 
+if TYPE_CHECKING:
+    from monai.bundle import ConfigParser, ConfigWorkflow
 
-DEFAULT_BUNDLE = "synthmorph"
+    from ..evaluation.cohort import Cohort
+
+_FILE_KEYS = ("moving", "fixed", "label_moving", "label_fixed", "mask_moving", "mask_fixed", "image", "label", "mask")
+
+_PRIVATE = {"_desc_", "_meta_", "imports", "initialize", "run"}
 
 
 def infer(
-    bundle: str, pairs: list[dict[str, Any]], output: Path, overlays: str | Sequence[str], settings: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """Run a bundle's inference.json on pairs; one row of measures for each, with the folder of its files."""
+    bundle: str, pairs: list[dict[str, Any]], overlays: str | Sequence[str], settings: Mapping[str, Any]
+) -> Cohort:
+    """Run a bundle's inference.json on pairs; what became of each. Arguments and errors as in `build_workflow`."""
     workflow = build_workflow(bundle, pairs, overlays, settings)
     workflow.run()
-    rows = workflow.parser.get_parsed_content("handlers")[-1].rows
-    return [{**row, "folder": str(output / row["id"])} for row in rows]
+    return workflow.parser.get_parsed_content("cohort").cohort
 
 
 def build_workflow(
-    bundle: str, pairs: list[dict[str, Any]], overlays: str | Sequence[str], settings: dict[str, Any]
-) -> Any:
-    """A bundle's inference.json, initialised for these pairs; files, settings and weights are checked."""
-    for pair in pairs:
-        for key, path in pair.items():
-            if key in _FILE_KEYS and not Path(path).is_file():
-                raise FileNotFoundError(f"{path}: there is no such file ({key})")
-    from monai.bundle import ConfigWorkflow
+    bundle: str, pairs: list[dict[str, Any]], overlays: str | Sequence[str], settings: Mapping[str, Any]
+) -> ConfigWorkflow:
+    """A bundle's inference.json, initialised for these pairs.
 
-    from ..space.volumes import load_image
+    Args:
+        bundle: name of a bundle, or its folder.
+        pairs: items with paths of files; scans for a bundle with a template.
+        overlays: further config files, the last one wins.
+        settings: by id; those that are None are left out.
+    Raises:
+        FileNotFoundError: if a file or the weights are missing.
+        ValueError: if the bundle has no such setting, takes other items, or the weights are another network's.
+    """
+    _check_files(pairs)
+    from monai.bundle import ConfigWorkflow
 
     logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)  # it warns of the file that is False below
     root = find_bundle(bundle)
-    flat = "moving" in pairs[0] and load_image(pairs[0]["fixed"]).data.ndim == 3
-    forms = ("", "_2d") if flat else ("",)
-    files = [root / "configs" / f"inference{form}.json" for form in forms]
-    settings = {key: value for key, value in settings.items() if value is not None}
-    if settings.get("affine") == "learned" and "aligner" not in json.loads(files[0].read_text()):
-        files += [bundles_folder() / "overlays" / f"learned_affine{form}.json" for form in forms]
-        settings.setdefault("affine_weights", str(bundles_folder() / "avsm" / "models" / f"affine{forms[-1]}.pt"))
-    configs = [str(path) for path in files if path.is_file()] + as_list(overlays)
-    if isinstance(settings.get("device"), str):
-        settings["device"] = f"$torch.device({settings['device']!r})"
+    given = {key: value for key, value in settings.items() if value is not None}
+    if isinstance(given.get("device"), str):
+        given["device"] = f"$torch.device({given['device']!r})"
+    configs, defaults = _configs(root, _spatial_dims(pairs[0]), given.get("affine") == "learned")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         workflow = ConfigWorkflow(
-            config_file=configs,
+            config_file=configs + as_list(overlays),
             meta_file=str(root / "configs" / "metadata.json"),
             logging_file=False,
             workflow_type="infer",
             bundle_root=str(root),
         )
-        known = set(workflow.parser.get())
-        if "conditions" in known and any("moving" in pair for pair in pairs):
-            raise ValueError(f"{root.name} registers single scans to its template, not pairs: morphzoo atlas SCAN")
-        if settings.get("samples") and "samples" not in known:
-            raise ValueError(f"{root.name} has no uncertainty to sample; --bundle voxelmorph_probabilistic has")
-        if {"hyper", "sweep"} & set(settings) and "hyper" not in known:
-            raise ValueError(f"{root.name} has no hyper-parameter; --bundle hypermorph has")
-        for name in settings:
-            if name.split("#")[0] not in known:
-                raise ValueError(
-                    f"{root.name} has no setting {name!r}; there are {', '.join(sorted(known - _PRIVATE))}"
-                )
-        workflow.parser.update(settings)
-        workflow.parser["dataset#data"] = pairs
-        needs_weights = not workflow.parser.config["handlers"][0].get("_disabled_", False)
-        weights = workflow.parser.get_parsed_content("weights")
-        if needs_weights and not Path(weights).is_file():
-            raise FileNotFoundError(f"{weights}: bundle {root.name} has no weights there; train it or give --weights")
-        if "conditions" in known:
-            workflow.parser.update({**_template_settings(weights), **settings})
-        if needs_weights:
-            _check_architecture(weights, workflow.parser.get_parsed_content("network_def"))
+        _set(workflow.parser, root, pairs, defaults | given)
         workflow.initialize()
     return workflow
 
 
-def _template_settings(weights: str) -> dict[str, Any]:
-    """Settings that follow from the weights of a template."""
-    from ..methods.conditional_atlas.template import template_settings
+def _check_files(pairs: Sequence[Mapping[str, Any]]) -> None:
+    for pair in pairs:
+        for key, path in pair.items():
+            if key in _FILE_KEYS and not Path(path).is_file():
+                raise FileNotFoundError(f"{path}: there is no such file ({key})")
 
+
+def _spatial_dims(pair: Mapping[str, Any]) -> int:
+    from ..space.volumes import spatial_dims_of
+
+    return spatial_dims_of(pair["fixed"]) if "fixed" in pair else 3
+
+
+def _configs(root: Path, spatial_dims: int, learned_affine: bool) -> tuple[list[str], dict[str, Any]]:
+    """The config files for such images, and the settings that go with them."""
+    forms = ("", "_2d") if spatial_dims == 2 else ("",)
+    files = [root / "configs" / f"inference{form}.json" for form in forms]
+    defaults = {}
+    if learned_affine and "aligner" not in settings_of(root):
+        files += [Path(overlay_path(f"learned_affine{form}")) for form in forms]
+        defaults["affine_weights"] = str(aligner_weights(spatial_dims))
+    return [str(path) for path in files if path.is_file()], defaults
+
+
+def _set(parser: ConfigParser, root: Path, pairs: list[dict[str, Any]], settings: dict[str, Any]) -> None:
+    """Give the parser its settings and pairs, and what follows from the weights; refuse what does not fit."""
+    known = set(parser.get())
+    if takes_scans(root) and any("moving" in pair for pair in pairs):
+        raise ValueError(f"{root.name} registers single scans to its template, not pairs: morphzoo atlas SCAN")
+    for name in settings:
+        if name.split("#")[0] not in known:
+            raise ValueError(_unknown(root.name, name, known))
+    parser.update(settings)
+    parser["dataset#data"] = pairs
+    weights = str(parser.get_parsed_content("weights"))
+    if parser.config["load_weights"].get("_disabled_", False):
+        return
+    if not Path(weights).is_file():
+        raise FileNotFoundError(f"{weights}: bundle {root.name} has no weights there; train it or give --weights")
+    source = abilities(root).get("settings_from_weights")
+    if source is not None:
+        parser.update({**_settings_from_weights(source, weights), **settings})
+    _check_architecture(weights, parser.get_parsed_content("network_def"))
+
+
+def _unknown(bundle: str, name: str, known: set[str]) -> str:
+    others = those_with(name.split("#")[0])
+    return f"{bundle} has no setting {name!r}; {others or 'there are ' + ', '.join(sorted(known - _PRIVATE))}"
+
+
+def _settings_from_weights(source: str, weights: str) -> dict[str, Any]:
+    function: Any = locate(source)
+    if function is None:
+        raise ValueError(f"metadata.json: there is no function {source} (settings_from_weights)")
     try:
-        made = template_settings(read_weights(weights))
+        return function(read_weights(weights))
     except ValueError as error:
         raise ValueError(f"{weights}: {error}") from error
-    made["conditions"] = made.pop("attributes")
-    labels = made.pop("labels")
-    made["template_labels"] = "$None" if labels is None else labels  # MONAI leaves out what is None
-    own = ("features", "hidden", "paper")
-    return {f"network_def#template#{key}" if key in own else key: value for key, value in made.items()}
 
 
 def read_weights(path: str) -> dict[str, Any]:
+    """The state in a checkpoint, on the CPU; data only, no code."""
     import torch
 
     return torch.load(path, map_location="cpu", weights_only=True)
@@ -117,43 +145,8 @@ def _check_architecture(weights: str, network: Any) -> None:
         raise ValueError(f"{weights}: these are not weights of this bundle's network ({len(wanted)} tensors expected)")
 
 
-_FILE_KEYS = ("moving", "fixed", "label_moving", "label_fixed", "mask_moving", "mask_fixed", "image", "label", "mask")
-
-
-_PRIVATE = {"_desc_", "_meta_", "imports", "initialize", "run"}
-
-
-def bundles_folder() -> Path:
-    """The folder `bundles`: of the clone, of an installed wheel, or named by MORPHZOO_BUNDLES."""
-    places = [os.environ.get("MORPHZOO_BUNDLES"), PACKAGE.parent / "bundles"]
-    places.append(Path(sysconfig.get_path("data")) / "share" / "morphzoo" / "bundles")
-    for place in places:
-        if place and (Path(place) / "overlays").is_dir():
-            return Path(place)
-    raise FileNotFoundError(f"no folder of bundles in {', '.join(str(p) for p in places if p)}; set MORPHZOO_BUNDLES")
-
-
-def find_bundle(name: str) -> Path:
-    """Folder of a bundle, by name or by path.
-
-    Raises:
-        ValueError: if there is none of that name; the message lists those there are.
-    """
-    if (Path(name) / "configs" / "inference.json").is_file():
-        return Path(name)
-    folder = bundles_folder()
-    names = sorted(path.parent.parent.name for path in folder.glob("*/configs/inference.json"))
-    if name not in names:
-        raise ValueError(f"there is no bundle {name!r}; there are {', '.join(names)}")
-    return folder / name
-
-
-def has_template(bundle: str) -> bool:
-    """Whether a bundle registers single scans, each to its own template."""
-    return "conditions" in json.loads((find_bundle(bundle) / "configs" / "inference.json").read_text())
-
-
 def as_list(value: str | Sequence[str]) -> list[str]:
+    """The parts of a text with commas, or the items of a sequence as texts."""
     return value.split(",") if isinstance(value, str) else [str(item) for item in value]
 
 
@@ -167,25 +160,3 @@ def writable_folder(output: str | os.PathLike) -> Path:
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"{folder}: no permission to write there")
     return folder
-
-
-def summary(row: dict[str, Any]) -> str:
-    wanted = {
-        "ncc": "correlation with the fixed image",
-        "dice": "mean Dice of the labels",
-        "lambda": "lambda (weight of the regularisation)",
-        "folding_percent": "folding (det J <= 0), % of the foreground",
-        "sd_log_jacobian": "SD of log det J",
-        "displacement_mean_mm": "mean displacement, mm",
-        "inverse_consistency_mm": "mean inverse-consistency error, mm",
-        "displacement_sd_mm": "mean uncertainty (SD of the displacement), mm",
-        "sample_folding_percent": "folding of the samples, %",
-        "seconds": "seconds (network, fields, refinement)",
-    }
-    lines = []
-    for key, text in wanted.items():
-        if f"{key}_before" in row:
-            lines.append(f"{text:44s} {row[f'{key}_before']:8.4f} -> {row[f'{key}_after']:.4f}")
-        elif key in row:
-            lines.append(f"{text:44s} {row[key]:8.4f}")
-    return "\n".join(lines)

@@ -6,6 +6,7 @@ import html
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,6 +14,7 @@ from urllib.parse import quote
 from ignite.engine import Engine, Events
 
 from ..files import replacing, write_metrics, write_table
+from .result import Registration
 
 
 def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
@@ -133,8 +135,46 @@ img {{ max-width: 100%; border-radius: 4px; }}
 """
 
 
+@dataclass(frozen=True)
+class Cohort:
+    """The registrations of a run.
+
+    Args:
+        folder: of the run; with more than one pair it holds metrics.csv, metrics.json and index.html.
+        registrations: one for each pair.
+    """
+
+    folder: Path
+    registrations: tuple[Registration, ...]
+
+    def __len__(self) -> int:
+        return len(self.registrations)
+
+    def __getitem__(self, index: int) -> Registration:
+        return self.registrations[index]
+
+    def __str__(self) -> str:
+        """Mean and SD of each measure, one a line, and where the files are."""
+        lines = [
+            f"{name:32s} {column['mean']:10.4f} +- {column['sd']:.4f}  (n = {column['n']})"
+            for name, column in self.summary().items()
+            if column["n"] > 0
+        ]
+        return "\n".join([*lines, "", f"results in {self.folder}"])
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The measures of each pair."""
+        return [registration.row for registration in self.registrations]
+
+    def summary(self) -> dict[str, dict[str, float]]:
+        """Mean, SD and number of each measure, see `summarize`."""
+        return summarize(self.rows)
+
+
 class CohortReport:
-    """After an inference run: all pairs' measures as `metrics.csv`, `metrics.json` and a page, `index.html`.
+    """Collect an inference run's registrations; at its end write the measures of all as `metrics.csv`, `metrics.json`
+    and a page, `index.html`, if there are several.
 
     Args:
         output_dir: folder of the run.
@@ -142,16 +182,21 @@ class CohortReport:
 
     def __init__(self, output_dir: str | os.PathLike) -> None:
         self.output_dir = Path(output_dir)
-        self.rows: list[dict[str, Any]] = []
+        self.registrations: list[Registration] = []
+
+    @property
+    def cohort(self) -> Cohort:
+        """What has been registered so far."""
+        return Cohort(self.output_dir, tuple(self.registrations))
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
         engine.add_event_handler(Events.COMPLETED, self.write)
 
     def collect(self, engine: Engine) -> None:
-        self.rows += [item["metrics"] for item in engine.state.output if "metrics" in item]
+        self.registrations += [item["registration"] for item in engine.state.output if "registration" in item]
 
     def write(self, engine: Engine) -> None:
-        if len(self.rows) > 1:
-            write_cohort(self.output_dir, self.rows)
-            cohort_page(self.output_dir, self.rows)
+        if len(self.registrations) > 1:
+            write_cohort(self.output_dir, self.cohort.rows)
+            cohort_page(self.output_dir, self.cohort.rows)

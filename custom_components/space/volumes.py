@@ -66,6 +66,32 @@ def load_image(path: str | os.PathLike) -> Volume:
     return Volume(torch.from_numpy(array.astype(np.float32))[None], **header)
 
 
+def spatial_dims_of(path: str | os.PathLike) -> int:
+    """Whether a file holds a 2-D or a 3-D image, by its header alone. Errors as `load_image`, as far as it tells."""
+    path = str(path)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path}: no such image file")
+    size = _nibabel_size(path) if path.lower().endswith(_NIBABEL_ENDINGS) else _itk_size(path)
+    return 2 if all(n == 1 for n in size[2:]) else 3
+
+
+def _nibabel_size(path: str) -> list[int]:
+    try:
+        return list(nib.load(path).shape)
+    except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
+        raise ValueError(f"{path}: cannot be read as an image, the file is truncated or damaged ({error})") from error
+
+
+def _itk_size(path: str) -> list[int]:
+    itk = import_itk(f"reading {path}")
+    reader = itk.ImageIOFactory.CreateImageIO(path, itk.CommonEnums.IOFileMode_ReadMode)
+    if reader is None:
+        raise ValueError(f"{path}: cannot be read as an image (itk knows no such format)")
+    reader.SetFileName(path)
+    reader.ReadImageInformation()
+    return [reader.GetDimensions(i) for i in range(reader.GetNumberOfDimensions())]
+
+
 def load_labels(path: str | os.PathLike) -> Volume:
     """Read a label map (or mask) as int16, or int32 where int16 is too small. Errors as `load_image`.
 

@@ -1,8 +1,9 @@
-"""Dictionary transforms that load pairs and scans onto a model grid, and that save a registered pair.
+"""Dictionary transforms that load pairs and scans onto a model grid.
 
 Convention: a loaded item holds tensors (1, *S) on one grid under `moving`, `fixed` and, where the list gives them,
 `label_moving`, `label_fixed`, `mask_moving`, `mask_fixed`; the network's input `image` (2, *S) is moving, then fixed.
-Beside them travels what is needed to go back to the files: `*_path`, `grid_affine` and `world_matrix`.
+Beside them travels what is needed to go back to the files: `grid_affine`, `world_matrix`, and `*_path`, where the paths
+of a pair carry the volumes that were read (`ScanPath`), so that nobody reads a scan twice.
 """
 
 from __future__ import annotations
@@ -33,6 +34,39 @@ def scale_intensity(image: Tensor, percentiles: tuple[float, float] = (0.0, 99.9
     if high <= low:  # nearly all voxels alike, a few bright ones: the percentiles say nothing, the range does
         low, high = float(image.min()), float(image.max())
     return ((image - low) / (high - low)).clamp(0, 1)
+
+
+class ScanPath(str):
+    """The path of a file that was read, together with the volume in it.
+
+    It is a string so that collation, which knows no other types, hands it through as it is.
+    """
+
+    volume: Volume
+
+    def __new__(cls, volume: Volume) -> ScanPath:
+        path = super().__new__(cls, volume.path)
+        path.volume = volume
+        return path
+
+    def __getnewargs__(self) -> tuple[Volume]:  # type: ignore[override]
+        return (self.volume,)  # pickled like this on its way from a worker
+
+    @staticmethod
+    def volume_of(path: str) -> Volume:
+        """The volume that a path of a loaded item carries.
+
+        Raises:
+            ValueError: if it carries none.
+        """
+        if not isinstance(path, ScanPath):
+            raise ValueError(f"{path}: expected an item as LoadPaird made it, got a path whose file was not read")
+        return path.volume
+
+
+def release(item: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    """The item with plain paths, so that the volumes it carried can leave the memory."""
+    return {key: str(value) if isinstance(value, ScanPath) else value for key, value in item.items()}
 
 
 class LoadPaird(Transform):
@@ -105,13 +139,13 @@ class LoadPaird(Transform):
         for role, volume in volumes.items():
             matrix = world_matrix if role == "moving" else None
             result[role] = resample(scaled[role].data, volume.affine, grid, world_matrix=matrix, antialias=True)
-            result[f"{role}_path"] = volume.path
+            result[f"{role}_path"] = ScanPath(volume)
             result[f"label_{role}_path"] = ""
             for key in (f"label_{role}", f"mask_{role}"):
                 if data.get(key):
                     labels = load_labels_for(str(data[key]), volume)
                     result[key] = resample(labels.data, labels.affine, grid, world_matrix=matrix, mode="nearest")
-                    result[f"{key}_path"] = labels.path
+                    result[f"{key}_path"] = ScanPath(labels) if key.startswith("label") else labels.path
         result["image"] = torch.cat([result["moving"], result["fixed"]])
         result["grid_affine"] = torch.from_numpy(grid.affine)
         result["world_matrix"] = torch.from_numpy(world_matrix)

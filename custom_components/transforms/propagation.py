@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Transform
 
 from ..space.resampling import resample
-from ..space.volumes import load_image
-from .load import LoadPaird, load_labels_for, path_of
-from .save import warp_labels, world_steps
+from .load import LoadPaird, path_of, release
+from .registered import RegisteredPair
+from .save import warp_labels
 
 
 class LoadAtlasPaird(LoadPaird):
@@ -60,17 +59,17 @@ class PropagateLabelsd(Transform):
         answer = data.get("answer", "labels")
         if answer not in ("labels", "image"):
             raise ValueError(f"expected the answer 'labels' or 'image', got {answer!r}")
-        fixed, moving = load_image(data["fixed_path"]), load_image(data["moving_path"])
-        forward, _ = world_steps(data, np.asarray(data["world_matrix"], dtype=np.float64))
+        pair = RegisteredPair.of(data)
+        fixed, moving = pair.volumes["fixed"], pair.volumes["moving"]
         if answer == "image":
-            warped = resample(moving.data, moving.affine, fixed.grid, steps=forward).float()
+            warped = resample(moving.data, moving.affine, fixed.grid, steps=pair.forward).float()
         else:
-            labels = load_labels_for(str(data["label_moving_path"]), moving)
+            labels = pair.volumes["label_moving"]
             if labels.data.max() > torch.iinfo(torch.int16).max:
                 raise ValueError(f"{labels.path}: expected label ids up to 32767, got {int(labels.data.max())}")
-            warped = warp_labels(labels, fixed.grid, forward).to(torch.int16)
+            warped = warp_labels(labels, fixed.grid, pair.forward).to(torch.int16)
         meta = {"spatial_shape": fixed.grid.size, "original_affine": fixed.affine}
         # As MONAI's loader describes a file without channels; without it, MONAI 1.6.1 saves the labels as if 2-D.
         described = {"filename_or_obj": fixed.path, "original_channel_dim": "no_channel"}
         pred = MetaTensor(warped, affine=torch.from_numpy(fixed.affine), meta=described)
-        return {**data, "pred": pred, "image_meta_dict": meta}
+        return {**release(data), "pred": pred, "image_meta_dict": meta}

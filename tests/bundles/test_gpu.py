@@ -46,7 +46,7 @@ def check_inference_on(device: str, bundle: Path, scans: Path, output: Path, wei
             output / name,
             weights=str(weights),
             device=torch.device(name),
-            **{"postprocessing#transforms#1#picture": False},
+            **{"report#picture": False},
         )
         for name in ("cpu", device)
     ]

@@ -14,8 +14,8 @@ from commands.cases import FRAMES, VOXELMORPH
 from support import run
 
 from benchmarks import monai_label
-from custom_components.commands.exporting import export_for_monai_label
-from custom_components.commands.workflow import find_bundle
+from custom_components.commands.bundles import find_bundle
+from custom_components.commands.label_server_export import export_for_monai_label
 from custom_components.data.phantoms import STRUCTURES, write_phantom_scans
 
 

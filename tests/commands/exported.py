@@ -62,7 +62,7 @@ class Bundle:
         return self.run("train", ["train", "smoke"], {"ckpt_dir": str(self.output / "trained"), **TINY})
 
     def infer(self, *overlays: str, item: dict[str, Any] | None = None, **settings: Any) -> list[str]:
-        few = {"postprocessing#transforms#0#write": ["warped"], "postprocessing#transforms#1#picture": False}
+        few = {"save#write": ["warped"], "report#picture": False}
         return self.run("infer", ["inference", *overlays], {**few, "dataset#data": [item or self.item], **settings})
 
     def infer_with_learned_affine(self) -> list[str]:

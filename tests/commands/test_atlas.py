@@ -171,7 +171,7 @@ def test_an_atlas_whose_categories_are_numbers_is_rendered(tmp_path):
         (["--attributes", "sex=F", "--weights", "none.pt"], "none.pt: bundle conditional_atlas has no weights there"),
         (
             ["--attributes", "sex=F", "--bundle", "voxelmorph"],
-            "voxelmorph has no template; --bundle conditional_atlas has",
+            "voxelmorph has no template; conditional_atlas has",
         ),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",

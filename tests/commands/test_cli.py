@@ -1,7 +1,9 @@
 """The `morphzoo` command: one line for each error, exit code not 0, nothing half-written, earlier results untouched."""
 
+import gc
 import gzip
 import json
+import weakref
 from pathlib import Path
 
 import nibabel as nib
@@ -10,7 +12,8 @@ import pytest
 import torch
 from support import run
 
-from custom_components.commands.workflow import bundles_folder
+from custom_components.commands.bundles import bundles_folder
+from custom_components.space import load_image
 
 
 def test_evaluation_of_a_list_writes_a_table(scans, tmp_path):
@@ -40,6 +43,26 @@ def test_evaluation_of_a_list_writes_a_table(scans, tmp_path):
         is None
     )
     assert {"metrics.csv", "metrics.json", "index.html"} <= {p.name for p in (tmp_path / "out").iterdir()}
+
+
+def test_an_evaluation_keeps_no_volume_of_an_earlier_pair(scans, tmp_path, monkeypatch):
+    pair = {key: str(path) for key, path in zip(("moving", "fixed"), (scans[0][0], scans[1][0]), strict=True)}
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps({"validation_pairs": [{**pair, "id": str(i)} for i in range(3)]}))
+    read, alive = [], []
+
+    def counting(path):
+        gc.collect()
+        alive.append(sum(reference() is not None for reference in read))
+        volume = load_image(path)
+        read.append(weakref.ref(volume))
+        return volume
+
+    monkeypatch.setattr("custom_components.transforms.load.load_image", counting)
+    overlay = bundles_folder() / "overlays" / "training_free.json"
+    words = ["--overlay", overlay, "--iterations", "[1,1,1]", "--affine", "none"]
+    assert run("evaluate", path, "-o", tmp_path / "out", *words) is None
+    assert alive == [0, 1] * 3
 
 
 def bad_files(folder, good):
@@ -109,7 +132,7 @@ def test_a_checkpoint_of_another_architecture_is_named(scans, tmp_path):
         (["--max_epcohs", "3"], "no setting 'max_epcohs'"),
         (
             ["--bundle", "voxelmorph", "--samples", "2"],
-            "error: voxelmorph has no uncertainty to sample; --bundle voxelmorph_probabilistic has",
+            "error: voxelmorph has no setting 'samples'; quicksilver and voxelmorph_probabilistic have",
         ),
         (["--weights", "nowhere.pt"], "nowhere.pt"),
     ],
@@ -139,7 +162,7 @@ def test_points_without_coordinates_are_named(registered, tmp_path):
     [
         (["nothing"], "there is no bundle 'nothing'"),
         (["voxelmorph", "--for", "slicer"], "export takes --for monai-label"),
-        (["voxelmorph", "--zipp"], "and no 'zipp'"),
+        (["voxelmorph", "--zipp"], "and --zip, not 'zipp'"),
         (["voxelmorph", "--atlas", "atlas.nii.gz"], "an atlas is for --for monai-label"),
         (["voxelmorph", "--zip", "out"], "--zip takes no value"),
         (["voxelmorph", "--for", "monai-label"], "needs --atlas IMAGE and --atlas-labels LABELS"),

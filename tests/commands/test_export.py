@@ -136,8 +136,8 @@ def test_it_gives_what_the_package_gives(bundle, answers, scans, tmp_path):
         affine="none",
         optimize=0,
         output_dir=str(tmp_path),
-        **{"dataset#data": [item], "postprocessing#transforms#0#write": ["warped"]},
-        **{"postprocessing#transforms#1#picture": False},
+        **{"dataset#data": [item], "save#write": ["warped"]},
+        **{"report#picture": False},
     )
     job.initialize()
     job.run()

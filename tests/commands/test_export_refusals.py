@@ -85,8 +85,8 @@ def check_refusal(bundle: Path, output: Path, part: str) -> None:
         (
             "train.json",
             "loss",
-            {"_target_": "custom_components.commands.demo.run_demo"},
-            "there is no custom_components.commands.demo.run_demo in an exported bundle",
+            {"_target_": "custom_components.commands.demo.demo"},
+            "there is no custom_components.commands.demo.demo in an exported bundle",
         ),
         ("inference.json", "weights", "models/model.pt", "got 'models/model.pt'"),
         ("metadata.json", "version", "0.2.0", "version 0.2.0 is not in the changelog"),

@@ -9,8 +9,8 @@ import torch
 from commands.cases import rows_of
 from support import run
 
-from custom_components.commands import demo
-from custom_components.commands.workflow import find_bundle
+from custom_components.commands import subjects
+from custom_components.commands.bundles import find_bundle
 from custom_components.data.phantoms import phantom_pair
 
 
@@ -88,8 +88,8 @@ def test_lambda_weighs_the_refinement_too(slices, tmp_path):
         (["--hyper"], "--hyper needs a number, for instance --hyper 0.3"),
         (["--sweep"], "--sweep needs a number"),
         (["--sweep", 1], "expected a sweep of at least 2 values, or 0 for none, got 1"),
-        (["--bundle", "voxelmorph", "--hyper", 0.3], "voxelmorph has no hyper-parameter; --bundle hypermorph has"),
-        (["--bundle", "voxelmorph", "--sweep", 5], "voxelmorph has no hyper-parameter; --bundle hypermorph has"),
+        (["--bundle", "voxelmorph", "--hyper", 0.3], "voxelmorph has no setting 'hyper'; hypermorph has"),
+        (["--bundle", "voxelmorph", "--sweep", 5], "voxelmorph has no setting 'sweep'; hypermorph has"),
     ],
 )
 def test_wrong_hyper_parameters_are_refused_in_one_line(slices, hyper_weights, tmp_path, words, part):
@@ -119,7 +119,7 @@ def test_evaluation_refuses_a_lambda_without_number(slices, hyper_weights, tmp_p
 def test_demo_takes_a_lambda(tmp_path, monkeypatch, capsys):
     pair = phantom_pair((40, 44, 36), seed=1, amplitude=0.0)
     tissues = torch.cat([(pair["label_fixed"] == label).float() for label in (1, 2)], 1)
-    monkeypatch.setattr(demo, "load_template", lambda: (pair["fixed"], tissues, np.diag([2.0, 2.0, 2.0, 1.0])))
+    monkeypatch.setattr(subjects, "load_template", lambda: (pair["fixed"], tissues, np.diag([2.0, 2.0, 2.0, 1.0])))
     from monai.bundle import ConfigParser
 
     parser = ConfigParser()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from commands.cases import FRAMES, SCHEMA, VOXELMORPH, check_labels, monai_bundle
 
-from custom_components.commands.exporting import export_for_monai_label
+from custom_components.commands.label_server_export import export_for_monai_label
 from custom_components.data.phantoms import STRUCTURES
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -1,6 +1,7 @@
 """Pairs are registered with and without a network."""
 
 import json
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -8,10 +9,11 @@ import pytest
 import torch
 from support import run
 
-from custom_components.commands.workflow import DEFAULT_BUNDLE, find_bundle
+import custom_components as mz
+from custom_components.commands.bundles import DEFAULT_BUNDLE, find_bundle
 from custom_components.evaluation.overlap import mean_dice
 from custom_components.inference.refinement import PairwiseOptimizer
-from custom_components.space import load_labels, read_affine_transform
+from custom_components.space import load_labels, read_affine_transform, volumes
 
 
 def test_a_pair_is_registered_without_a_network(registered):
@@ -197,3 +199,34 @@ def test_fewer_than_no_samples_are_refused_in_one_line(scans, uncertain_weights,
     assert "-1 samples" in message
     assert "\n" not in message
     assert folder is None
+
+
+def test_in_python_the_result_is_a_value_and_nothing_is_printed(scans, tmp_path, capsys):
+    (moving, label_moving), (fixed, label_fixed) = scans[:2]
+    labels = {"label_moving": label_moving, "label_fixed": label_fixed}
+    settings = {"iterations": [2, 2, 2], "affine": "none", "keep_arrays": True}
+    result = mz.optimize(str(moving), str(fixed), str(tmp_path), **labels, **settings)
+    assert capsys.readouterr().out == ""
+    assert result.folder == tmp_path / f"{fixed.name.partition('.')[0]}__{moving.name.partition('.')[0]}"
+    assert json.loads(result.files["metrics"].read_text()) == result.metrics
+    np.testing.assert_allclose(result.warped.affine, nib.load(fixed).affine, atol=1e-4)
+    assert result.ddf.shape[0] == 3
+    assert f"mean Dice of the labels {result.metrics['dice_before']:29.4f}" in str(result)
+
+
+def test_the_command_line_prints_the_summary_alone(scans, tmp_path, capsys):
+    words = ["optimize", scans[0][0], scans[1][0], "-o", tmp_path, "--iterations", "[1,1,1]", "--affine", "none"]
+    assert run(*words) is None
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("correlation with the fixed image")
+    assert lines[-1].startswith(f"results in {tmp_path}")
+    assert len(lines) <= 9
+
+
+def test_the_dimension_is_found_in_the_header_alone(scans, tmp_path, monkeypatch):
+    read = []
+    original = volumes._read_volume
+    monkeypatch.setattr(volumes, "_read_volume", lambda path: read.append(Path(path).name) or original(path))
+    words = ["--iterations", "[1,1,1]", "--affine", "none", "--label_moving", scans[0][1], "--label_fixed", scans[1][1]]
+    assert run("optimize", scans[0][0], scans[1][0], "-o", tmp_path, *words) is None
+    assert len(read) == 4

@@ -90,7 +90,7 @@ def test_tables_of_an_earlier_tuning_are_not_left_beside_another(slices, hyper_w
     ("words", "part"),
     [
         (["--criterion", "nonsense"], "expected criterion auto, labels"),
-        (["--bundle", "voxelmorph"], "voxelmorph has no hyper-parameter; --bundle hypermorph has"),
+        (["--bundle", "voxelmorph"], "voxelmorph has no setting 'hyper'; hypermorph has"),
     ],
 )
 def test_wrong_tuning_is_refused_in_one_line(slices, hyper_weights, tmp_path, words, part):

@@ -2,16 +2,22 @@
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 from ignite.engine import Engine
 
 from custom_components.evaluation.cohort import CohortReport
+from custom_components.evaluation.result import Registration
 
 
 def read_rows(path) -> list[dict[str, str]]:
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
+
+
+def registered(**metrics) -> dict:
+    return {"registration": Registration(metrics["id"], Path(metrics["id"]), {}, metrics)}
 
 
 def run_cohort(folder, outputs: list[list[dict]]) -> None:
@@ -21,7 +27,7 @@ def run_cohort(folder, outputs: list[list[dict]]) -> None:
 
 
 def test_cohort_report_writes_a_table_numbers_and_a_page(tmp_path):
-    run_cohort(tmp_path, [[{"metrics": {"id": name, "dice_after": dice}}] for name, dice in (("a", 0.5), ("b", 0.7))])
+    run_cohort(tmp_path, [[registered(id=name, dice_after=dice)] for name, dice in (("a", 0.5), ("b", 0.7))])
     assert [row["id"] for row in read_rows(tmp_path / "metrics.csv")] == ["a", "b"]
     result = json.loads((tmp_path / "metrics.json").read_text())
     assert result["num_pairs"] == 2
@@ -30,10 +36,10 @@ def test_cohort_report_writes_a_table_numbers_and_a_page(tmp_path):
 
 
 def test_one_pair_needs_no_cohort_report(tmp_path):
-    run_cohort(tmp_path, [[{"metrics": {"id": "a"}}]])
+    run_cohort(tmp_path, [[registered(id="a")]])
     assert not list(tmp_path.iterdir())
 
 
 def test_items_without_measures_are_passed_over(tmp_path):
-    run_cohort(tmp_path, [[{"warped": 0}, {"metrics": {"id": "a", "x": 1.0}}], [{"metrics": {"id": "b", "x": 2.0}}]])
+    run_cohort(tmp_path, [[{"warped": 0}, registered(id="a", x=1.0)], [registered(id="b", x=2.0)]])
     assert [row["id"] for row in read_rows(tmp_path / "metrics.csv")] == ["a", "b"]

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from monai.data import decollate_batch, list_data_collate
-from support import ROTATION, blobs, oriented
+from support import ROTATION, blobs, oriented, published
 
 from custom_components.fields import compose, integrate_velocity
 from custom_components.space import load_image, read_transform, resample, write_affine_transform
 from custom_components.transforms.load import LoadPaird, LoadScand, scale_intensity
-from custom_components.transforms.save import SavePaird
+from custom_components.transforms.save import PairFiles
 
 
 def write_pair(folder: Path, fixed: tuple[str, tuple, tuple, bool], moving: tuple[str, tuple, tuple, bool]) -> dict:
@@ -58,9 +58,10 @@ def test_itk_resamples_the_original_as_we_do(tmp_path: Path, fixed: tuple, movin
         write_affine_transform(tmp_path / "pre.tfm", matrix)
         item["affine"] = str(tmp_path / "pre.tfm")
     data = registered(LoadPaird(spacing=2.0)(item))
-    files = SavePaird(str(tmp_path / "out"))(data)["output_files"]
+    result = published(data, tmp_path / "out", PairFiles())
+    files = {kind: str(path) for kind, path in result.files.items()}
     assert ("affine" in files) == aligned
-    assert Path(files["warped"]).parent.name == "fixed__moving"
+    assert result.folder.name == "fixed__moving"
 
     transform = itk.transformread(files["transform"])[0]
     target, original = (itk.imread(item[role], itk.F) for role in ("fixed", "moving"))
@@ -138,12 +139,14 @@ def test_labels_are_saved_in_their_own_type(tmp_path: Path) -> None:
     data = registered(LoadPaird()(write_pair(tmp_path, *CASES[2].values)))
     dice = []
     for mode in ("nearest", "linear"):
-        result = SavePaird(str(tmp_path / mode), write=["warped_label", "warped_fixed"], label_mode=mode)(data)
-        assert sorted(p.name for p in Path(result["output_dir"]).iterdir()) == [
+        files = PairFiles(["warped_label", "warped_fixed"], label_mode=mode)
+        result = published(data, tmp_path / mode, files)
+        assert sorted(p.name for p in result.folder.iterdir()) == [
+            "files.json",
             "warped_fixed.nii.gz",
             "warped_label.nii.gz",
         ]
-        image = nib.load(result["output_files"]["warped_label"])
+        image = nib.load(result.files["warped_label"])
         assert image.get_data_dtype() == np.uint8
         assert image.shape == nib.load(data["fixed_path"]).shape
         dice.append(np.asarray(image.dataobj) == 7)
@@ -158,15 +161,15 @@ def test_pairs_with_different_origins_in_the_plane(test_data: Path, tmp_path: Pa
     far, near = LoadPaird(spacing=2.0)(item), LoadPaird(spacing=2.0, affine=str(tmp_path / "shift.tfm"))(item)
     overlap = [(i["mask_fixed"] & i["mask_moving"]).sum() / i["mask_fixed"].sum() for i in (far, near)]
     assert overlap[0] < 0.6 < 0.9 < overlap[1]
-    result = SavePaird(str(tmp_path / "out"))(registered(near))
-    assert Path(result["output_dir"]).name == "brain"
-    warped = load_image(result["output_files"]["warped"])
+    result = published(registered(near), tmp_path / "out", PairFiles())
+    assert result.folder.name == "brain"
+    warped = load_image(result.files["warped"])
     assert warped.data.shape == (1, 256, 256)
     itk = pytest.importorskip("itk")
-    transform = itk.transformread(result["output_files"]["transform"])[0]
+    transform = itk.transformread(str(result.files["transform"]))[0]
     original, target = itk.imread(item["moving"], itk.F), itk.imread(item["fixed"], itk.F)
     theirs = itk_resample(itk, original, target, transform)
-    inside = well_inside(item, result["output_files"]["transform"])
+    inside = well_inside(item, str(result.files["transform"]))
     assert np.abs(theirs - warped.data[0].numpy().T)[inside].mean() < 1e-3 * 255
 
 
@@ -243,13 +246,12 @@ def test_pairs_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
 
 def test_results_stay_when_a_later_run_fails(tmp_path: Path) -> None:
     data = registered(LoadPaird(spacing=3.0)(write_pair(tmp_path, *CASES[0].values)))
-    save = SavePaird(str(tmp_path / "out"), write=["warped", "jacobian", "forward"])
-    files = save(data)["output_files"]
-    before = {name: Path(path).read_bytes() for name, path in files.items()}
+    save = PairFiles(["warped", "jacobian", "forward"])
+    result = published(data, tmp_path / "out", save)
+    before = {path.name: path.read_bytes() for path in result.folder.iterdir()}
     data["pred"]["ddf"] = data["pred"]["ddf"][:, 1:]
-    (tmp_path / "moving.nii.gz").write_bytes(b"broken")
-    with pytest.raises(ValueError, match="damaged"):
-        save(data)
-    assert {name: Path(path).read_bytes() for name, path in files.items()} == before
+    with pytest.raises(ValueError, match=r"expected pred\['ddf'\] of shape"):
+        published(data, tmp_path / "out", save)
+    assert {path.name: path.read_bytes() for path in result.folder.iterdir()} == before
     with pytest.raises(ValueError, match="expected outputs among"):
-        SavePaird("out", write=["wraped"])
+        PairFiles(["wraped"])

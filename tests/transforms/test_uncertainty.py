@@ -9,15 +9,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import published
 
-from custom_components.commands.demo import sd_correlation, tissue_points
+from custom_components.commands.subjects import sd_correlation, tissue_points
 from custom_components.data.phantoms import write_phantom_scans
 from custom_components.fields import identity_grid
 from custom_components.space import Grid, write_image
 from custom_components.transforms.load import LoadPaird
-from custom_components.transforms.report import ReportPaird
-from custom_components.transforms.save import SavePaird
-from custom_components.transforms.uncertainty import ReportUncertaintyd, displacement_sd, label_entropy
+from custom_components.transforms.report import PairReport
+from custom_components.transforms.save import PairFiles
+from custom_components.transforms.uncertainty import UncertaintyReport, displacement_sd, label_entropy
 
 SIZES = [(13, 16), (11, 12, 10)]
 both = pytest.mark.parametrize("size", SIZES, ids=["2-D", "3-D"])
@@ -97,15 +98,25 @@ def loaded(request, tmp_path_factory):
     return LoadPaird(MODEL_SPACING[:axes])({key: str(folder / f"{name}.nii.gz") for key, name in paths.items()})
 
 
-def registered(loaded, folder, ddf, samples, write=("warped", "warped_label", "forward"), picture=False, **extra):
-    """The pair as `ReportUncertaintyd` gets it, with the given field and samples; written."""
-    axes = ddf.shape[0]
+def registered(loaded, ddf, samples, **extra):
+    """The pair with the given field and samples as its prediction."""
     pred = {"ddf": ddf, "warped": loaded["moving"], "seconds": torch.tensor(0.5)}
     if samples is not None:
         half = [(n + 1) // 2 for n in ddf.shape[1:]]
-        pred |= {"ddf_samples": torch.stack(samples), "velocity_sd": torch.full((axes, *half), 0.25)}
-    saved = SavePaird(str(folder), write)({**loaded, **extra, "pred": pred})
-    return ReportPaird(picture=picture)(saved)
+        pred |= {"ddf_samples": torch.stack(samples), "velocity_sd": torch.full((ddf.shape[0], *half), 0.25)}
+    return {**loaded, **extra, "pred": pred}
+
+
+WRITE = ("warped", "warped_label", "forward")
+
+
+def plain_report(item, folder, write=WRITE, picture=False):
+    """The registration without the report on uncertainty."""
+    return published(item, folder, PairFiles(write), PairReport(picture=picture))
+
+
+def full_report(item, folder, write=WRITE, picture=False):
+    return published(item, folder, PairFiles(write), PairReport(picture=picture), UncertaintyReport())
 
 
 def shifted(loaded, voxels):
@@ -137,48 +148,45 @@ def array(folder, name):
 
 @pytest.fixture(scope="module")
 def reported(loaded, tmp_path_factory):
-    """The report on two samples, one moved to either side; its item and folder, and what it got."""
+    """The report on two samples, one moved to either side; its folder, and the item."""
     folder = tmp_path_factory.mktemp("reported")
     samples = [shifted(loaded, SHIFT), shifted(loaded, -SHIFT)]
-    before = registered(loaded, folder, shifted(loaded, 0.0), samples)
-    return ReportUncertaintyd()(before), folder, before
+    item = registered(loaded, shifted(loaded, 0.0), samples)
+    return full_report(item, folder), folder, item
 
 
-def test_pair_without_samples_is_left_alone(loaded, tmp_path):
-    item = registered(loaded, tmp_path, shifted(loaded, 0.0), None)
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*")}
-    result = ReportUncertaintyd()(item)
-    assert result.keys() == item.keys()
-    assert all(result[key] is item[key] for key in item)
-    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*")}
+def test_nothing_is_said_of_a_pair_without_samples(loaded, tmp_path):
+    item = registered(loaded, shifted(loaded, 0.0), None)
+    before, after = plain_report(item, tmp_path / "plain"), full_report(item, tmp_path / "full")
+    assert before.metrics == after.metrics
+    assert names(tmp_path / "plain") == names(tmp_path / "full")
 
 
 def test_two_samples_give_exactly_the_documented_files(loaded, tmp_path):
     pytest.importorskip("matplotlib")
-    samples = [shifted(loaded, SHIFT), shifted(loaded, -SHIFT)]
-    item = registered(loaded, tmp_path, shifted(loaded, 0.0), samples, picture=True)
-    before = names(tmp_path)
-    result = ReportUncertaintyd()(item)
-    assert names(tmp_path) - before == MAPS | SAMPLES
-    added = result["output_files"].keys() - item["output_files"].keys()
-    assert {result["output_files"][name].rpartition("/")[2] for name in added} == MAPS | SAMPLES
+    item = registered(loaded, shifted(loaded, 0.0), [shifted(loaded, SHIFT), shifted(loaded, -SHIFT)])
+    before = plain_report(item, tmp_path / "plain", picture=True)
+    result = full_report(item, tmp_path / "full", picture=True)
+    assert names(tmp_path / "full") - names(tmp_path / "plain") == MAPS | SAMPLES
+    assert {path.name for path in result.files.values()} - {p.name for p in before.files.values()} == MAPS | SAMPLES
+    assert all(path.is_file() for path in result.files.values())
 
 
 def test_files_of_an_earlier_run_with_more_samples_are_removed(loaded, tmp_path):
     samples = [shifted(loaded, SHIFT), shifted(loaded, -SHIFT)]
-    ReportUncertaintyd()(registered(loaded, tmp_path, shifted(loaded, 0.0), samples))
-    ReportUncertaintyd()(registered(loaded, tmp_path, shifted(loaded, 0.0), samples[:1]))
+    full_report(registered(loaded, shifted(loaded, 0.0), samples), tmp_path)
+    full_report(registered(loaded, shifted(loaded, 0.0), samples[:1]), tmp_path)
     assert names(tmp_path) & (MAPS | SAMPLES) == {"sample_01_warped.nii.gz", "sample_01_field.nii.gz"}
-    ReportUncertaintyd()(registered(loaded, tmp_path, shifted(loaded, 0.0), None))
+    full_report(registered(loaded, shifted(loaded, 0.0), None), tmp_path)
     assert not names(tmp_path) & (MAPS | SAMPLES)
 
 
 def test_one_sample_has_files_but_no_standard_deviation(loaded, tmp_path):
-    item = registered(loaded, tmp_path, shifted(loaded, 0.0), [shifted(loaded, SHIFT)])
-    before = names(tmp_path)
-    metrics = ReportUncertaintyd()(item)["metrics"]
-    assert names(tmp_path) - before == {"sample_01_warped.nii.gz", "sample_01_field.nii.gz"}
-    assert metrics.keys() - item["metrics"].keys() == {"samples", "sample_folding_percent"}
+    item = registered(loaded, shifted(loaded, 0.0), [shifted(loaded, SHIFT)])
+    before, after = plain_report(item, tmp_path / "plain"), full_report(item, tmp_path / "full")
+    added = names(tmp_path / "full") - names(tmp_path / "plain")
+    assert added == {"sample_01_warped.nii.gz", "sample_01_field.nii.gz"}
+    assert after.metrics.keys() - before.metrics.keys() == {"samples", "sample_folding_percent"}
 
 
 @pytest.mark.parametrize(
@@ -190,27 +198,27 @@ def test_one_sample_has_files_but_no_standard_deviation(loaded, tmp_path):
     ],
 )
 def test_files_of_a_sample_are_those_written_of_the_mean(loaded, tmp_path, write, expected):
-    item = registered(loaded, tmp_path, shifted(loaded, 0.0), [shifted(loaded, SHIFT)] * 2, write)
-    ReportUncertaintyd()(item)
+    full_report(registered(loaded, shifted(loaded, 0.0), [shifted(loaded, SHIFT)] * 2), tmp_path, write)
     assert {name for name in names(tmp_path) if name.startswith("sample")} == expected
 
 
 def test_pair_without_moving_labels_has_no_entropy(loaded, tmp_path):
-    item = registered(loaded, tmp_path, shifted(loaded, 0.0), [shifted(loaded, SHIFT)] * 2, label_moving_path="")
-    metrics = ReportUncertaintyd()(item)["metrics"]
+    item = registered(loaded, shifted(loaded, 0.0), [shifted(loaded, SHIFT)] * 2, label_moving_path="")
+    metrics = full_report(item, tmp_path).metrics
     assert "label_entropy" not in metrics
     assert "label_entropy.nii.gz" not in names(tmp_path)
     assert "displacement_sd_mm" in metrics
 
 
-def test_metrics_get_the_documented_numbers_and_keep_the_others(reported):
-    result, folder, before = reported
+def test_metrics_get_the_documented_numbers_and_keep_the_others(reported, tmp_path):
+    result, folder, item = reported
+    before = plain_report(item, tmp_path)
     added = {"samples", "sample_folding_percent", "displacement_sd_mm", "velocity_sd_mm", "label_entropy"}
-    assert result["metrics"].keys() - before["metrics"].keys() == added
-    assert before["metrics"].items() <= result["metrics"].items()
+    assert result.metrics.keys() - before.metrics.keys() == added
+    assert before.metrics.items() <= result.metrics.items()
     (path,) = folder.glob("*/metrics.json")
-    assert json.loads(path.read_text()) == result["metrics"]
-    assert result["metrics"]["samples"] == 2
+    assert json.loads(path.read_text()) == result.metrics
+    assert result.metrics["samples"] == 2
 
 
 def test_displacement_sd_is_on_the_model_grid(reported):
@@ -218,7 +226,7 @@ def test_displacement_sd_is_on_the_model_grid(reported):
     size = tuple(before["fixed"].shape[1:])
     expected = SHIFT * MODEL_SPACING[1] * math.sqrt(2)
     np.testing.assert_allclose(array(folder, "displacement_sd.nii.gz"), np.full(size, expected), rtol=1e-5)
-    assert result["metrics"]["displacement_sd_mm"] == pytest.approx(expected, rel=1e-5)
+    assert result.metrics["displacement_sd_mm"] == pytest.approx(expected, rel=1e-5)
     image, field = read(folder, "displacement_sd.nii.gz"), read(folder, "forward_field.nii.gz")
     np.testing.assert_allclose(image.affine, field.affine, atol=1e-5)
     assert size == array(folder, "forward_field.nii.gz").shape[:-1]
@@ -231,7 +239,7 @@ def test_velocity_sd_is_brought_from_its_own_voxels_to_millimetres(reported):
     steps = [s * (n - 1) / ((n + 1) // 2 - 1) for s, n in zip(MODEL_SPACING, size, strict=False)]
     expected = 0.25 * math.hypot(*steps)
     np.testing.assert_allclose(array(folder, "velocity_sd.nii.gz"), np.full(tuple(size), expected), rtol=1e-5)
-    assert result["metrics"]["velocity_sd_mm"] == pytest.approx(expected, rel=1e-5)
+    assert result.metrics["velocity_sd_mm"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_label_entropy_is_on_the_fixed_images_own_grid(reported):
@@ -244,7 +252,7 @@ def test_label_entropy_is_on_the_fixed_images_own_grid(reported):
     np.testing.assert_allclose(entropy.affine, fixed.affine, atol=1e-6)
     np.testing.assert_allclose(array(folder, "label_entropy.nii.gz"), expected, atol=1e-6)
     anywhere = (warped[0] > 0) | (warped[1] > 0)
-    assert result["metrics"]["label_entropy"] == pytest.approx(expected[anywhere].mean(), rel=1e-5)
+    assert result.metrics["label_entropy"] == pytest.approx(expected[anywhere].mean(), rel=1e-5)
 
 
 def test_warped_samples_are_on_the_fixed_images_own_grid(reported):
@@ -261,8 +269,7 @@ def test_samples_equal_to_the_mean_have_its_files_and_no_uncertainty(loaded, tmp
     ddf = 0.8 * torch.randn(len(size), *size, generator=torch.Generator().manual_seed(0))
     matrix = torch.eye(len(size) + 1, dtype=torch.float64)
     matrix[0, -1] = 3.3
-    item = registered(loaded, tmp_path, ddf, [ddf, ddf], world_matrix=matrix)
-    metrics = ReportUncertaintyd()(item)["metrics"]
+    metrics = full_report(registered(loaded, ddf, [ddf, ddf], world_matrix=matrix), tmp_path).metrics
     for i in (1, 2):
         for sample, mean in (("warped", "warped"), ("field", "forward_field")):
             np.testing.assert_array_equal(
@@ -277,16 +284,16 @@ def test_samples_equal_to_the_mean_have_its_files_and_no_uncertainty(loaded, tmp
 def test_folding_of_the_samples_is_their_mean(loaded, tmp_path):
     mirror = torch.zeros_like(shifted(loaded, 0.0))
     mirror[0] = -2 * identity_grid(mirror.shape[1:])[0]
-    item = registered(loaded, tmp_path, shifted(loaded, 0.0), [mirror, shifted(loaded, SHIFT)])
-    metrics = ReportUncertaintyd()(item)["metrics"]
+    item = registered(loaded, shifted(loaded, 0.0), [mirror, shifted(loaded, SHIFT)])
+    metrics = full_report(item, tmp_path).metrics
     assert (metrics["folding_percent"], metrics["sample_folding_percent"]) == (0, 50)
 
 
 def test_uncertainty_outside_the_foreground_does_not_count(loaded, tmp_path):
     background = (loaded["fixed"][0] == loaded["fixed"].min()).float()
     samples = [sign * shifted(loaded, 1.0) * background for sign in (1, -1)]
-    item = registered(loaded, tmp_path, shifted(loaded, 0.0), samples)
-    assert ReportUncertaintyd()(item)["metrics"]["displacement_sd_mm"] == 0
+    item = registered(loaded, shifted(loaded, 0.0), samples)
+    assert full_report(item, tmp_path).metrics["displacement_sd_mm"] == 0
     assert array(tmp_path, "displacement_sd.nii.gz").max() > 1
 
 

@@ -18,8 +18,9 @@ from ...files import write_metrics, write_table
 from ...space.files import publish_together, write_image
 from ...space.grids import voxel_spacing
 from ...transforms.load import LoadPaird
-from ...transforms.save import file_stem
+from ...transforms.registered import file_stem
 from .pictures import template_animation, template_picture
+from .template import template_settings
 
 logger = logging.getLogger(__name__)
 
@@ -155,6 +156,20 @@ class LoadToTemplated(Transform):
                 "%s: its label ids %s are none of the template's, %s; overlap is of equal ids", stem, unknown[:9], ids
             )
         return {**loaded, **attributes}
+
+
+def inference_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The settings of inference.json that follow from the weights of a template.
+
+    Raises:
+        ValueError: if they are not the weights of one.
+    """
+    made = template_settings(weights)
+    made["conditions"] = made.pop("attributes")
+    labels = made.pop("labels")
+    made["template_labels"] = "$None" if labels is None else labels  # MONAI leaves out what is None
+    own = ("features", "hidden", "paper")
+    return {f"network_def#template#{key}" if key in own else key: value for key, value in made.items()}
 
 
 def _spacing(affine: np.ndarray) -> list[float]:

@@ -1,15 +1,14 @@
-"""Write what hyper-parameters a pair was registered with, and a sweep over them."""
+"""Report what hyper-parameters a pair was registered with, and a sweep over them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import torch
-from monai.transforms import Transform
 from torch import Tensor
 
 from ...evaluation.drawing import (
@@ -28,29 +27,26 @@ from ...evaluation.drawing import (
 from ...evaluation.metrics import pair_metrics
 from ...evaluation.overlap import label_overlap, present_labels
 from ...fields import warp
-from ...files import replacing, write_metrics, write_table
-from ...space.files import publish_together, write_image
-from ...space.grids import Grid, voxel_spacing
-from ...space.resampling import DisplacementField, Step, resample
-from ...space.volumes import load_image
+from ...files import replacing, write_table
+from ...space.resampling import resample
+from ...transforms.publish import OutputFile, Report, image_file
+from ...transforms.registered import RegisteredPair
 from .tuning import best_values
 
-if TYPE_CHECKING:
-    pass
+Rows = list[dict[str, Any]]
 
 
-class ReportHyperd(Transform):
-    """Write the hyper-parameters of a registered pair, and its sweep if there is one, into its folder.
+class HyperReport:
+    """A reporter: the hyper-parameters of a registered pair, and its sweep if there is one.
 
-    Expects an item as `SavePaird` and `ReportPaird` left it (with `foreground`, where the pair is judged), whose `pred`
-    holds `hyper` (H), and for a sweep `sweep_hyper` (K, H), `sweep_ddf` (K, D, *S) and `sweep_seconds`. The metrics get
-    the values by name, and `sweep_seconds`. Of a sweep:
+    Expects `hyper` (H) in the prediction, and for a sweep `sweep_hyper` (K, H), `sweep_ddf` (K, D, *S) and
+    `sweep_seconds`. The metrics are the values by name, and `sweep_seconds`. Of a sweep:
 
         sweep.csv: a line for each value: similarity, regularity and, with labels, Dice, measured on the model grid.
         sweep_structures.csv: with labels, for each the value of highest Dice in the sweep, and that Dice.
         sweep_warped.nii.gz: the moving image warped with each value, on the fixed image's grid, along the fourth axis;
-            if `SavePaird` wrote the warped image.
-        sweep.png: contact sheet; if `ReportPaird` drew a picture.
+            if an earlier reporter has the warped image.
+        sweep.png: contact sheet; if an earlier reporter has a picture.
 
     Args:
         names: of the hyper-parameters.
@@ -59,65 +55,67 @@ class ReportHyperd(Transform):
 
     def __init__(self, names: Sequence[str] = ("lambda",), labels: Sequence[int] | None = None) -> None:
         self.names, self.labels = list(names), labels
+        self.captions = {"lambda": "lambda (weight of the regularisation)"} if "lambda" in self.names else {}
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        pred, folder = data["pred"], Path(data["output_dir"])
-        metrics = data["metrics"] | {k: round(float(v), 6) for k, v in zip(self.names, pred["hyper"], strict=True)}
-        with publish_together(folder) as scratch:
-            if "sweep_ddf" in pred:
-                metrics["sweep_seconds"] = round(float(pred["sweep_seconds"]), 3)
-                self._write_sweep(scratch, data, _plain(pred["sweep_ddf"]), _plain(pred["sweep_hyper"]))
-            files = {path.name.partition(".")[0]: str(folder / path.name) for path in sorted(scratch.iterdir())}
-            if (scratch / "sweep.png").exists():
-                files |= {"sweep": str(folder / "sweep.csv"), "sweep_picture": str(folder / "sweep.png")}
-            write_metrics(scratch / "metrics.json", {k: v for k, v in metrics.items() if k != "picture"})
-        return {**data, "metrics": metrics, "output_files": {**data["output_files"], **files}}
+    def __call__(self, pair: RegisteredPair, earlier: Report) -> Report:
+        metrics = {k: round(float(v), 6) for k, v in zip(self.names, pair.pred["hyper"], strict=True)}
+        if "sweep_ddf" not in pair.pred:
+            return Report(metrics, captions=self.captions)
+        metrics["sweep_seconds"] = round(float(pair.pred["sweep_seconds"]), 3)
+        return Report(metrics, self._sweep(pair, earlier), self.captions)
 
-    def _write_sweep(self, folder: Path, data: Mapping[Hashable, Any], ddfs: Tensor, hyper: Tensor) -> None:
-        grid = Grid(np.asarray(data["grid_affine"], dtype=np.float64), tuple(ddfs.shape[2:]))
-        spacing = [float(s) for s in voxel_spacing(grid.affine)]
-        image = {key: _plain(data[key]).float()[None] for key in ("moving", "fixed")}
-        image["mask_fixed"] = _plain(data["foreground"])[None]
-        warped = [warp(image["moving"], ddf[None])[0] for ddf in ddfs]
-        rows = []
-        for values, ddf, one in zip(hyper.tolist(), ddfs, warped, strict=True):
-            row = {k: round(v, 4) for k, v in zip(self.names, values, strict=True)}
-            rows.append(row | pair_metrics(image, {"ddf": ddf[None], "warped": one[None]}, spacing_mm=spacing))
-        if "label_moving" in data and "label_fixed" in data:
-            self._add_overlap(folder, data, ddfs, rows)
-        write_table(folder / "sweep.csv", rows)
-        if "picture" in data["output_files"]:
-            score = "dice" if "dice" in rows[0] else "ncc_after"
-            text = "Dice" if score == "dice" else "NCC"
-            headings = [f"{self.names[0]} {row[self.names[0]]:.2f}, {text} {row[score]:.3f}" for row in rows]
-            sweep_picture(
-                folder / "sweep.png", _plain(data["fixed"]).float(), warped, list(ddfs), headings, spacing_mm=spacing
+    def _sweep(self, pair: RegisteredPair, earlier: Report) -> dict[str, OutputFile]:
+        ddfs, moving = pair.pred["sweep_ddf"], pair.images["moving"].float()
+        warped = [warp(moving[None], ddf[None])[0] for ddf in ddfs]
+        rows = self._measured(pair, warped)
+        files = {"sweep": OutputFile("sweep.csv", partial(_write_rows, rows))}
+        if {"label_moving", "label_fixed"} <= pair.images.keys():
+            best = self._add_overlap(pair, rows)
+            if best:
+                files["sweep_structures"] = OutputFile("sweep_structures.csv", partial(_write_rows, best))
+        if "picture" in earlier.files:
+            fixed, spacing = pair.images["fixed"].float(), pair.spacing_mm
+            headings = self._headings(rows)
+            files["sweep_picture"] = OutputFile(
+                "sweep.png",
+                lambda path: sweep_picture(path, fixed, warped, list(ddfs), headings, spacing_mm=spacing),
             )
-        if "warped" in data["output_files"]:
-            fixed, moving = load_image(data["fixed_path"]), load_image(data["moving_path"])
-            matrix = np.asarray(data["world_matrix"], dtype=np.float64)
-            images = torch.empty(len(ddfs), *fixed.grid.size)
-            for k, ddf in enumerate(ddfs):
-                steps: list[Step] = [DisplacementField(ddf, grid), matrix]
-                images[k] = resample(moving.data, moving.affine, fixed.grid, steps=steps)[0]
-            write_image(folder / "sweep_warped.nii.gz", images, fixed.affine, like=fixed)
+        if "warped" in earlier.files:
+            target, source = pair.volumes["fixed"], pair.volumes["moving"]
+            images = torch.empty(len(ddfs), *target.grid.size)
+            for image, ddf in zip(images, ddfs, strict=True):
+                image.copy_(resample(source.data, source.affine, target.grid, steps=pair.steps(ddf))[0])
+            files["sweep_warped"] = image_file("sweep_warped.nii.gz", images, target.affine, like=target)
+        return files
 
-    def _add_overlap(
-        self, folder: Path, data: Mapping[Hashable, Any], ddfs: Tensor, rows: list[dict[str, Any]]
-    ) -> None:
-        moving, fixed = (_plain(data[key])[None] for key in ("label_moving", "label_fixed"))
+    def _measured(self, pair: RegisteredPair, warped: Sequence[Tensor]) -> Rows:
+        image = {key: pair.images[key].float()[None] for key in ("moving", "fixed")}
+        image["mask_fixed"] = pair.foreground[None]
+        rows = []
+        for values, ddf, one in zip(pair.pred["sweep_hyper"].tolist(), pair.pred["sweep_ddf"], warped, strict=True):
+            row = {k: round(v, 4) for k, v in zip(self.names, values, strict=True)}
+            pred = {"ddf": ddf[None], "warped": one[None]}
+            rows.append(row | pair_metrics(image, pred, spacing_mm=pair.spacing_mm))
+        return rows
+
+    def _headings(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+        score, text = ("dice", "Dice") if "dice" in rows[0] else ("ncc_after", "NCC")
+        return [f"{self.names[0]} {row[self.names[0]]:.2f}, {text} {row[score]:.3f}" for row in rows]
+
+    def _add_overlap(self, pair: RegisteredPair, rows: Rows) -> Rows:
+        """Add Dice to the rows; the best value of each label."""
+        moving, fixed = (pair.images[key][None] for key in ("label_moving", "label_fixed"))
         labels = list(self.labels or present_labels(fixed, moving))
-        dice = torch.stack([label_overlap(warp(moving, ddf[None], mode="nearest"), fixed, labels)[0] for ddf in ddfs])
+        moved = (warp(moving, ddf[None], mode="nearest") for ddf in pair.pred["sweep_ddf"])
+        dice = torch.stack([label_overlap(one, fixed, labels)[0] for one in moved])
         for row, values in zip(rows, dice, strict=True):
             row["dice"] = float(values.nanmean())
             row |= {f"dice_{label}": float(value) for label, value in zip(labels, values, strict=True)}
-        best = best_values([row[self.names[0]] for row in rows], dice, labels, self.names[0])
-        if best:
-            write_table(folder / "sweep_structures.csv", best)
+        return best_values([row[self.names[0]] for row in rows], dice, labels, self.names[0])
 
 
-def _plain(value: Any) -> Tensor:
-    return torch.as_tensor(value).detach().cpu()
+def _write_rows(rows: Rows, path: Path) -> None:
+    write_table(path, rows)
 
 
 def sweep_picture(

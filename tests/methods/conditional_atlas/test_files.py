@@ -12,7 +12,7 @@ import torch
 from matplotlib.image import imread
 from methods.conditional_atlas.cases import LABELS, SIZES, both, make_network, smooth
 from monai.data import decollate_batch, list_data_collate
-from support import blobs, oriented
+from support import blobs, oriented, published
 
 from custom_components.fields import integrate_velocity
 from custom_components.methods.conditional_atlas.files import LoadToTemplated, render, write_sweep, write_template
@@ -26,7 +26,7 @@ from custom_components.space import (
     write_image,
 )
 from custom_components.transforms.load import LoadPaird, scale_intensity
-from custom_components.transforms.save import SavePaird
+from custom_components.transforms.save import PairFiles
 
 
 @both
@@ -234,13 +234,13 @@ def test_an_item_without_an_attribute_is_refused(world, tmp_path):
 
 
 def saved(folder, load, item, write=("warped_fixed", "warped_fixed_label")):
-    """The item with a smooth random diffeomorphism as its prediction, and what `SavePaird` wrote of it."""
+    """The item with a smooth random diffeomorphism as its prediction, and what `PairFiles` wrote of it."""
     loaded = load(item)
     velocity = smooth(loaded["fixed"].shape[1:], 1.5)
     batch = list_data_collate([loaded])
     batch["pred"] = {"ddf": integrate_velocity(velocity), "inverse_ddf": integrate_velocity(-velocity)}
     (one,) = decollate_batch(batch)
-    return one, SavePaird(str(folder / "out"), write=write)(one)["output_files"]
+    return one, published(one, folder / "out", PairFiles(write)).files
 
 
 def test_labels_of_the_template_are_carried_to_the_scans_own_grid(world, tmp_path):
@@ -283,5 +283,5 @@ def test_without_an_inverse_no_labels_are_carried(world, tmp_path):
     pair = {"moving": item["image"], "fixed": item["image"], "label_fixed": item["label"]}
     data, _ = saved(tmp_path, LoadPaird(3.0), pair)
     data["pred"] = {"ddf": data["pred"]["ddf"]}
-    files = SavePaird(str(tmp_path / "other"), write=["warped", "warped_fixed_label"])(data)["output_files"]
+    files = published(data, tmp_path / "other", PairFiles(["warped", "warped_fixed_label"])).files
     assert files.keys() == {"warped"}

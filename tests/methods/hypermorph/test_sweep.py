@@ -9,18 +9,23 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
+from support import published
 
 from custom_components.data.phantoms import random_velocity, write_phantom_scans
-from custom_components.evaluation.metrics import folding_fraction, normalized_cross_correlation, sd_log_jacobian
+from custom_components.evaluation.metrics import (
+    folding_fraction,
+    foreground_mask,
+    normalized_cross_correlation,
+    sd_log_jacobian,
+)
 from custom_components.evaluation.overlap import label_overlap
 from custom_components.fields import integrate_velocity, warp
 from custom_components.files import write_table
-from custom_components.methods.hypermorph import reporting as hyper_transform
-from custom_components.methods.hypermorph.reporting import ReportHyperd, sweep_picture
+from custom_components.methods.hypermorph.reporting import HyperReport, sweep_picture
 from custom_components.space import DisplacementField, Grid, load_image, resample, write_image
 from custom_components.transforms.load import LoadPaird
-from custom_components.transforms.report import ReportPaird
-from custom_components.transforms.save import SavePaird
+from custom_components.transforms.report import PairReport
+from custom_components.transforms.save import PairFiles
 
 LABELS = (1, 2, 3, 4)
 VALUES = (0.0, 0.5, 1.0)
@@ -60,16 +65,26 @@ def ddfs(loaded):
     return integrate_velocity(velocity * torch.tensor([3.0, 1.5, 0.5]).view(-1, *[1] * (velocity.ndim - 1)))
 
 
-def registered(
-    loaded, folder, ddf, sweep=None, *, write=("warped", "warped_label"), picture=False, brain_only=False, **extra
-):
-    """The pair as `ReportHyperd` gets it, registered with the given field and swept over the given ones; written."""
+def registered(loaded, ddf, sweep=None, **extra):
+    """The pair with the given field as its prediction, swept over the given ones."""
     pred = {"ddf": ddf, "warped": warp(loaded["moving"][None], ddf[None])[0], "seconds": torch.tensor(0.5)}
     pred["hyper"] = torch.tensor([0.3])
     if sweep is not None:
         pred |= {"sweep_ddf": sweep, "sweep_hyper": torch.tensor(VALUES)[:, None], "sweep_seconds": torch.tensor(0.25)}
-    saved = SavePaird(str(folder), write)({**loaded, **extra, "pred": pred | extra.get("pred", {})})
-    return ReportPaird(picture=picture, brain_only=brain_only)(saved)
+    return {**loaded, **extra, "pred": pred | extra.get("pred", {})}
+
+
+WRITE = ("warped", "warped_label")
+
+
+def plain_report(item, folder, write=WRITE, *, picture=False):
+    """The registration without the report on hyper-parameters."""
+    return published(item, folder, PairFiles(write), PairReport(picture=picture))
+
+
+def full_report(item, folder, write=WRITE, *, picture=False, brain_only=False, **options):
+    reporters = PairFiles(write), PairReport(picture=picture), HyperReport(**options)
+    return published(item, folder, *reporters, brain_only=brain_only)
 
 
 def shifted(loaded, scan_voxels):
@@ -100,10 +115,10 @@ def canonical(path):
 
 @pytest.fixture(scope="module")
 def swept(loaded, ddfs, tmp_path_factory):
-    """The report on a sweep of three values, its folder, and the item it got."""
+    """The report on a sweep of three values, its folder, and the item."""
     folder = tmp_path_factory.mktemp("swept")
-    before = registered(loaded, folder, ddfs[1], ddfs)
-    return ReportHyperd()(before), folder, before
+    item = registered(loaded, ddfs[1], ddfs)
+    return full_report(item, folder), folder, item
 
 
 # The table
@@ -113,7 +128,7 @@ def test_table_has_a_line_for_each_value_with_what_its_field_does(swept, ddfs):
     _, folder, item = swept
     rows = table(folder)
     assert [row["lambda"] for row in rows] == list(VALUES)
-    fixed, mask = item["fixed"][None], item["foreground"][None]
+    fixed, mask = item["fixed"][None], foreground_mask({"fixed": item["fixed"][None]})
     for row, ddf in zip(rows, ddfs[:, None], strict=True):
         label = warp(item["label_moving"][None], ddf, mode="nearest")
         dice = label_overlap(label, item["label_fixed"][None], LABELS)[0].tolist()
@@ -138,7 +153,7 @@ def test_each_structure_is_listed_with_its_best_value(swept):
 def test_the_value_that_does_not_move_is_best_for_a_scan_and_itself(loaded, tmp_path, best):
     same = {key: loaded["fixed" if key == "moving" else "label_fixed"] for key in ("moving", "label_moving")}
     sweep = torch.stack([shifted(loaded, 2.0 * (k - best)) for k in range(len(VALUES))])
-    ReportHyperd()(registered({**loaded, **same}, tmp_path, sweep[0], sweep))
+    full_report(registered({**loaded, **same}, sweep[0], sweep), tmp_path)
     structures = table(tmp_path, "sweep_structures.csv")
     assert structures == [{"label": label, "lambda": VALUES[best], "dice": 1} for label in LABELS]
     assert table(tmp_path)[best]["ncc_after"] == pytest.approx(1)
@@ -147,7 +162,7 @@ def test_the_value_that_does_not_move_is_best_for_a_scan_and_itself(loaded, tmp_
 @pytest.mark.parametrize("brain_only", [False, True])
 def test_line_of_the_pairs_own_field_has_the_pairs_own_measures(loaded, ddfs, tmp_path, brain_only):
     """Where the pair is judged the sweep is, too."""
-    metrics = ReportHyperd()(registered(loaded, tmp_path, ddfs[1], ddfs, brain_only=brain_only))["metrics"]
+    metrics = full_report(registered(loaded, ddfs[1], ddfs), tmp_path, brain_only=brain_only).metrics
     row = table(tmp_path)[1]
     keys = {key for key in row if not key.startswith(("dice", "lambda"))}
     assert keys >= {"ncc_after", "nmi_after", "sd_log_jacobian", "displacement_mean_mm"}
@@ -156,7 +171,7 @@ def test_line_of_the_pairs_own_field_has_the_pairs_own_measures(loaded, ddfs, tm
 
 def test_only_the_labels_asked_for_count(loaded, ddfs, tmp_path):
     """A label that the pair does not have spoils no mean and is best nowhere."""
-    ReportHyperd(labels=[2, 99])(registered(loaded, tmp_path, ddfs[1], ddfs))
+    full_report(registered(loaded, ddfs[1], ddfs), tmp_path, labels=[2, 99])
     rows = table(tmp_path)
     assert [key for key in rows[0] if key.startswith("dice")] == ["dice", "dice_2", "dice_99"]
     assert all(row["dice"] == row["dice_2"] and math.isnan(row["dice_99"]) for row in rows)
@@ -166,7 +181,8 @@ def test_only_the_labels_asked_for_count(loaded, ddfs, tmp_path):
 def test_table_names_every_hyper_parameter(loaded, ddfs, tmp_path):
     values = torch.tensor([[value, 0.25] for value in VALUES])
     pred = {"hyper": torch.tensor([0.3, 0.25]), "sweep_hyper": values}
-    metrics = ReportHyperd(["lambda", "gamma"])(registered(loaded, tmp_path, ddfs[1], ddfs, pred=pred))["metrics"]
+    item = registered(loaded, ddfs[1], ddfs, pred=pred)
+    metrics = full_report(item, tmp_path, names=["lambda", "gamma"]).metrics
     assert (metrics["lambda"], metrics["gamma"]) == (pytest.approx(0.3), 0.25)
     assert [(row["lambda"], row["gamma"]) for row in table(tmp_path)] == [tuple(row) for row in values.tolist()]
     assert table(tmp_path, "sweep_structures.csv")[0].keys() == {"label", "lambda", "dice"}
@@ -174,7 +190,7 @@ def test_table_names_every_hyper_parameter(loaded, ddfs, tmp_path):
 
 def test_pair_without_labels_is_compared_by_its_images(loaded, ddfs, tmp_path):
     plain = {key: value for key, value in loaded.items() if "label" not in key}
-    ReportHyperd()(registered(plain, tmp_path, ddfs[1], ddfs, picture=True))
+    full_report(registered(plain, ddfs[1], ddfs), tmp_path, picture=True)
     assert {"sweep.csv", "sweep.png", "sweep_warped.nii.gz"} <= names(tmp_path)
     assert "sweep_structures.csv" not in names(tmp_path)
     assert not [key for key in table(tmp_path)[0] if key.startswith("dice")]
@@ -199,7 +215,7 @@ def test_warped_images_lie_along_the_fourth_axis_of_the_fixed_images_own_grid(sw
 
 def test_a_shift_of_two_voxels_shows_as_one(loaded, tmp_path):
     sweep = torch.stack([shifted(loaded, voxels) for voxels in (2, 0, -2)])
-    ReportHyperd()(registered(loaded, tmp_path, sweep[0], sweep))
+    full_report(registered(loaded, sweep[0], sweep), tmp_path)
     found, source = canonical(one(tmp_path, "sweep_warped.nii.gz")), canonical(loaded["moving_path"])
     for k, voxels in enumerate((2, 0, -2)):
         expected = np.roll(np.pad(source, ((0, 0), (2, 2), (0, 0))), -voxels, 1)[:, 2:-2]
@@ -210,7 +226,7 @@ def test_image_of_the_pairs_own_field_is_the_pairs_own_image(loaded, ddfs, tmp_p
     """A pre-alignment counts for the sweep, too."""
     matrix = torch.eye(loaded["fixed"].ndim, dtype=torch.float64)
     matrix[0, -1] = 3.3
-    ReportHyperd()(registered(loaded, tmp_path, ddfs[1], ddfs, world_matrix=matrix))
+    full_report(registered(loaded, ddfs[1], ddfs, world_matrix=matrix), tmp_path)
     swept, single = (
         np.asarray(nib.load(one(tmp_path, name)).dataobj) for name in ("sweep_warped.nii.gz", "warped.nii.gz")
     )
@@ -222,70 +238,75 @@ def test_image_of_the_pairs_own_field_is_the_pairs_own_image(loaded, ddfs, tmp_p
 
 
 def test_sweep_adds_exactly_the_documented_files_and_names_them(loaded, ddfs, tmp_path):
-    item = registered(loaded, tmp_path, ddfs[1], ddfs, picture=True)
-    before = names(tmp_path)
-    result = ReportHyperd()(item)
+    item = registered(loaded, ddfs[1], ddfs)
+    before = plain_report(item, tmp_path / "plain", picture=True)
+    result = full_report(item, tmp_path / "full", picture=True)
     added = {"sweep.csv", "sweep_structures.csv", "sweep_warped.nii.gz", "sweep.png"}
-    assert names(tmp_path) - before == added
-    assert imread(one(tmp_path, "sweep.png")).std() > 0.05
-    assert item["output_files"].items() <= result["output_files"].items()
-    named = {path.rpartition("/")[2] for path in result["output_files"].values()}
-    assert named - {path.rpartition("/")[2] for path in item["output_files"].values()} == added
+    assert names(tmp_path / "full") - names(tmp_path / "plain") == added
+    assert imread(one(tmp_path / "full", "sweep.png")).std() > 0.05
+    assert {path.name for path in result.files.values()} - {path.name for path in before.files.values()} == added
 
 
 def test_what_is_not_written_of_the_pair_is_not_written_of_the_sweep(loaded, ddfs, tmp_path):
-    ReportHyperd()(registered(loaded, tmp_path, ddfs[1], ddfs, write=()))
-    assert names(tmp_path) == {"metrics.json", "sweep.csv", "sweep_structures.csv"}
+    full_report(registered(loaded, ddfs[1], ddfs), tmp_path, ())
+    assert names(tmp_path) == {"metrics.json", "files.json", "sweep.csv", "sweep_structures.csv"}
 
 
-def test_metrics_get_the_value_and_the_time_and_keep_the_others(swept):
-    result, folder, before = swept
+def test_metrics_get_the_value_and_the_time_and_keep_the_others(swept, tmp_path):
+    result, folder, item = swept
     added = {"lambda": pytest.approx(0.3), "sweep_seconds": 0.25}
-    assert result["metrics"] == before["metrics"] | added
-    assert json.loads(one(folder, "metrics.json").read_text()) == result["metrics"]
+    assert result.metrics == plain_report(item, tmp_path).metrics | added
+    assert json.loads(one(folder, "metrics.json").read_text()) == result.metrics
 
 
 def test_pair_without_a_sweep_gets_its_value_alone(loaded, ddfs, tmp_path):
-    item = registered(loaded, tmp_path, ddfs[1], picture=True)
-    before = names(tmp_path)
-    result = ReportHyperd()(item)
-    assert names(tmp_path) == before
-    assert result["output_files"] == item["output_files"]
-    assert result["metrics"] == item["metrics"] | {"lambda": pytest.approx(0.3)}
-    written = json.loads(one(tmp_path, "metrics.json").read_text())
-    assert written == {key: value for key, value in result["metrics"].items() if key != "picture"}
+    item = registered(loaded, ddfs[1])
+    before = plain_report(item, tmp_path / "plain", picture=True)
+    result = full_report(item, tmp_path / "full", picture=True)
+    assert names(tmp_path / "full") == names(tmp_path / "plain")
+    assert result.files.keys() == before.files.keys()
+    assert result.metrics == before.metrics | {"lambda": pytest.approx(0.3)}
+    assert json.loads(one(tmp_path / "full", "metrics.json").read_text()) == result.metrics
 
 
 def test_files_of_an_earlier_sweep_are_removed(loaded, ddfs, tmp_path):
-    ReportHyperd()(registered(loaded, tmp_path, ddfs[1], ddfs, picture=True))
+    full_report(registered(loaded, ddfs[1], ddfs), tmp_path, picture=True)
     assert {name for name in names(tmp_path) if name.startswith("sweep")}
-    ReportHyperd()(registered(loaded, tmp_path, ddfs[1], picture=True))
+    full_report(registered(loaded, ddfs[1]), tmp_path, picture=True)
     assert not {name for name in names(tmp_path) if name.startswith("sweep")}
     assert "sweep_seconds" not in json.loads(one(tmp_path, "metrics.json").read_text())
 
 
-@pytest.mark.parametrize("failing", ["write_table", "sweep_picture", "write_image", "write_metrics"])
-def test_a_failing_sweep_leaves_the_pairs_files_as_they_were(loaded, ddfs, tmp_path, monkeypatch, failing):
-    item = registered(loaded, tmp_path, ddfs[1], ddfs, picture=True)
+@pytest.mark.parametrize(
+    ("module", "failing"),
+    [
+        ("methods.hypermorph.reporting", "write_table"),
+        ("methods.hypermorph.reporting", "sweep_picture"),
+        ("transforms.publish", "write_image"),
+        ("transforms.publish", "write_metrics"),
+    ],
+)
+def test_a_failing_sweep_leaves_the_pairs_files_as_they_were(loaded, ddfs, tmp_path, monkeypatch, module, failing):
+    item = registered(loaded, ddfs[1], ddfs)
+    plain_report(item, tmp_path, picture=True)
     before = {path: path.read_bytes() for path in tmp_path.glob("*/*")}
 
     def fail(path, *args, **kwargs):
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(hyper_transform, failing, fail)
+    monkeypatch.setattr(f"custom_components.{module}.{failing}", fail)
     with pytest.raises(OSError, match=r"cannot write the results here \(No space left"):
-        ReportHyperd()(item)
+        full_report(item, tmp_path, picture=True)
     assert before == {path: path.read_bytes() for path in tmp_path.glob("*/*")}
     assert not list(tmp_path.rglob(".*"))
 
 
 def test_fewer_values_than_fields_are_refused(loaded, ddfs, tmp_path):
-    item = registered(loaded, tmp_path, ddfs[1], ddfs, pred={"sweep_hyper": torch.tensor([[0.0], [1.0]])})
-    before = names(tmp_path)
+    item = registered(loaded, ddfs[1], ddfs, pred={"sweep_hyper": torch.tensor([[0.0], [1.0]])})
     with pytest.raises(ValueError, match="zip"):
-        ReportHyperd()(item)
-    assert names(tmp_path) == before
+        full_report(item, tmp_path)
+    assert not names(tmp_path)
 
 
 # Several images in a file

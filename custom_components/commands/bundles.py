@@ -1,0 +1,106 @@
+"""The bundles there are, and what each can do: all of it stands in their own files."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+DEFAULT_BUNDLE = "synthmorph"
+
+
+def bundles_folder() -> Path:
+    """The folder `bundles`: of the clone, of an installed wheel, or named by MORPHZOO_BUNDLES."""
+    places = [os.environ.get("MORPHZOO_BUNDLES"), PACKAGE.parent / "bundles"]
+    places.append(Path(sysconfig.get_path("data")) / "share" / "morphzoo" / "bundles")
+    for place in places:
+        if place and (Path(place) / "overlays").is_dir():
+            return Path(place)
+    raise FileNotFoundError(f"no folder of bundles in {', '.join(str(p) for p in places if p)}; set MORPHZOO_BUNDLES")
+
+
+def all_bundles() -> list[Path]:
+    """The folders of all bundles, by name."""
+    return sorted(path.parent.parent for path in bundles_folder().glob("*/configs/inference.json"))
+
+
+def find_bundle(name: str) -> Path:
+    """Folder of a bundle, by name or by path.
+
+    Raises:
+        ValueError: if there is none of that name; the message lists those there are.
+    """
+    if (Path(name) / "configs" / "inference.json").is_file():
+        return Path(name)
+    found = {folder.name: folder for folder in all_bundles()}
+    if name not in found:
+        raise ValueError(f"there is no bundle {name!r}; there are {', '.join(found)}")
+    return found[name]
+
+
+def overlay_path(name: str) -> str:
+    """Path of an overlay for all bundles, by its name without the ending."""
+    return str(bundles_folder() / "overlays" / f"{name}.json")
+
+
+def abilities(bundle: Path) -> dict[str, Any]:
+    """What a bundle says it can do, in its metadata.json.
+
+    Keys: `input`, "pair", or "scan" where single scans are registered to a template of the bundle's own; of the latter
+    `item`, an example of what it takes, and `settings_from_weights`, a function from a checkpoint to the settings that
+    follow from it; `aligner`, files of weights that align any pair ("learned"), by the number of spatial axes.
+    """
+    return _read(bundle / "configs" / "metadata.json").get("abilities", {})
+
+
+def takes_scans(bundle: Path) -> bool:
+    """Whether a bundle registers single scans, each to its own template, instead of pairs."""
+    return abilities(bundle)["input"] == "scan"
+
+
+def settings_of(bundle: Path) -> set[str]:
+    """The ids of a bundle's inference.json."""
+    return set(_read(bundle / "configs" / "inference.json"))
+
+
+def aligner_weights(spatial_dims: int) -> Path:
+    """The weights of the bundle that aligns pairs of any other.
+
+    Raises:
+        ValueError: if no bundle says that it does.
+    """
+    for bundle in all_bundles():
+        files = abilities(bundle).get("aligner", {})
+        if str(spatial_dims) in files:
+            return bundle / "models" / files[str(spatial_dims)]
+    raise ValueError(f"no bundle can align {spatial_dims}-D pairs: --affine learned is not possible")
+
+
+def those_with(setting: str) -> str:
+    """The bundles that have a setting, as the end of a sentence: "A and B have"; empty if there is none."""
+    return _sentence([bundle.name for bundle in all_bundles() if setting in settings_of(bundle)])
+
+
+def those_that_take_scans() -> str:
+    """The bundles with a template, as the end of a sentence."""
+    return _sentence([bundle.name for bundle in all_bundles() if takes_scans(bundle)])
+
+
+def _sentence(names: list[str]) -> str:
+    if len(names) < 2:
+        return f"{names[0]} has" if names else ""
+    return f"{', '.join(names[:-1])} and {names[-1]} have"
+
+
+@functools.lru_cache(maxsize=64)
+def _parse(path: Path, changed_ns: int) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return _parse(path, path.stat().st_mtime_ns)

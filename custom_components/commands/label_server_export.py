@@ -1,0 +1,140 @@
+"""A bundle as a segmentation model for MONAI Label: an atlas is registered to each study."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser
+
+from ..evaluation.overlap import present_labels
+from ..space.resampling import resample
+from ..space.volumes import load_image
+from ..transforms.load import load_labels_for
+from .bundles import takes_scans
+from .exporting import LABEL_OVERLAY, bundle_files, json_bytes, vendored, write_bundle
+
+_IMAGES = (".nii", ".nii.gz", ".nrrd", ".mha")  # that are one file each
+
+
+def export_for_monai_label(
+    bundle: Path,
+    output: str | os.PathLike,
+    *,
+    atlas: str,
+    atlas_labels: str,
+    label_names: str | None = None,
+    zipped: bool = False,
+) -> list[Path]:
+    """Write OUTPUT/<bundle>_atlas, a segmentation model for MONAI Label: an atlas is registered to each study.
+
+    Args:
+        bundle, output, zipped: as in `export_bundle`.
+        atlas, atlas_labels: 3-D image and its label map.
+        label_names: CSV file with the columns id and name; without it a label is called by its id.
+    Returns, Raises: as `export_bundle`; ValueError also if the atlas is not 3-D, its labels are empty, negative or
+        above 32767, the names are no names of them, or the bundle registers to a template of its own.
+    """
+    if takes_scans(bundle):
+        raise ValueError(f"{bundle.name} registers to its own template: export another bundle with that as --atlas")
+    endings = {key: _ending(path) for key, path in (("atlas", atlas), ("atlas_labels", atlas_labels))}
+    ids = _checked_ids(atlas, atlas_labels)
+    names = {"0": "background", **_label_names(label_names, ids)}
+    files = bundle_files(bundle, {"image": "study.nii.gz"})
+    config = json.loads(files["configs/inference.json"])
+    settings = {key: config[key] for key in ("affine", "optimize", "hyper") if key in config}
+    if settings.get("affine") == "none":
+        settings["affine"] = "itk"  # a study may lie anywhere
+    parser = ConfigParser(config)
+    learned = files.get("configs/learned_affine.json")  # so that "affine" can be "learned"
+    parser.update(json.loads(learned) if learned else {})
+    parser.update(json.loads(vendored((bundle.parent / "overlays" / LABEL_OVERLAY).read_text(encoding="utf-8"))))
+    parser.update({"displayable_configs": settings, **{key: f"@displayable_configs#{key}" for key in settings}})
+    for key, path in (("atlas", atlas), ("atlas_labels", atlas_labels)):
+        files[f"atlas/{key}{endings[key]}"] = Path(path).read_bytes()
+        parser.update({key: f"$@bundle_root + '/atlas/{key}{endings[key]}'"})
+    # MONAI Label takes a list of transforms.
+    parser.update({"preprocessing": {"_target_": "Compose", "transforms": [parser.get("preprocessing")]}})
+    files["configs/inference.json"] = json_bytes(parser.get())
+    files["configs/metadata.json"] = json_bytes(_label_metadata(json.loads(files["configs/metadata.json"]), names))
+    files["configs/train.json"] = json_bytes(json.loads(files["configs/train.json"]) | {"val_interval": 1})
+    return write_bundle(_for_monai_label(files), f"{bundle.name}_atlas", Path(output), zipped)
+
+
+def _checked_ids(atlas: str, atlas_labels: str) -> list[int]:
+    """The ids of an atlas' labels; raises ValueError if it is not 3-D, or they are none that MONAI Label takes."""
+    image = load_image(atlas)
+    labels = load_labels_for(atlas_labels, image)
+    ids = present_labels(labels.data)
+    if image.data.ndim != 4 or not ids or not 0 < min(ids) <= max(ids) < 2**15:
+        span = f"{min(ids)} to {max(ids)}" if ids else "none"
+        raise ValueError(
+            f"{atlas}: expected a 3-D atlas with labels from 1 to 32767, got {image.file_shape} and labels {span}"
+        )
+    if not resample(labels.data, labels.affine, image.grid, mode="nearest").any():
+        raise ValueError(f"{atlas_labels}: expected labels where the atlas is, got none of them there")
+    return ids
+
+
+def _for_monai_label(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Without the configs that register pairs, and with model.pt alone in `models`: MONAI Label loads whatever file is
+    there with the shortest name, also one that belongs to another network."""
+    kept = {}
+    for path, content in files.items():
+        folder, _, name = path.rpartition("/")
+        if folder == "configs" and name.endswith(".json"):
+            if not re.fullmatch(r"(metadata|inference|train\w*|smoke|multi_gpu_train)\.json", name):
+                continue
+            text = re.sub(r"'/models/(?!model\.pt')", "'/models/parts/", content.decode())
+            content = text.replace("'/last.pt'", "'/last.ckpt'").encode()
+        elif folder == "models" and name != "model.pt":
+            path = f"models/parts/{name}"
+        kept[path] = content
+    return kept
+
+
+def _label_names(path: str | None, ids: list[int]) -> dict[str, str]:
+    """For each label above 0, in order, its name."""
+    names = {label: f"label {label}" for label in ids if label > 0}
+    if path is not None:
+        try:
+            with open(path, newline="", encoding="utf-8-sig") as file:
+                rows = list(csv.DictReader(file))
+            given = {int(row["id"]): row["name"].strip() for row in rows}
+            if any(None in row for row in rows):
+                raise ValueError("more cells than columns")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"{path}: expected a CSV file in UTF-8 with the columns id (integers) and name") from error
+        if not set(given) & set(names):
+            raise ValueError(f"{path}: expected names of labels among {sorted(names)}, got {sorted(given)}")
+        names |= {label: given[label] for label in names if given.get(label)}
+    if len({"background", *(name.lower() for name in names.values())}) <= len(names):
+        raise ValueError(f"{path}: expected another name for each label, got {sorted(names.values())}")
+    return {str(label): name for label, name in names.items()}
+
+
+def _label_metadata(metadata: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """Metadata of what MONAI Label sees: a study goes in, labels come out."""
+    pred = {"type": "image", "format": "segmentation", "num_channels": 1, "spatial_shape": ["*", "*", "*"]}
+    pred |= {"dtype": "int16", "value_range": [0, max(map(int, names))], "is_patch_data": False, "channel_def": names}
+    image = {**metadata["network_data_format"]["inputs"]["image"], "num_channels": 1, "spatial_shape": ["*", "*", "*"]}
+    image["channel_def"] = {"0": "image"}
+    description = f"Labels of an atlas, registered to the study by {metadata['name']}"
+    return metadata | {
+        "name": f"{metadata['name']} of an atlas",
+        "task": "Segmentation by registration of an atlas",
+        "description": description,
+        "network_data_format": {"inputs": {"image": image}, "outputs": {"pred": pred}},
+    }
+
+
+def _ending(path: str) -> str:
+    match = re.search(r"(\.nii)?\.\w+$", Path(path).name.lower())
+    if match is None or match[0] not in _IMAGES:
+        raise ValueError(f"{path}: expected a file that ends in {', '.join(_IMAGES)}")
+    return match[0]

@@ -1,0 +1,42 @@
+"""`morphzoo optimize`: register without a network."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .bundles import overlay_path
+from .register import register
+from .workflow import as_list
+
+if TYPE_CHECKING:
+    from ..evaluation.result import Registration
+
+# Overlays that exchange the deformation of a training-free registration.
+MODELS = {"svf": ["svf"], "lddmm": ["lddmm"], "vsvf": ["lddmm", "vsvf"], "ddf": ["ddf"]}
+
+
+def optimize(
+    moving: str, fixed: str, output: str = "registered", *, model: str | None = None, **settings: Any
+) -> Registration:
+    """Register without a network: optimise a deformation from zero, coarse to fine. Other settings as `register`.
+
+    Args:
+        moving, fixed, output: as in `register`.
+        model: "svf" (stationary velocity), "lddmm" (geodesic shooting from an initial momentum), "vsvf" (stationary
+            velocity of a momentum) or "ddf" (displacement, may fold). Default: the bundle's own deformation and
+            objective, for synthmorph svf.
+        **settings: as in `register`; with a model, --weight is that of its regularisation.
+    Returns:
+        As `register`.
+    """
+    if model is not None and model not in MODELS:
+        raise ValueError(f"there is no model {model!r}; there are {', '.join(MODELS)}")
+    network = ["optimize", "weights", "samples", "sweep", "correction"]
+    for name in network if model is None else [*network, "hyper"]:
+        if settings.get(name) is not None:
+            raise ValueError(f"optimize uses no network: --{name} has no meaning here (--iterations has)")
+    if settings.get("hyper") == "auto":
+        raise ValueError("optimize uses no network, which --hyper auto needs: give a number")
+    overlays = [overlay_path(name) for name in ["training_free", *(MODELS[model] if model else [])]]
+    overlays += as_list(settings.pop("overlay", ()))
+    return register(moving, fixed, output, overlay=overlays, **settings)

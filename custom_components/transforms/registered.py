@@ -1,0 +1,123 @@
+"""A registered pair as reporters see it: native volumes, images on the model grid, and the prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..evaluation.metrics import foreground_mask
+from ..fields import plain
+from ..space.grids import Grid
+from ..space.resampling import DisplacementField, Step
+from ..space.volumes import Volume
+from .load import ScanPath
+
+_IMAGES = ("moving", "fixed", "label_moving", "label_fixed", "mask_moving", "mask_fixed")
+
+
+@dataclass(frozen=True)
+class RegisteredPair:
+    """A pair and its deformation, all on the CPU.
+
+    Args:
+        name: of the pair, and of its folder.
+        volumes: the files on their own grids: "moving", "fixed", and "label_moving", "label_fixed" if there are labels.
+        images: the same on the model grid, shape (1, *S), and "mask_moving", "mask_fixed" if there are masks.
+        pred: the tensors and numbers that the inferer returned for this pair: "ddf" (D, *S) in voxels of the model
+            grid, "warped", ...
+        grid: the model grid.
+        world_matrix: the pre-alignment (D + 1, D + 1), from fixed to moving points, RAS mm.
+        brain_only: judge where the fixed label map is not 0, instead of the image's foreground.
+    """
+
+    name: str
+    volumes: Mapping[str, Volume]
+    images: Mapping[str, Tensor]
+    pred: Mapping[str, Tensor]
+    grid: Grid
+    world_matrix: np.ndarray
+    brain_only: bool = False
+
+    @classmethod
+    def of(cls, item: Mapping[Hashable, Any], *, brain_only: bool = False) -> RegisteredPair:
+        """The pair in a (decollated) item as `LoadPaird` made it, with a prediction under `pred`.
+
+        Raises:
+            ValueError: if the item did not come from `LoadPaird`, or its fields do not fit the model grid.
+        """
+        volumes = {role: ScanPath.volume_of(item[f"{role}_path"]) for role in ("moving", "fixed")}
+        labels = [f"label_{role}" for role in ("moving", "fixed") if item.get(f"label_{role}_path")]
+        volumes |= {key: ScanPath.volume_of(item[f"{key}_path"]) for key in labels}
+        images = {key: _on_cpu(item[key]) for key in _IMAGES if key in item}
+        # Of several steps an inferer also returns what each of them did: it is of no interest here.
+        found = {str(key): value for key, value in item["pred"].items() if isinstance(value, Tensor | int | float)}
+        pred = {key: _on_cpu(value) for key, value in found.items()}
+        affine = np.asarray(item["grid_affine"], dtype=np.float64)
+        grid = Grid(affine, tuple(images["fixed"].shape[1:]))
+        if "ddf" not in pred:
+            raise ValueError(f"expected a field under pred['ddf'], got the keys {sorted(pred)}")
+        for key in ("ddf", "inverse_ddf"):
+            if key in pred and pred[key].shape != (len(grid.size), *grid.size):
+                wanted = (len(grid.size), *grid.size)
+                raise ValueError(f"expected pred[{key!r}] of shape {wanted} for one pair, got {tuple(pred[key].shape)}")
+        name = str(item.get("id") or f"{file_stem(volumes['fixed'].path)}__{file_stem(volumes['moving'].path)}")
+        matrix = np.asarray(item["world_matrix"], dtype=np.float64)
+        return cls(name, volumes, images, pred, grid, matrix, brain_only)
+
+    @property
+    def spacing_mm(self) -> list[float]:
+        """Voxel size of the model grid along each axis."""
+        return [float(s) for s in self.grid.spacing]
+
+    @property
+    def is_aligned(self) -> bool:
+        """Whether there was a pre-alignment."""
+        return not np.allclose(self.world_matrix, np.eye(len(self.world_matrix)))
+
+    def steps(self, ddf: Tensor) -> list[Step]:
+        """The map from fixed to moving points whose dense part is `ddf` (D, *S), the step applied first comes first."""
+        dense = DisplacementField(ddf.float(), self.grid)
+        return [dense, self.world_matrix] if self.is_aligned else [dense]
+
+    @cached_property
+    def forward(self) -> list[Step]:
+        """The map from fixed to moving points."""
+        return self.steps(self.pred["ddf"])
+
+    @cached_property
+    def inverse(self) -> list[Step]:
+        """The map from moving to fixed points; empty if the prediction has no inverse."""
+        if "inverse_ddf" not in self.pred:
+            return []
+        dense = DisplacementField(self.pred["inverse_ddf"].float(), self.grid)
+        return [np.linalg.inv(self.world_matrix), dense] if self.is_aligned else [dense]
+
+    @cached_property
+    def judged(self) -> dict[str, Tensor]:
+        """Moving and fixed image as a batch of one, with `mask_fixed` if that decides where the pair is judged."""
+        batch = {key: self.images[key][None] for key in ("moving", "fixed", "mask_fixed") if key in self.images}
+        if self.brain_only and "label_fixed" in self.images:
+            batch["mask_fixed"] = self.images["label_fixed"][None] > 0
+        return batch
+
+    @cached_property
+    def foreground(self) -> Tensor:
+        """Where the pair is judged, shape (1, *S), bool."""
+        return foreground_mask(self.judged)[0]
+
+
+def file_stem(path: str) -> str:
+    """The name of an image file without its ending."""
+    name = Path(path).name
+    return name.removesuffix(".gz").rpartition(".")[0] or name
+
+
+def _on_cpu(value: Any) -> Tensor:
+    return plain(torch.as_tensor(value)).detach().cpu()

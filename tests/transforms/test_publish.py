@@ -1,0 +1,221 @@
+"""The publisher: files of a pair come together, those of an earlier run go, and nobody reads a scan twice."""
+
+import gc
+import json
+import pickle
+import weakref
+from functools import partial
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.data import DataLoader, Dataset, decollate_batch, list_data_collate
+from support import published
+
+from custom_components.data.phantoms import write_phantom_scans
+from custom_components.fields import warp
+from custom_components.methods.hypermorph.reporting import HyperReport
+from custom_components.methods.rdmm.reporting import SigmaReport
+from custom_components.space import load_image, volumes, write_affine_transform
+from custom_components.transforms.load import LoadPaird, ScanPath, release
+from custom_components.transforms.publish import OutputFile, Publishd, Report, listed, publish
+from custom_components.transforms.report import PairReport
+from custom_components.transforms.save import PairFiles
+from custom_components.transforms.uncertainty import UncertaintyReport
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scans")
+    write_phantom_scans(folder, 2, (26, 24), num_validation=0, spacing_mm=(1.0, 1.5))
+    paths = {"moving": "images/phantom_00", "fixed": "images/phantom_01"}
+    paths |= {"label_moving": "labels/phantom_00", "label_fixed": "labels/phantom_01"}
+    return {key: str(folder / f"{name}.nii.gz") for key, name in paths.items()}
+
+
+def registered(item, **pred):
+    ddf = torch.full((2, *item["fixed"].shape[1:]), 0.5)
+    return {**item, "pred": {"ddf": ddf, "warped": warp(item["moving"][None], ddf[None])[0], **pred}}
+
+
+def everything(item):
+    """The item with all that any reporter knows to report."""
+    size = item["fixed"].shape[1:]
+    samples = torch.stack([torch.full((2, *size), value) for value in (0.4, 0.6)])
+    more = {"ddf_samples": samples, "velocity_sd": torch.ones(2, *size), "sigma": torch.full((1, *size), 3.0)}
+    sweep = {"sweep_ddf": samples, "sweep_hyper": torch.tensor([[0.0], [1.0]]), "sweep_seconds": torch.tensor(0.1)}
+    return registered(item, **more, **sweep, hyper=torch.tensor([0.3]))
+
+
+def names(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+# Files of an earlier run
+
+
+def test_a_second_run_without_affine_labels_and_samples_leaves_nothing_of_the_first(paths, tmp_path):
+    write_affine_transform(tmp_path / "shift.tfm", np.array([[1.0, 0, 2], [0, 1, 0], [0, 0, 1]]))
+    first = everything(LoadPaird(affine=str(tmp_path / "shift.tfm"))(paths))
+    reporters = PairFiles(), PairReport(), UncertaintyReport(), HyperReport(), SigmaReport()
+    folder = published(first, tmp_path / "out", *reporters).folder
+    gone = {"affine.tfm", "warped_label.nii.gz", "sigma.nii.gz", "sigma.png", "sweep.csv", "sweep.png"}
+    gone |= {"sweep_warped.nii.gz", "sweep_structures.csv", "sample_01_warped.nii.gz", "sample_02_field.nii.gz"}
+    gone |= {"displacement_sd.nii.gz", "velocity_sd.nii.gz", "label_entropy.nii.gz", "uncertainty.png"}
+    assert gone <= names(folder)
+    images = {key: paths[key] for key in ("moving", "fixed")}
+    result = published(registered(LoadPaird()(images)), tmp_path / "out", PairFiles(), PairReport())
+    assert result.folder == folder
+    assert names(folder) == {path.name for path in result.files.values()} | {"files.json"}
+    assert not names(folder) & gone
+
+
+def test_files_that_no_manifest_names_are_nobodys_to_delete(paths, tmp_path):
+    folder = tmp_path / "phantom_01__phantom_00"
+    folder.mkdir()
+    (folder / "warped_label.nii.gz").write_text("of a run before there were manifests")
+    (folder / "notes.txt").write_text("mine")
+    images = {key: paths[key] for key in ("moving", "fixed")}
+    for _ in range(2):
+        published(registered(LoadPaird()(images)), tmp_path, PairFiles(("warped",)))
+        assert names(folder) == {"warped.nii.gz", "files.json", "warped_label.nii.gz", "notes.txt"}
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        '["../precious.txt"]',
+        '["sub/precious.txt"]',
+        '{"precious.txt": 1}',
+        "[1]",
+        "no JSON",
+        '["..", "old.txt"]',
+        '[""]',
+    ],
+)
+def test_a_manifest_that_is_not_ours_deletes_nothing(tmp_path, manifest):
+    folder = tmp_path / "pair"
+    (folder / "sub").mkdir(parents=True)
+    for path in (
+        tmp_path / "precious.txt",
+        folder / "sub" / "precious.txt",
+        folder / "precious.txt",
+        folder / "old.txt",
+    ):
+        path.write_text("keep")
+    (folder / "files.json").write_text(manifest)
+    publish(folder, [OutputFile("new.txt", lambda path: path.write_text("new"))])
+    assert {path.name for path in tmp_path.rglob("*.txt")} == {"precious.txt", "old.txt", "new.txt"}
+    assert listed(folder) == ["new.txt"]
+
+
+def test_a_reporter_that_fails_leaves_the_earlier_run_alone(paths, tmp_path):
+    item = registered(LoadPaird()(paths))
+    folder = published(item, tmp_path, PairFiles(("warped", "warped_label"))).folder
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def fail(path):
+        path.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match=r"cannot write the results here \(No space left"):
+        published(item, tmp_path, lambda pair, earlier: Report(files={"one": OutputFile("one.txt", fail)}))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+# Reporters
+
+
+def test_reporters_touch_no_disk_and_hear_what_earlier_ones_said(paths, tmp_path):
+    heard = []
+
+    def first(pair, earlier):
+        heard.append(earlier.metrics)
+        return Report({"first": 1}, {"note": OutputFile("note.txt", lambda path: path.write_text(pair.name))})
+
+    def second(pair, earlier):
+        heard.append(earlier.metrics)
+        assert not list(tmp_path.iterdir())
+        return Report({"second": len(earlier.files)}, captions={"second": "number of files"})
+
+    result = published(registered(LoadPaird()(paths)), tmp_path, first, second)
+    assert heard == [{}, {"first": 1}]
+    assert json.loads((result.folder / "metrics.json").read_text()) == {"first": 1, "second": 1}
+    assert (result.folder / "note.txt").read_text() == result.id
+    assert str(result).splitlines() == ["number of files".ljust(44) + "   1.0000", "", f"results in {result.folder}"]
+
+
+# Reading
+
+
+def count_reads(monkeypatch):
+    """The paths that are read from now on."""
+    read = []
+    original = volumes._read_volume
+
+    def counting(path):
+        read.append(str(path))
+        return original(path)
+
+    monkeypatch.setattr(volumes, "_read_volume", counting)
+    return read
+
+
+def test_each_scan_is_read_once_for_all_reporters(paths, tmp_path, monkeypatch):
+    read = count_reads(monkeypatch)
+    reporters = PairFiles(), PairReport(surfaces=True), UncertaintyReport(), HyperReport(), SigmaReport()
+    published(everything(LoadPaird()(paths)), tmp_path, *reporters)
+    assert sorted(read) == sorted(paths.values())
+
+
+def test_volumes_survive_the_way_through_the_loader(paths):
+    loader = DataLoader(Dataset([paths], LoadPaird()), batch_size=1, num_workers=0, collate_fn=list_data_collate)
+    (item,) = decollate_batch(next(iter(loader)))
+    for key in paths:
+        assert item[f"{key}_path"] == paths[key]
+        np.testing.assert_array_equal(
+            ScanPath.volume_of(item[f"{key}_path"]).data[0].squeeze(),
+            np.asarray(nib.load(paths[key]).dataobj).squeeze(),
+        )
+
+
+def test_a_path_with_its_volume_can_be_sent_from_a_worker(paths):
+    path = pickle.loads(pickle.dumps(ScanPath(load_image(paths["fixed"]))))
+    assert path == paths["fixed"]
+    assert torch.equal(ScanPath.volume_of(path).data, load_image(paths["fixed"]).data)
+
+
+def test_a_cohort_keeps_no_volume_of_an_earlier_pair(paths, tmp_path):
+    alive, results = [], []
+    for i in range(3):
+        item = LoadPaird()({**paths, "id": str(i)})
+        alive += [weakref.ref(item[f"{key}_path"].volume) for key in paths]
+        results.append(Publishd(str(tmp_path), [PairFiles(("warped",)), PairReport(picture=False)])(registered(item)))
+        del item
+        gc.collect()
+        assert [reference() for reference in alive] == [None] * len(alive)
+    assert [result["fixed_path"] for result in results] == [paths["fixed"]] * 3
+
+
+def test_a_released_item_is_refused_with_a_reason(paths, tmp_path):
+    item = release(registered(LoadPaird()(paths)))
+    assert type(item["fixed_path"]) is str
+    with pytest.raises(ValueError, match="expected an item as LoadPaird made it"):
+        published(item, tmp_path, PairFiles())
+
+
+# The result
+
+
+def test_arrays_are_kept_on_request_with_their_affines(paths, tmp_path):
+    item = registered(LoadPaird()(paths))
+    report = partial(published, item, tmp_path, PairFiles(("warped", "warped_label")), PairReport(picture=False))
+    result = report(keep_arrays=True)
+    written = nib.load(result.files["warped"])
+    np.testing.assert_allclose(result.warped[0], np.asarray(written.dataobj).squeeze(), atol=1e-6)
+    assert torch.equal(result.ddf.as_tensor(), item["pred"]["ddf"])
+    np.testing.assert_allclose(result.ddf.affine, item["grid_affine"])
+    assert set(result.arrays) == {"warped", "warped_label", "ddf"}
+    with pytest.raises(ValueError, match="keep_arrays=True"):
+        _ = report().warped
