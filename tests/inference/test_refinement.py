@@ -11,7 +11,7 @@ from custom_components.deformations.momentum import VectorMomentum
 from custom_components.deformations.shooting import ShootingError
 from custom_components.deformations.velocity import StationaryVelocity
 from custom_components.fields import jacobian_determinant, warp
-from custom_components.inference.refinement import PairwiseOptimizer, same_contrast
+from custom_components.inference.refinement import PairwiseOptimizer, ScheduledLoss, same_contrast
 from custom_components.losses.registration import RegistrationLoss
 from custom_components.losses.regularization import GradientPenalty, MeanEnergy
 from custom_components.losses.similarity import LNCC, MIND, MSE
@@ -233,3 +233,42 @@ def test_a_trial_that_cannot_be_shot_is_tried_nearer():
         PairwiseOptimizer(NowAndThen(fails=(3,), **options), loss, levels=[1], iterations=5, method="adam")(
             moving, fixed
         )
+
+
+class Watching(ScheduledLoss):
+    """Notes the iterations it is told, and says that it changes in all of them or in none."""
+
+    def __init__(self, changes=False):
+        self.changes, self.iterations = changes, []
+
+    def on_iteration(self, iteration):
+        self.iterations.append(iteration)
+        return self.changes
+
+    def __call__(self, pred, batch):
+        return (pred["warped"] - batch["fixed"]).square().mean()
+
+
+@pytest.mark.parametrize("method", ["adam", "lbfgs"])
+def test_a_scheduled_loss_is_told_each_iteration_over_all_levels(method):
+    pair, loss = contrasts((24, 20), (0.0, 0.4, 0.9, 0.2, 0.7)), Watching()
+    PairwiseOptimizer(StationaryVelocity(), loss, levels=[2, 1], iterations=[3, 2], method=method)(
+        pair["moving"], pair["fixed"]
+    )
+    assert loss.iterations == [0, 1, 2, 3, 4]
+
+
+def test_a_refinement_of_given_parameters_is_beyond_any_schedule():
+    pair, loss = contrasts((24, 20), (0.0, 0.4, 0.9, 0.2, 0.7)), Watching()
+    start = torch.zeros(1, 2, 12, 10)
+    PairwiseOptimizer(StationaryVelocity(), loss, levels=[1], iterations=3)(pair["moving"], pair["fixed"], start)
+    assert min(loss.iterations) > 10**6
+
+
+@pytest.mark.parametrize(("changes", "expected"), [(False, 11), (True, 20)])
+def test_a_level_ends_by_the_values_of_one_objective_alone(changes, expected):
+    pair, loss = contrasts((24, 20), (0.0, 0.4, 0.9, 0.2, 0.7)), Watching(changes)
+    search = PairwiseOptimizer(StationaryVelocity(), loss, levels=[1], iterations=20)
+    search.tolerance = 2.0
+    search(pair["moving"], pair["fixed"])
+    assert len(loss.iterations) == expected
