@@ -2,6 +2,8 @@
 
 import ast
 import json
+import sys
+from subprocess import PIPE
 
 import numpy as np
 import pytest
@@ -60,3 +62,31 @@ def test_interval_holds_the_mean_difference():
     rows = [{**pair, "forward": 0.8 + 0.01 * i} for i, pair in enumerate(pairs)]
     base = [{**pair, "forward": 0.7 + 0.01 * i} for i, pair in enumerate(pairs)]
     assert experiments.interval(rows, base, "forward") == "+0.1000 (+0.1000 to +0.1000)"
+
+
+def test_a_training_is_killed_when_it_should_stop():
+    asked = []
+    experiments._run_until(lambda: len(asked) or asked.append(1), [sys.executable, "-c", "input()"], {"stdin": PIPE})
+    assert asked
+
+
+def test_a_training_that_fails_before_its_stop_is_an_error():
+    with pytest.raises(RuntimeError, match="ended with 3 before"):
+        experiments._run_until(lambda: False, [sys.executable, "-c", "raise SystemExit(3)"], {})
+
+
+def test_a_measure_is_taken_once(tmp_path):
+    found = [experiments.measure_once(tmp_path / "x.json", lambda value=value: {"dice": value}) for value in (0.5, 0.6)]
+    assert found == [{"dice": 0.5}] * 2
+
+
+def test_markdown_shows_three_digits_and_empty_cells():
+    text = experiments.markdown(["method", "Dice"], [["a", 0.12345], ["b", None]])
+    assert text == "| method | Dice |\n| --- | --- |\n| a | 0.123 |\n| b |  |\n"
+
+
+def test_unknown_variants_are_named(capsys):
+    parser = experiments.experiment_parser("A title.\n\nMore.", {"base": 1})
+    with pytest.raises(SystemExit):
+        experiments.chosen_variants(parser, "base,bose", {"base": 1})
+    assert "there is no variant bose; there are base" in capsys.readouterr().err
