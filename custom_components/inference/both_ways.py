@@ -8,7 +8,7 @@ import torch
 from monai.inferers import Inferer
 from torch import Tensor
 
-from .prediction import Masks, Network
+from .prediction import Masks, Network, Result
 from .registration import as_pair
 
 
@@ -24,9 +24,7 @@ class BothWaysInferer(Inferer):
         super().__init__()
         self.inferer, self.both = inferer, both
 
-    def __call__(
-        self, inputs: Tensor, network: Network, *, masks: Masks | None = None, **options: Any
-    ) -> dict[str, Any]:
+    def __call__(self, inputs: Tensor, network: Network, *, masks: Masks | None = None, **options: Any) -> Result:
         """As the inferer is called; its options are the same for both ways."""
         if not self.both:
             return self.inferer(inputs, network, masks=masks, **options)

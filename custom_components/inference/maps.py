@@ -10,7 +10,7 @@ from torch import Tensor
 from ..fields import compose, warp
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Map:
     """phi = id + ddf, from the fixed to the moving image, with its inverse where that is known.
 

@@ -14,7 +14,7 @@ from ..deformations.base import Deformation
 from ..networks.parallel import unwrap
 from ..networks.zero import ZeroField
 from .maps import Map
-from .prediction import Masks, Network, OptimizingPredictor, Predictor, Refinement
+from .prediction import Masks, Network, OptimizingPredictor, Predictor, Refinement, Result
 from .registration import RegistrationInferer, as_pair, seconds_per_pair
 
 
@@ -66,20 +66,18 @@ class MultiStepInferer(Inferer):
         if refinement is not None:
             self.last = [RegistrationInferer(deformation, OptimizingPredictor(refinement), inverse=inverse)]
 
-    def __call__(
-        self, inputs: Tensor, network: Network, *, masks: Masks | None = None, **options: Any
-    ) -> dict[str, Any]:
+    def __call__(self, inputs: Tensor, network: Network, *, masks: Masks | None = None, **options: Any) -> Result:
         """As `RegistrationInferer`; `affine` gets no options."""
         image, start = as_pair(inputs), time.perf_counter()
         moving, fixed = image.chunk(2, 1)
         warped = moving
         so_far: Map | None = None
-        result: dict[str, Any] = {}
+        result: Result = {}
         if self.affine is not None:
             first = self.affine(image, network)
             so_far, warped = Map.of(first), first["warped"]
             result["affine"] = {key: first[key] for key in ("matrix", "warped")}
-        steps: list[dict[str, Any]] = []
+        steps: list[Result] = []
         for inferer in self._inferers(network):
             pair = torch.cat([warped, fixed], 1)
             fields = inferer(pair, network, masks=_warped(masks, so_far), **options)

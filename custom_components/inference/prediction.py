@@ -15,8 +15,11 @@ from torch import Tensor
 
 from ..deformations.base import Deformation
 
+# What a network answers depends on the network: mostly a tensor, sometimes several.
 Network = Callable[..., Any]
 Masks = Mapping[str, Tensor]
+# Tensors by name, some of them in lists (steps) or dictionaries (the way back).
+Result = dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..deformations.base import Deformation
 from ..fields import plain, warp
-from .prediction import Masks, Network, NetworkPredictor, Prediction, Predictor, Refinement
+from .prediction import Masks, Network, NetworkPredictor, Prediction, Predictor, Refinement, Result
 
 
 class RegistrationInferer(Inferer):
@@ -46,9 +46,7 @@ class RegistrationInferer(Inferer):
         self.deformation, self.predict = deformation, NetworkPredictor() if predict is None else predict
         self.refinement, self.inverse, self.draw = refinement, inverse, draw
 
-    def __call__(
-        self, inputs: Tensor, network: Network, *, masks: Masks | None = None, **options: Any
-    ) -> dict[str, Any]:
+    def __call__(self, inputs: Tensor, network: Network, *, masks: Masks | None = None, **options: Any) -> Result:
         """Register.
 
         Args:
@@ -60,9 +58,7 @@ class RegistrationInferer(Inferer):
         pred = self.register(image, prediction, masks=masks, **options)
         return {**pred, "seconds": seconds_per_pair(image, start)}
 
-    def register(
-        self, image: Tensor, prediction: Prediction, *, masks: Masks | None = None, **options: Any
-    ) -> dict[str, Any]:
+    def register(self, image: Tensor, prediction: Prediction, *, masks: Masks | None = None, **options: Any) -> Result:
         """Fields and warped image of predicted parameters, which are refined first."""
         (moving, fixed), deformation = image.chunk(2, 1), prediction.deformation
         parameters = prediction.parameters

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from monai.inferers import Inferer
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from ...deformations.velocity import StationaryVelocity
 from ...fields import plain, warp
-from ...inference.prediction import Masks, Network, Precision
+from ...inference.prediction import Masks, Network, Precision, Result
 from ...inference.registration import RegistrationInferer
 from ...networks.parallel import unwrap
 from .network import AtlasNetwork
@@ -60,7 +59,7 @@ class TemplateInferer(Inferer):
         *,
         masks: Masks | None = None,
         attributes: Tensor | None = None,
-    ) -> dict[str, Any]:
+    ) -> Result:
         """Register scans.
 
         Args:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...deformations.base import Deformation
 from ...fields import plain
-from ...inference.prediction import Masks, Network, Precision
+from ...inference.prediction import Masks, Network, Precision, Result
 from ...networks.parallel import unwrap
 from .network import HyperMorphUNet
 from .tuning import Criterion, tune_hyper
@@ -66,7 +66,7 @@ class HyperInferer(Inferer):
         masks: Masks | None = None,
         hyper: Tensor | None = None,
         **options: Any,
-    ) -> dict[str, Any]:
+    ) -> Result:
         """As the inferer inside; `hyper` (1 or B, H) goes before the values given at construction."""
         image: Tensor = plain(inputs)
         start = time.perf_counter()
@@ -118,9 +118,7 @@ class SweepInferer(Inferer):
         self.inferer, self.deformation = inferer, deformation
         self.sweep, self.precision = sweep, Precision(precision)
 
-    def __call__(
-        self, inputs: Tensor, network: Network, *, masks: Masks | None = None, **options: Any
-    ) -> dict[str, Any]:
+    def __call__(self, inputs: Tensor, network: Network, *, masks: Masks | None = None, **options: Any) -> Result:
         if not self.sweep:
             return self.inferer(inputs, network, masks=masks, **options)
         inner = unwrap(network)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ...deformations.base import Deformation
 from ...fields import plain, warp
-from ...inference.prediction import Masks, Network, Precision, Prediction
+from ...inference.prediction import Masks, Network, Precision, Prediction, Result
 from ...inference.registration import RegistrationInferer, as_pair, seconds_per_pair
 from ...networks.parallel import unwrap
 from .network import QuicksilverNetwork
@@ -130,9 +130,7 @@ class DropoutSamplesInferer(Inferer):
             raise ValueError("samples are drawn of the prediction alone: leave the correction out (correction: none)")
         self.inferer, self.samples, self.seed = inferer, samples, seed
 
-    def __call__(
-        self, inputs: Tensor, network: nn.Module, *, masks: Masks | None = None, **options: Any
-    ) -> dict[str, Any]:
+    def __call__(self, inputs: Tensor, network: nn.Module, *, masks: Masks | None = None, **options: Any) -> Result:
         """As the inferer inside."""
         if not self.samples:
             return self.inferer(inputs, network, masks=masks, **options)

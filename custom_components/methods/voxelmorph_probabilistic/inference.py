@@ -9,7 +9,7 @@ from monai.inferers import Inferer
 from torch import Tensor
 
 from ...deformations.base import Deformation
-from ...inference.prediction import Masks, Network
+from ...inference.prediction import Masks, Network, Result
 
 
 class SamplesInferer(Inferer):
@@ -37,11 +37,9 @@ class SamplesInferer(Inferer):
             )
         self.inferer, self.deformation, self.samples, self.seed = inferer, deformation, samples, seed
 
-    def __call__(
-        self, inputs: Tensor, network: Network, *, masks: Masks | None = None, **options: Any
-    ) -> dict[str, Any]:
+    def __call__(self, inputs: Tensor, network: Network, *, masks: Masks | None = None, **options: Any) -> Result:
         """As the inferer inside."""
-        pred: dict[str, Any] = self.inferer(inputs, network, masks=masks, **options)
+        pred: Result = self.inferer(inputs, network, masks=masks, **options)
         if not self.samples:
             return pred
         if "posterior" not in pred:
