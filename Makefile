@@ -6,15 +6,25 @@ CONSTRAINTS ?= constraints-cpu.txt
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
-.PHONY: demo test lint bench clean
+# Test processes, each of one thread; all tests of a file run in the same one.
+WORKERS ?= 2
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+
+.PHONY: help demo test test-fast lint bench clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST)
 
 demo: $(STAMP)  ## register two subjects whose deformation is known
 	$(BIN)/morphzoo demo -o demo_output
 
-test: $(STAMP)  ## all tests
-	$(BIN)/python -m pytest
+test: $(STAMP)  ## all tests, in two processes
+	$(PYTEST)
 
-lint: $(STAMP)
+test-fast: $(STAMP)  ## the tests that are not marked slow: two minutes
+	$(PYTEST) -m "not slow"
+
+lint: $(STAMP)  ## format, style, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -29,5 +39,5 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	$(BIN)/python -m pip install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e ".[dev]"
 	touch $@
 
-clean:
+clean:  ## remove the environment and what was built
 	rm -rf $(VENV) demo_output build *.egg-info

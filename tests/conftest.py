@@ -6,11 +6,36 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from torch import Tensor
 
 from custom_components.data.phantoms import phantom_pair, write_phantom_scans
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):  # one of several processes: each has a core of its own
+        torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the tests of a file, or of a bundle, to one process, so that their fixtures are made once.
+
+    Groups with slow tests start first: at the end no process waits long for the other.
+    """
+    groups = {item: _group_of(item) for item in items}
+    slow = {groups[item] for item in items if item.get_closest_marker("slow")}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(groups[item]))
+    items.sort(key=lambda item: groups[item] not in slow)
+
+
+def _group_of(item: pytest.Item) -> str:
+    parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    if isinstance(parameters.get("bundle"), Path):
+        return f"{item.path.parent.name}-{parameters['bundle'].name}"
+    return str(item.path.relative_to(REPOSITORY))
 
 
 @pytest.fixture(scope="session")

@@ -271,7 +271,7 @@ def test_an_axis_of_one_voxel_is_constant():
         (lambda: fields.transform_points(torch.zeros(1, 5, 3), torch.zeros(1, 2, 8, 8)), r"\(B, N, 2\)"),
     ],
 )
-def test_wrong_shapes_are_named(call, message):
+def test_fields_refuse_shapes_that_do_not_fit(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 

@@ -10,6 +10,17 @@ from bundle_cases import BUNDLES, STATISTICS, train, with_ages
 
 from custom_components.data.phantoms import write_phantom_scans
 
+SLOW = {"test_training.py", "test_inference.py", "test_variants.py"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """VoxelMorph is trained and registers in the fast tests, too: its variants and all other bundles are slow."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent and item.path.name in SLOW:
+            fast = item.path.name != "test_variants.py" and "voxelmorph]" in item.name
+            if not fast:
+                item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture(scope="session", params=BUNDLES, ids=lambda path: path.name)
 def bundle(request: pytest.FixtureRequest) -> Path:

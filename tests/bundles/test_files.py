@@ -70,7 +70,7 @@ def test_workflow_has_every_property_monai_asks_for(bundle, scans, trained, tmp_
 
 
 @pytest.mark.parametrize("name", ["network_def", "deformation"])
-def test_training_and_inference_agree_on_the(bundle, name):
+def test_training_and_inference_have_the_same(bundle, name):
     train_config, inference = (read_json(bundle / "configs" / f"{job}.json") for job in ("train", "inference"))
     assert train_config[name] == inference[name]
 

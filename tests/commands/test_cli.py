@@ -137,7 +137,7 @@ def test_a_checkpoint_of_another_architecture_is_named(scans, tmp_path):
         (["--weights", "nowhere.pt"], "nowhere.pt"),
     ],
 )
-def test_wrong_settings_are_named(words, part, scans, tmp_path):
+def test_settings_that_do_not_fit_are_refused_in_one_line(words, part, scans, tmp_path):
     assert part in run("register", scans[0][0], scans[1][0], "-o", tmp_path / "out", *words)
 
 

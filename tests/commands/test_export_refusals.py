@@ -114,7 +114,7 @@ def test_an_unfit_entry_of_a_config_is_named(copied, tmp_path, config, key, valu
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_what_is_broken_is_named(copied, tmp_path, spoil, part):
+def test_a_broken_bundle_is_refused_and_its_fault_named(copied, tmp_path, spoil, part):
     spoil(copied)
     check_refusal(copied, tmp_path / "out", part)
 

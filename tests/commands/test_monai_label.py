@@ -14,7 +14,7 @@ from commands.cases import FRAMES, SCHEMA, VOXELMORPH, check_labels, monai_bundl
 from custom_components.commands.label_server_export import export_for_monai_label
 from custom_components.data.phantoms import STRUCTURES
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
 def test_labels_of_the_atlas_come_to_scans_of_any_orientation(label_bundle, studies, tmp_path):

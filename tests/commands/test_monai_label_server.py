@@ -20,7 +20,7 @@ from custom_components.data.phantoms import STRUCTURES
 from custom_components.space import load_image, resample
 from custom_components.transforms.load import scale_intensity
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture(scope="module")

@@ -437,7 +437,7 @@ def test_a_spacing_is_one_number_or_one_for_each_axis():
         ),
     ],
 )
-def test_wrong_arguments_are_named(call, message):
+def test_kernels_refuse_settings_and_fields_that_do_not_fit(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 

@@ -419,7 +419,7 @@ def test_a_momentum_that_is_not_finite_is_refused(model, bad):
         (lambda k: shot_of(torch.zeros(1, 2, 8, 8), k, spacing=0.0), "expected a positive spacing"),
     ],
 )
-def test_wrong_arguments_are_named(call, message):
+def test_shooting_refuses_settings_and_momenta_that_do_not_fit(call, message):
     with pytest.raises(ValueError, match=message):
         call(gaussian_kernel(1.5))
 

@@ -218,7 +218,7 @@ def test_one_way_alone_has_no_way_back():
     assert pred.keys() == RegistrationInferer(shots())(image, network).keys()
 
 
-def test_wrong_settings_of_steps_are_named():
+def test_steps_refuse_settings_that_do_not_fit():
     with pytest.raises(ValueError, match="at least one step, got 0"):
         MultiStepInferer(shots(), num_steps=0)
     with pytest.raises(ValueError, match="let the inferer register both ways"):

@@ -104,6 +104,6 @@ def test_a_loss_that_is_not_finite_stops_the_run():
         (lambda: make_optimizer(method="newton"), "adam or lbfgs"),
     ],
 )
-def test_wrong_arguments_are_named(call, message):
+def test_the_optimiser_refuses_settings_that_do_not_fit(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -110,7 +110,7 @@ def overlap_of(labels):
         (lambda: overlap_of(torch.zeros(1, 1, 4, 5, 6).long()), r"\(1, 1, 4, 5, 6\)"),
     ],
 )
-def test_wrong_input_is_named(call, message):
+def test_losses_refuse_settings_and_labels_that_do_not_fit(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 

@@ -71,7 +71,7 @@ def test_features_and_heads_can_be_configured():
         (lambda: VoxelMorphUNet.paper(3), "variant 1 or 2"),
     ],
 )
-def test_wrong_arguments_are_named(call, message):
+def test_networks_refuse_settings_and_images_that_do_not_fit(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +21,10 @@ def test_known_rigid_transform_between_t1_and_epi_is_recovered(test_data: Path, 
     folder = test_data / "subject_to_template"
     fixed, moving = load_image(folder / f"{epi}.nii.gz"), load_image(folder / "S1_T1.nii.gz")
     known = np.array(json.loads((folder / "transforms.json").read_text())[epi]["EPI_world_to_T1_world"])
-    start = time.process_time()
     found = register_affine(fixed, moving, transform="rigid")
     brain = np.argwhere(fixed.data[0].numpy() > 60)[::50] @ fixed.affine[:3, :3].T + fixed.affine[:3, 3]
     distance = transform_points_world(brain, [found]) - transform_points_world(brain, [known])
     assert np.linalg.norm(distance, axis=1).mean() < tolerance_mm
-    assert time.process_time() - start < 90
 
 
 def test_affine_in_the_plane_finds_an_origin_that_is_off_by_100_mm(test_data: Path) -> None:

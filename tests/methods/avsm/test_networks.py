@@ -177,6 +177,6 @@ def test_affine_networks_learn_maps_of_unseen_pairs(make, rate, left):
         (lambda: MomentumNetwork(2)(torch.zeros(1, 1, 8, 8)), r"one channel.*\[1, 1, 8, 8\]"),
     ],
 )
-def test_wrong_arguments_are_named(call, message):
+def test_affine_maps_and_networks_refuse_shapes_that_do_not_fit(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -163,7 +163,7 @@ def test_auto_is_no_worse_than_its_start(size):
     ],
     ids=str,
 )
-def test_wrong_arguments_of_the_inferer_are_named(kwargs, message):
+def test_the_inferer_refuses_hyper_parameters_that_do_not_fit(kwargs, message):
     with pytest.raises(ValueError, match=message):
         hyper_inferer(StationaryVelocity(), **kwargs)
 

@@ -291,7 +291,7 @@ def test_each_gives_the_fields_of_single_calls(size, hyper_encoder):
         (lambda: make(2, num_hyper=2).plain_weights([0.5]), r"expected 2 hyper-parameters.*\[1, 1\]"),
     ],
 )
-def test_wrong_arguments_are_named(call, message):
+def test_the_network_refuses_hyper_parameters_and_settings_that_do_not_fit(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 

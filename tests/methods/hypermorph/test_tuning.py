@@ -100,7 +100,7 @@ def test_the_network_is_left_as_it_was(criterion, error):
         ([shifted(SIZES[0], 0.5)], 1.0, r"start inside \(0, 1\)"),
     ],
 )
-def test_wrong_starts_are_named(pairs, start, message):
+def test_tuning_refuses_starts_that_do_not_fit(pairs, start, message):
     with pytest.raises(ValueError, match=message):
         tune_hyper(Shift(), Displacement(), pairs, alike, start=start)
 

@@ -263,7 +263,7 @@ def voxels(**options):
         ),
     ],
 )
-def test_wrong_arguments_are_named(call, message):
+def test_the_metric_refuses_settings_and_parameters_that_do_not_fit(call, message):
     momentum, h = random_case((8, 9))
     with pytest.raises(ValueError, match=message):
         call(momentum, h)

@@ -84,6 +84,6 @@ def test_a_network_may_be_blind_to_the_momentum():
         (lambda: MetricNetwork(2)(torch.rand(1, 2, 16, 16)), "an image and a momentum, 3 channels"),
     ],
 )
-def test_wrong_arguments_of_networks_are_named(call, message):
+def test_networks_refuse_settings_and_images_that_do_not_fit(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -127,6 +127,6 @@ def test_the_schedules_have_the_published_values(rate, shares):
         (lambda: WeightTotalVariation(spacing=(1, 2, 3))(torch.zeros(2, 3, 4, 4)), "expected a positive spacing"),
     ],
 )
-def test_wrong_arguments_of_penalties_are_named(call, message):
+def test_penalties_refuse_settings_and_weights_that_do_not_fit(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -299,7 +299,7 @@ def test_the_trace_of_a_diagonal_posterior_makes_smoothed_noise_vanish(trace, ex
         (lambda: GaussianVelocity().velocity_sd(torch.zeros(1, 3, 4, 5, 6)), r"6 channels, got .* \(1, 3, 4, 5, 6\)"),
     ],
 )
-def test_wrong_input_is_named(call, message):
+def test_gaussians_refuse_settings_and_channels_that_do_not_fit(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 
