@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..fields import identity_grid, integrate_velocity
+from ..fields import identity_grid, integrate_velocity, per_channel
 
 # Label: name, intensity. 0 is the background, intensity 0.
 STRUCTURES = {1: ("cortex", 0.55), 2: ("white matter", 0.9), 3: ("ventricle", 0.2), 4: ("deep nucleus", 0.7)}
@@ -58,7 +58,7 @@ def random_velocity(
         for axis, basis in enumerate(bases, start=2):
             field = torch.tensordot(field, basis, dims=([axis], [1])).movedim(-1, axis)
         velocity += spacing * field
-    velocity *= torch.tensor([float(n > 1) for n in size]).view(1, -1, *[1] * len(size))
+    velocity *= per_channel([float(n > 1) for n in size], velocity)
     longest = velocity.square().sum(1, keepdim=True).flatten(1).amax(1).sqrt().clamp_min(1e-12)
     return velocity * (amplitude / longest).view(-1, *[1] * (len(size) + 1))
 
@@ -75,10 +75,10 @@ def phantom(locations: Tensor, size: Sequence[int], *, edge: float = 0.7) -> tup
         Image (B, 1, *S) float32 in [0, 1] and label map (B, 1, *S) int16 with the labels of `STRUCTURES`.
     """
     extent = min(n for n in size if n >= _SLAB) if max(size) >= _SLAB else min(size)
-    centre = locations.new_tensor([(n - 1) / 2 for n in size]).view(1, -1, *[1] * len(size))
-    half = locations.new_tensor([n / 2 if n >= _SLAB else 1e6 for n in size]).view_as(centre)
+    centre = per_channel([(n - 1) / 2 for n in size], locations)
+    half = per_channel([n / 2 if n >= _SLAB else 1e6 for n in size], locations)
     x = (locations - centre) / half
-    phases = x.new_tensor([1.0, -0.5, 0.3][: len(size)]).view_as(centre)
+    phases = per_channel([1.0, -0.5, 0.3][: len(size)], x)
     folds = 0.09 * torch.cos(11 * x + phases).prod(dim=1, keepdim=True)
     left, right = x.clone(), x.clone()
     left[:, 0] += 0.13
@@ -90,7 +90,7 @@ def phantom(locations: Tensor, size: Sequence[int], *, edge: float = 0.7) -> tup
     # Signed depths (1 - radius) of the nested structures, later ones painted over earlier ones.
     depths = torch.cat([_inside(x, (0.8, 0.8, 0.8)), _inside(x, (0.64, 0.64, 0.64)) + folds, ventricle, nucleus], dim=1)
     # A depth is in units of the structure's radius, whose mean size in voxels turns it into voxels.
-    radii = depths.new_tensor([0.8, 0.64, 0.18, 0.15]).view(1, -1, *[1] * len(size)) * extent / 2
+    radii = per_channel([0.8, 0.64, 0.18, 0.15], depths) * extent / 2
     weights = torch.sigmoid(depths * radii / edge)
     image = torch.zeros_like(depths[:, :1])
     label = torch.zeros_like(image, dtype=torch.int16)
@@ -127,7 +127,7 @@ def phantom_pair(
     spacings = [max(size) / 6, max(size) / 3]
     svf = random_velocity(size, amplitude=amplitude, spacings=spacings, batch=batch, generator=generator)
     # A slab moves within its plane: what leaves a thin slab is lost to the other image.
-    svf = svf * torch.tensor([float(n >= _SLAB) for n in size]).view(1, -1, *[1] * len(size))
+    svf = svf * per_channel([float(n >= _SLAB) for n in size], svf)
     ddf, inverse_ddf = integrate_velocity(svf), integrate_velocity(-svf)
     identity = identity_grid(size).unsqueeze(0)
     moving, label_moving = (t.repeat(batch, *[1] * (t.ndim - 1)) for t in phantom(identity, size))
@@ -211,7 +211,7 @@ def write_phantom_scans(
 
 def _inside(x: Tensor, radii: Sequence[float]) -> Tensor:
     """1 - radius of an ellipsoid at normalised positions (B, D, *S): positive inside, shape (B, 1, *S)."""
-    scale = x.new_tensor(list(radii)[: x.shape[1]]).view(1, -1, *[1] * (x.ndim - 2))
+    scale = per_channel(list(radii)[: x.shape[1]], x)
     return 1 - (x / scale).square().sum(1, keepdim=True).sqrt()
 
 

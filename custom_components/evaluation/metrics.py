@@ -14,7 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..fields import compose, identity_grid, jacobian_determinant, plain, spatial_gradient, transform_points, warp
+from ..fields import (
+    compose,
+    identity_grid,
+    jacobian_determinant,
+    per_channel,
+    plain,
+    spatial_gradient,
+    transform_points,
+    warp,
+)
 from .overlap import check_same_shape, checked_spacing, hausdorff95, integer_labels, label_overlap, present_labels
 
 
@@ -90,7 +99,7 @@ def inverse_consistency_mm(
     """
     check_same_shape(ddf, inverse_ddf, "fields")
     size = ddf.shape[2:]
-    spacing = ddf.new_tensor(checked_spacing(spacing_mm, len(size))).view(1, -1, *[1] * len(size))
+    spacing = per_channel(checked_spacing(spacing_mm, len(size)), ddf)
     distance = (compose(inverse_ddf, ddf) * spacing).norm(dim=1, keepdim=True)
     mapped = identity_grid(size, device=ddf.device) + ddf
     last = mapped.new_tensor([n - 1 for n in size]).view_as(spacing)
@@ -225,7 +234,7 @@ def pair_metrics(
         result["landmark_error_after_mm"] = _mean(landmark_error_mm(mapped, moving, spacing_mm=spacing))
     result["folding_percent"] = 100 * _mean(folding_fraction(ddf, mask))
     result["sd_log_jacobian"] = _mean(sd_log_jacobian(ddf, mask))
-    length = (ddf * ddf.new_tensor(spacing).view(1, -1, *[1] * len(spacing))).norm(dim=1, keepdim=True)
+    length = (ddf * per_channel(spacing, ddf)).norm(dim=1, keepdim=True)
     result["displacement_mean_mm"] = _mean(_masked_mean(length.double(), _mask_like(length, mask)))
     result["displacement_max_mm"] = _mean((length * mask).flatten(1).amax(1))
     if "inverse_ddf" in pred:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..fields import compose
+from ..fields import compose, per_channel
 
 
 class MultiStepLoss(nn.Module):
@@ -58,7 +58,7 @@ class MultiStepLoss(nn.Module):
 def inconsistency(one: Tensor, two: Tensor) -> Tensor:
     """Mean |one o two - id|^2 of two displacement fields (B, D, *S), coordinates from 0 to 1 along each axis."""
     difference = compose(one, two)
-    scale = difference.new_tensor([max(n - 1, 1) for n in one.shape[2:]]).view(1, -1, *[1] * (one.ndim - 2))
+    scale = per_channel([max(n - 1, 1) for n in one.shape[2:]], difference)
     return (difference / scale).square().sum(1).mean()
 
 
