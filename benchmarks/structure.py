@@ -210,7 +210,7 @@ def table(checkout: Path, found: Measures) -> list[tuple[str, str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkout", nargs="?", type=Path, default=Path(__file__).parents[1])
-    parser.add_argument("--worst", type=int, default=0, help="also list so many of the largest of each kind")
+    parser.add_argument("--worst", type=int, default=0, help="also list this many of the largest of each kind")
     args = parser.parse_args()
     found = measure(args.checkout)
     for name, value in table(args.checkout, found):

@@ -212,7 +212,7 @@ def make_list(
         validation, test: shares of the people.
         seed: of the split and of the choice of pairs.
         pair_kind: how the pairs are formed, see `make_pairs`.
-        max_pairs: at most so many pairs in a section.
+        max_pairs: at most this many pairs in a section.
     Returns:
         `training`, `validation` and `test` (scans), `validation_pairs` and `test_pairs`; empty ones are left out.
     Raises:
@@ -473,7 +473,7 @@ class Commands:
         validation, test: shares of the people.
         seed: of the split and of the choice of pairs.
         pair_kind: between_people, all, neighbours or same_person.
-        max_pairs: at most so many pairs in a section.
+        max_pairs: at most this many pairs in a section.
     """
 
     def __init__(

@@ -110,8 +110,8 @@ def make_pairs(
         scans: scan items.
         kind: "all" every ordered pair; "neighbours" scan i as fixed with scan i + 1 as moving; "atlas" every scan as
             moving with the atlas as fixed; "same_person" and "between_people" ordered pairs within and between people.
-        atlas: for kind "atlas": a scan item or the path of an image. If it is one of the scans, that one is left out.
-        limit: keep at most so many pairs, drawn at random without repetition, in the original order.
+        atlas: for kind "atlas": a scan item or the path of an image. If it is one of the scans, that scan is omitted.
+        limit: keep at most this many pairs, drawn at random without repetition, in the original order.
         seed: of that draw.
     Returns:
         Pair items with an `id` "<moving>-to-<fixed>"; the keys of the scans become `moving`, `label_moving`,

@@ -139,7 +139,7 @@ class ScanPairDataset(Dataset, Randomizable):
             return self._fixed_pairs[index]
         if self.in_order:
             return index, self.num_scans
-        # The index takes part, so that the processes of a multi-GPU run, seeded alike, still draw different pairs.
+        # The index is part of the seed, so that processes of a multi-GPU run with equal seeds draw different pairs.
         rng = np.random.default_rng([int(self.R.randint(2**31)), index])
         if self.has_atlas:
             return int(rng.integers(self.num_scans)), self.num_scans

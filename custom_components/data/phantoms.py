@@ -161,7 +161,8 @@ def write_phantom_scans(
     Args:
         folder: made if needed; gets `images/`, `labels/` and `datalist.json`.
         n: number of people, one scan each.
-        size: voxels along R, A, S. Two axes: a slab of one voxel along S; a short last axis: a slab of so many.
+        size: voxels along R, A, S. Two axes give a slab of one voxel along S,
+            a short last axis a slab that many voxels thick.
         seed: of all deformations and noise.
         spacing_mm: voxel size, one number or one for each axis.
         axcodes: orientation in which the arrays are stored; the anatomy stays the same.

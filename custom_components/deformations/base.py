@@ -18,7 +18,7 @@ Fields = dict[str, Tensor]
 
 
 class Deformation(ABC):
-    """A parametrised deformation, without learned weights: it serves networks, optimisers and baselines alike.
+    """A parametrised deformation, without learned weights: it serves networks, optimisers and baselines.
 
     Convention: parameters have shape (B, P, *S'), one tensor, on a grid that spans the image grid *S. Displacements are
     in voxels of the image grid, phi(x) = x + ddf(x) maps fixed to moving (see `fields`).

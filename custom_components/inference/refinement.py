@@ -58,7 +58,7 @@ class PairwiseOptimizer:
         loss_across: the loss for pairs of different contrast (see `same_contrast`); None uses `loss` for all. Which one
             was taken is logged.
         levels: shrink factors of the images, coarse to fine.
-        iterations: at each level; one number serves all levels. All zero: the start is returned as it came.
+        iterations: at each level; one number serves all levels. All zero: the start is returned unchanged.
         learning_rate: Adam's step, about the voxels of the parameters' grid that a vector moves in an iteration.
         method: "adam" or "lbfgs".
         progress: show a progress bar.

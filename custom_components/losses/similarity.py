@@ -1,4 +1,4 @@
-"""Image similarities as losses: the smaller, the more alike.
+"""Image similarities as losses: smaller values mean more similar images.
 
 Every similarity is a module called as `similarity(warped, fixed, mask)`: images (B, C, *S) and an optional weight map
 (B, 1, *S) or (B, C, *S), 0 where voxels must not count. It returns a scalar tensor, the mean over the (masked) voxels,

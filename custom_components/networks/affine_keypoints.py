@@ -174,8 +174,8 @@ def fit_affine(fixed: Tensor, moving: Tensor, weights: Tensor, ridge: float = 1e
     """The affine map from points of the fixed image to those of the moving one, by weighted least squares.
 
     With p the fixed and q the moving points, M and t minimise `sum_i w_i |q_i - p_i - M (q_i + p_i) / 2 - t|^2`, and
-    the map solves `q - p = M (q + p) / 2 + t` for q. It is exact where the points have an exact affine map; points
-    that have none are treated alike, so that swapping fixed and moving gives exactly the inverse, which the ordinary
+    the map solves `q - p = M (q + p) / 2 + t` for q. It is exact where the points have an exact affine map; other
+    points are treated symmetrically, so that swapping fixed and moving gives exactly the inverse, which the ordinary
     fit of q from p does not. A small multiple of |M|^2 is added: where the points say nothing, the map is a shift.
 
     The Frobenius norm of M is kept to 1.8 at most, or the equation for q may have no solution: the map is invertible

@@ -22,13 +22,13 @@ logger = logging.getLogger(__name__)
 
 
 class ResumableCheckpoint:
-    """Save everything a run needs to go on (network, optimiser, schedule, engine position) and resume from it.
+    """Save everything a run needs to continue (network, optimiser, schedule, engine position) and resume from it.
 
-    The file is written under another name and renamed, so that a run cut at any moment leaves a whole checkpoint.
+    The file is written under another name and renamed, so an interrupted run never leaves a truncated checkpoint.
     Only the first process of a distributed run writes; all of them resume.
 
     Each epoch's random numbers, torch's and those of a dataset that has its own, depend on the run's seed and the epoch
-    alone: a resumed run goes on like one that was not interrupted. A cosine schedule goes on at the length of the new
+    alone: a resumed run continues like one that was not interrupted. A cosine schedule takes the length of the new
     run, so that a finished one can be prolonged.
 
     Args:
@@ -88,7 +88,7 @@ class ResumableCheckpoint:
         engine.state.epoch = checkpoint["epoch"]
         engine.state.iteration = checkpoint["iteration"]
         if engine.state.max_epochs is not None and checkpoint["epoch"] >= engine.state.max_epochs:
-            logger.warning("%s has all %d epochs: give more max_epochs to go on", self.path, checkpoint["epoch"])
+            logger.warning("%s has all %d epochs: raise max_epochs to continue", self.path, checkpoint["epoch"])
 
     def _restore(self, name: str, state: Mapping[str, Any], source: str | os.PathLike) -> None:
         thing = unwrap(self.objects[name])

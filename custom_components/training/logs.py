@@ -32,7 +32,7 @@ class ProgressBar(ignite.handlers.ProgressBar):
 class TrainingCurve:
     """Write one CSV line per epoch: epoch, iteration, seconds, CPU seconds, mean of each loss term, validation metrics.
 
-    The metrics' cells are empty in epochs without validation. A resumed run goes on in the file: its lines replace
+    The metrics' cells are empty in epochs without validation. A resumed run continues the file: its lines replace
     those of the same epochs and later ones. In a distributed run the losses are those of the first process's share of
     the data; the metrics are over all.
 

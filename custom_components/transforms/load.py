@@ -31,7 +31,7 @@ def scale_intensity(image: Tensor, percentiles: tuple[float, float] = (0.0, 99.9
     """Map the given percentiles of an image (of its nonzero voxels if `nonzero`) to 0 and 1 and clip beyond them."""
     values = image[image != 0] if nonzero else image
     low, high = np.percentile(values.numpy(), percentiles)
-    if high <= low:  # nearly all voxels alike, a few bright ones: the percentiles say nothing, the range does
+    if high <= low:  # nearly all voxels are equal and a few are bright: the percentiles say nothing, but the range does
         low, high = float(image.min()), float(image.max())
     return ((image - low) / (high - low)).clamp(0, 1)
 

@@ -113,7 +113,7 @@ class AffineMomentumNetwork(nn.Module):
 
     Args:
         affine, momentum: `MultiStepAffine` and `momentum_net.MomentumNetwork`.
-        shrink: the affine network sees means of blocks of so many voxels along each axis.
+        shrink: the affine network sees means of blocks of this many voxels along each axis.
     Shapes: input (B, 2, *S); part "affine" gives (B, D, D + 1) in centred coordinates of the full grid, "momentum" what
         the momentum network gives.
     Raises:

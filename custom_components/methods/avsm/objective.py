@@ -19,8 +19,8 @@ class AffineLoss(nn.Module):
     coordinates. Where `pred["back"]` holds the prediction for the swapped pair, similarity and penalty are the mean of
     both directions. Means over the batch.
 
-    Anchors teach a network of keypoints where to look: of the K = n^D points of a lattice in a space that all people
-    share, the k-th keypoint of either image is to lie where the k-th of these lies in that image.
+    Anchors teach a network of keypoints where to look: keypoint k of each image should coincide with point k of a fixed
+    lattice of K = n^D points, mapped from a space that all people share into that image.
 
     Args:
         similarity: called as `similarity(warped, fixed, mask)`; None leaves the images out.

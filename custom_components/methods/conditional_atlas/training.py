@@ -35,7 +35,7 @@ def template_score(output: Mapping[str, Any]) -> Tensor:
 class InitializeTemplate:
     """Before training: the template becomes the linear regression of the scans on their attributes, or their mean.
 
-    Without such a start registration soon explains what the attributes could, and the template may never follow them.
+    Otherwise registration absorbs the variation that the attributes should explain, and the template never learns them.
     The scans, unregistered, are drawn as in training, in whole batches until there are `num_scans`; the
     attributes' mean and deviation are those of all scans. What is resumed or loaded afterwards replaces all of it, so
     this handler stands before `ResumableCheckpoint`.

@@ -92,7 +92,7 @@ class LabelCriterion(nn.Module):
 
 
 class RegularityCriterion(nn.Module):
-    """As alike as possible at a tolerable irregularity: chooses hyper-parameters without labels.
+    """The best match at a tolerable irregularity: chooses hyper-parameters without labels.
 
     similarity(warped, fixed) + weight * max(0, SD of log det J - limit), SD within the foreground (`foreground_mask`).
     Determinants below 0.01, folds among them, count as 0.01 (`metrics.sd_log_jacobian` leaves folds out instead).

@@ -36,9 +36,9 @@ Before = Callable[[Tensor], tuple[Tensor, Tensor]]
 class MomentumPatchDataset(Dataset, Randomizable):
     """Patches of image pairs and of the momenta that numerical optimisation (LDDMM) found for them.
 
-    At construction each pair is registered, and its images and momentum are kept in a file of `cache_dir`: a run that
-    was cut goes on where it stopped, and further trainings find the files. A file that was made with another kernel, or
-    with other `settings`, is an error: its momentum means something else.
+    At construction each pair is registered, and its images and momentum are kept in a file of `cache_dir`: an
+    interrupted run continues where it stopped, and further trainings reuse the files. A file made with
+    another kernel, or with other `settings`, is an error: its momentum means something else.
 
     Item i is a random patch of a random pair, `image` (2, *[patch * stride]) and `momentum` (D, *[patch]), out of those
     where one of the images exceeds `background`; all are drawn anew in each epoch.

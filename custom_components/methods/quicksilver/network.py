@@ -19,8 +19,8 @@ class QuicksilverNetwork(nn.Module):
     Encoder levels of three convolutions and a strided one, to a fourth of the patch; the two images' features are
     concatenated; decoder levels of a transposed convolution and three more. PReLU with one slope after each layer but
     the last. With the defaults of the paper (features 64, stride 1, no skips) 21.83 M parameters in 3-D.
-    The two encoders start alike, and the decoders see the difference of their features, so that equal images begin
-    without momentum.
+    The two encoders start with equal weights and the decoders see the difference of their features, so that training
+    begins without momentum for equal images.
 
     What the momentum means depends on the kernel it was made with and on the images' spacing, and the network is of no
     use with others: `kernel` and `spacing` travel with the weights, and loading others' raises an error. So do

@@ -26,7 +26,7 @@ class RegularizerNetwork(nn.Module):
         num_weights: Gaussians N.
         widths: features at each level.
         slope: standard deviation of x at the start.
-        scale: the slope is this times a learned number, so that an optimiser's step moves it by `scale` of its length.
+        scale: the slope is `scale` times a learned parameter, which makes it learn `scale` times faster.
     Shapes: input (B, 2, *S), output (B, N, *ceil(S / 2)).
     Raises:
         ValueError: for other numbers of axes, or an input that is no pair of such images.
@@ -137,7 +137,7 @@ class MetricNetwork(nn.Module):
         sees_momentum: without it x depends on the moving image alone, and the further channels are not looked at.
         features: between the convolutions.
         slope: at the start.
-        scale: slope and offset are this times a learned number, as in `RegularizerNetwork`.
+        scale: factor of the learned slope and offset, as in `RegularizerNetwork`.
         momentum_scale: the momentum is divided by it, voxels of its own grid.
     Shapes: input (B, 1 + D, *S'), the image (in [0, 1]) on the momentum's grid, then the momentum; output (B, N, *S').
     Raises:

@@ -12,7 +12,7 @@ class SigmaReport:
     """A reporter: the regulariser of a pair that was registered in a spatially varying metric.
 
     Expects `sigma` (1, *S') in the prediction: the equivalent standard deviation of the metric's Gaussians in mm, on
-    the moving image as it came to the model grid. The files are sigma.nii.gz on that grid if an earlier reporter has
+    the moving image on the model grid. The files are sigma.nii.gz on that grid if an earlier reporter has
     the warped image, and sigma.png if one has a picture. The metrics are `sigma_mm` and `sigma_sd_mm`, mean and
     standard deviation within the foreground. Without such a metric (`morphzoo optimize --model`) it reports nothing.
     """

@@ -83,8 +83,8 @@ class SurfaceDistance(nn.Module):
     """0.5 / sigma^2 * mean squared distance of warped surface points of one image from the same surface of the other.
 
     Points are drawn on the surfaces of the fixed labels, anew at each call; phi takes them into the moving space, where
-    the moving label's signed distance map says how far they are from its surface. Labels that one of the two images
-    lacks do not count. The mean of both directions is the reference's 1 / (4 sigma^2) for each.
+    the moving label's signed distance map says how far they are from its surface. Labels missing from either image are
+    ignored. The mean of both directions is the reference's 1 / (4 sigma^2) for each.
 
     Args:
         sigma_mm: standard deviation of the distance, in the maps' unit (mm, see `surfaces.SignedDistanced`).
