@@ -14,6 +14,7 @@ from bundle_cases import has_template, infer, messages, needs, pairs_of, read_im
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 PAIR_FILES = {
+    "files.json",
     "warped.nii.gz",
     "warped_label.nii.gz",
     "forward_field.nii.gz",
