@@ -30,21 +30,17 @@ KNOWN = {
         "data/pairs.py ScanPairDataset.__init__",
         "methods/quicksilver/network.py QuicksilverNetwork.__init__",
         "networks/voxelmorph_unet.py VoxelMorphUNet.__init__",
-        "transforms/load.py LoadPaird.__init__",
-        "transforms/load.py LoadScand.__init__",
     },
     "complexity": {
         "data/pairs.py ScanPairDataset.__init__",
         "methods/hypermorph/tuning.py tune_bundle",
         "methods/conditional_atlas/template.py ConditionalTemplate.__init__",
         "networks/voxelmorph_unet.py VoxelMorphUNet.__init__",
-        "methods/conditional_atlas/files.py LoadToTemplated.__call__",
         "methods/avsm/networks.py AffineNetwork.__init__",
         "data/lists.py split_by_person",
         "methods/conditional_atlas/training.py InitializeTemplate.attach",
         "evaluation/pictures.py _read_curve",
         "networks/momentum_net.py MomentumNetwork.__init__",
-        "evaluation/cohort.py cohort_page",
     },
 }
 

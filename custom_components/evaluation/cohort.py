@@ -75,9 +75,7 @@ def cohort_page(
     if not rows:
         raise ValueError("expected at least one row, got none")
     folder = Path(folder)
-    columns = list(dict.fromkeys(key for row in rows for key in row if key != "picture"))
-    # Measures of single labels are for the CSV file; on a page they would hide the others.
-    columns = [c for c in columns if not c.rpartition("_")[2].isdigit()]
+    columns = _columns(rows)
     numeric = summarize([{k: row[k] for k in columns if k in row} for row in rows])
     parts = [
         f"<h1>{html.escape(title)}</h1>",
@@ -88,15 +86,23 @@ def cohort_page(
         ),
         "<h2>Pairs</h2>",
         _table(columns, [[_number(row.get(key)) for key in columns] for row in rows]),
+        *[_figure(row, str(row.get("id", i)), folder) for i, row in enumerate(rows, 1) if "picture" in row],
     ]
-    for i, row in enumerate(rows):
-        if "picture" in row:
-            name = html.escape(str(row.get("id", i + 1)))
-            image = f'<img loading="lazy" src="{_link(row["picture"], folder)}" alt="{name}">'
-            parts.append(f"<figure><figcaption>{name}</figcaption>{image}</figure>")
     page = _PAGE.format(title=html.escape(title), body="\n".join(parts))
     with replacing(folder / "index.html") as temporary:
         temporary.write_text(page, encoding="utf-8")
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The columns of the page: measures of single labels are for the CSV file; here they would hide the others."""
+    columns = dict.fromkeys(key for row in rows for key in row if key != "picture")
+    return [name for name in columns if not name.rpartition("_")[2].isdigit()]
+
+
+def _figure(row: Mapping[str, Any], name: str, folder: Path) -> str:
+    name = html.escape(name)
+    image = f'<img loading="lazy" src="{_link(row["picture"], folder)}" alt="{name}">'
+    return f"<figure><figcaption>{name}</figcaption>{image}</figure>"
 
 
 def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

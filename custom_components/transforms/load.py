@@ -27,11 +27,10 @@ from ..space.volumes import Volume, load_image, load_labels
 logger = logging.getLogger(__name__)
 
 
-def scale_intensity(image: Tensor, percentiles: tuple[float, float] = (0.0, 99.9), *, nonzero: bool = False) -> Tensor:
-    """Map the given percentiles of an image (of its nonzero voxels if `nonzero`) to 0 and 1 and clip beyond them."""
-    values = image[image != 0] if nonzero else image
-    low, high = np.percentile(values.numpy(), percentiles)
-    if high <= low:  # nearly all voxels are equal and a few are bright: the percentiles say nothing, but the range does
+def scale_intensity(image: Tensor, percentiles: tuple[float, float] = (0.0, 99.9)) -> Tensor:
+    """Map the given percentiles of an image to 0 and 1 and clip beyond them."""
+    low, high = np.percentile(image.numpy(), percentiles)
+    if high <= low:  # Nearly all voxels are equal: the percentiles say nothing, the range does.
         low, high = float(image.min()), float(image.max())
     return ((image - low) / (high - low)).clamp(0, 1)
 
@@ -80,9 +79,8 @@ class LoadPaird(Transform):
         affine: "none" trusts the headers; "rigid" or "affine" ("itk" is the same) aligns with ITK first; "learned" asks
             the aligner; anything else is the path of a transform file with matrices, fixed to moving. An item's own
             entry `affine` goes first.
-        moving_key, fixed_key: entries that hold the paths of the two images.
+        spatial_dims: refuse images of another dimension.
         multiple: the sizes of the model grid become multiples of this.
-        percentiles, nonzero: see `scale_intensity`.
         aligner: for "learned": from both volumes, fixed then moving, intensities in [0, 1], to the matrix from fixed
             world points to moving ones (`physical.NetworkAligner`).
     """
@@ -91,28 +89,21 @@ class LoadPaird(Transform):
         self,
         spacing: float | Sequence[float] | None = None,
         affine: str = "none",
-        moving_key: str = "moving",
-        fixed_key: str = "fixed",
         *,
         spatial_dims: int | None = None,
         multiple: int = 1,
-        percentiles: tuple[float, float] = (0.0, 99.9),
-        nonzero: bool = False,
         aligner: Callable[[Volume, Volume], np.ndarray] | None = None,
     ) -> None:
         self.spacing = spacing
         self.affine = affine
-        self.source_keys = {"moving": moving_key, "fixed": fixed_key}
         self.spatial_dims = spatial_dims
         self.multiple = multiple
-        self.percentiles = percentiles
-        self.nonzero = nonzero
         self.aligner = aligner
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Raises ValueError, FileNotFoundError: if a file is no image, or the two do not go together."""
         result = dict(data)
-        volumes = {role: load_image(path_of(data, key)) for role, key in self.source_keys.items()}
+        volumes = {role: load_image(path_of(data, role)) for role in ("moving", "fixed")}
         fixed, moving = volumes["fixed"], volumes["moving"]
         if fixed.data.ndim != moving.data.ndim:
             raise ValueError(
@@ -124,10 +115,7 @@ class LoadPaird(Transform):
                 f"expected {self.spatial_dims}-D images, as the network is for, got {fixed.path} of shape "
                 f"{fixed.file_shape}; configs/inference_2d.json is for 2-D ones"
             )
-        scaled = {
-            role: replace(volume, data=scale_intensity(volume.data, self.percentiles, nonzero=self.nonzero))
-            for role, volume in volumes.items()
-        }
+        scaled = {role: replace(volume, data=scale_intensity(volume.data)) for role, volume in volumes.items()}
         affine = str(data.get("affine") or self.affine)
         if affine == "learned":
             if self.aligner is None:
@@ -198,16 +186,15 @@ def load_labels_for(path: str, image: Volume) -> Volume:
 class LoadScand(Transform):
     """Load one scan and its labels onto a RAS grid of fixed size, for training sets that share a template space.
 
-    An item's entry `affine` names a transform file that maps template points to the scan's points (as written by a
-    registration with the template as fixed image); the scan is then read through it, with one interpolation.
+    The entries `image`, `label` and `mask` hold paths; any may be absent, but not all. `contrast` may hold the path of
+    another image, aligned with the first. An item's entry `affine` names a transform file that maps template points to
+    the scan's points (as written by a registration with the template as fixed image); the scan is then read through
+    it, with one interpolation.
 
     Args:
         spacing: mm, one number or one per axis. size: voxels per axis.
         center: the world point in the middle of the grid: "world" (the origin), "image" (the middle of the file's
             grid), "mass" (centre of mass of the intensities, or of the labels' voxels without image), or coordinates.
-        image_key, label_key, mask_key: entries that hold paths; any may be absent, but not all.
-        contrast_key: entry with the path of another image, aligned with the first; loaded likewise if there is one.
-        percentiles, nonzero: see `scale_intensity`.
     """
 
     def __init__(
@@ -215,45 +202,31 @@ class LoadScand(Transform):
         spacing: float | Sequence[float],
         size: Sequence[int],
         center: str | Sequence[float] = "world",
-        image_key: str = "image",
-        label_key: str = "label",
-        mask_key: str = "mask",
-        contrast_key: str = "contrast",
-        *,
-        percentiles: tuple[float, float] = (0.0, 99.9),
-        nonzero: bool = False,
     ) -> None:
         if isinstance(center, str) and center not in ("world", "image", "mass"):
             raise ValueError(f"expected center 'world', 'image', 'mass' or coordinates, got {center!r}")
         self.spacing = spacing
         self.size = size
         self.center = center
-        self.image_key = image_key
-        self.contrast_key, self.label_keys = contrast_key, (label_key, mask_key)
-        self.percentiles = percentiles
-        self.nonzero = nonzero
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Raises ValueError, FileNotFoundError: if a file is no image, or the item has neither image nor labels."""
         result = dict(data)
-        keys = [key for key in (self.image_key, self.contrast_key) if data.get(key)]
-        images = {key: load_image(str(data[key])) for key in keys}
-        image = images.get(self.image_key)
+        images = {key: load_image(str(data[key])) for key in ("image", "contrast") if data.get(key)}
+        image = images.get("image")
         maps = {}
-        for key in self.label_keys:
+        for key in ("label", "mask"):
             if data.get(key):
                 path = str(data[key])
                 maps[key] = load_labels(path) if image is None else load_labels_for(path, image)
         if image is None and not maps:
-            raise ValueError(
-                f"expected an item with {self.image_key!r} or one of {self.label_keys}, "
-                f"got the keys {sorted(map(str, data))}"
-            )
+            raise ValueError(f"expected an item with image, label or mask, got the keys {sorted(map(str, data))}")
         matrix = read_affine_transform(str(data["affine"])) if data.get("affine") else None
         grid = fixed_size_grid(self.spacing, self.size, self._center(image or next(iter(maps.values()))))
         for key, volume in images.items():
-            scaled = scale_intensity(volume.data, self.percentiles, nonzero=self.nonzero)
-            result[key] = resample(scaled, volume.affine, grid, world_matrix=matrix, antialias=True)
+            result[key] = resample(
+                scale_intensity(volume.data), volume.affine, grid, world_matrix=matrix, antialias=True
+            )
             result[f"{key}_path"] = volume.path
         for key, labels in maps.items():
             result[key] = resample(labels.data, labels.affine, grid, world_matrix=matrix, mode="nearest")

@@ -132,30 +132,37 @@ class LoadToTemplated(Transform):
         names = self.network.template.encoder.names
         attributes = {name: data[name] for name in names if name in data}
         files = write_template(self.output_dir, self.network, attributes, picture=False)
-        pair = {
-            "moving": str(scan),
-            "fixed": files["template"],
-            "label_fixed": self.template_label or files.get("label"),
-        }
-        for key in ("label", "mask"):
-            pair[f"{key}_moving"] = data.get(key) or data.get(f"{key}_moving")
-        stem = file_stem(str(scan))
-        person = [str(data[key]) for key in ("subject", "session") if key in data and str(data[key]) not in stem]
-        pair["id"] = data.get("id") or "_".join([*person, stem])
-        if data.get("affine"):
-            pair["affine"] = data["affine"]
-        loaded = self.load({key: value for key, value in pair.items() if value})
+        pair = {"fixed": files["template"], "label_fixed": self.template_label or files.get("label")}
+        loaded = self.load(_pair(str(scan), data, pair))
         if not np.allclose(loaded["grid_affine"], self.network.affine.cpu(), atol=1e-3):
             raise ValueError("expected a template whose axes are R, A, S: train it with LoadScand")
-        unknown = sorted(
-            set(present_labels(loaded.get("label_moving", torch.zeros(1)))) - {*self.network.template.label_ids}
-        )
-        if unknown and "label" in files and self.template_label is None:
-            ids = self.network.template.label_ids
-            logger.warning(
-                "%s: its label ids %s are none of the template's, %s; overlap is of equal ids", stem, unknown[:9], ids
-            )
+        if "label_moving" in loaded and "label" in files and self.template_label is None:
+            self._warn_of_other_ids(loaded["label_moving"], file_stem(str(scan)))
         return {**loaded, **attributes}
+
+    def _warn_of_other_ids(self, labels: Tensor, name: str) -> None:
+        ids = self.network.template.label_ids
+        unknown = sorted({*present_labels(labels)} - {*ids})
+        if unknown:
+            logger.warning(
+                "%s: the template, with labels %s, lacks its label ids %s; overlap is of equal ids",
+                name,
+                ids,
+                unknown[:9],
+            )
+
+
+def _pair(scan: str, data: Mapping[Hashable, Any], template: Mapping[str, Any]) -> dict[Hashable, Any]:
+    """The item of a scan as one of a pair; `template` is its fixed half."""
+    pair = {"moving": scan, "id": data.get("id") or _name(scan, data), "affine": data.get("affine"), **template}
+    pair |= {f"{key}_moving": data.get(key) or data.get(f"{key}_moving") for key in ("label", "mask")}
+    return {key: value for key, value in pair.items() if value}
+
+
+def _name(scan: str, data: Mapping[Hashable, Any]) -> str:
+    """A scan's file name, after its subject and session where the name does not tell them."""
+    stem = file_stem(str(scan))
+    return "_".join([*(str(data[k]) for k in ("subject", "session") if k in data and str(data[k]) not in stem), stem])
 
 
 def inference_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
