@@ -4,6 +4,7 @@
     python -m benchmarks.synthmorph partners SLICES/datalist.json          # T1 to T2 between people, judged by the T1s
     python -m benchmarks.synthmorph stretched PROSTATE/datalist.json       # pairs without a common world
     python -m benchmarks.synthmorph generator                              # speed of the generator
+    python -m benchmarks.synthmorph inflate 2D.pt 3D.pt                    # a start for the 3-D training
 
 The first three accept --overlay FILE and --weights FILE (as `morphzoo register` does), and --optimize N.
 """
@@ -186,7 +187,30 @@ def _print(name: str, columns: Sequence[str], rows: Sequence[Sequence[float]]) -
     )
 
 
+def inflate(source: str, target: str) -> None:
+    """Write weights of the 3-D network that works on each slice across the last axis as a file's 2-D network does.
+
+    Each 3 x 3 kernel becomes the middle of a 3 x 3 x 3 one; the third component of the field starts at 0. A 2-D network
+    sees many more contrasts in the same time, so that it is a start for the 3-D training.
+    """
+    weights = torch.load(source, map_location="cpu", weights_only=True)
+    for name, value in weights.items():
+        if value.ndim == 4:
+            weights[name] = value = F.pad(value.unsqueeze(-1), (1, 1))
+        if name.startswith("flow."):
+            weights[name] = torch.cat([value, torch.zeros_like(value[:1])])
+    torch.save(weights, target)
+
+
 if __name__ == "__main__":
     import fire
 
-    fire.Fire({"contrasts": contrasts, "partners": partners, "stretched": stretched, "generator": generator})
+    fire.Fire(
+        {
+            "contrasts": contrasts,
+            "partners": partners,
+            "stretched": stretched,
+            "generator": generator,
+            "inflate": inflate,
+        }
+    )

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..affine import affine_to_ddf, centred_to_voxel, compose_affine
 from ..fields import at_least_float32, warp
+from .blocks import average_pool, check_pair, convolution, initialize_layers, pad_to_multiple
 
 
 class AffineKeypointNetwork(nn.Module):
@@ -67,23 +67,19 @@ class AffineKeypointNetwork(nn.Module):
             raise ValueError(
                 f"expected widths of at least 1, depth >= 0, ridge > 0, got {tuple(widths)}, {depth}, {ridge}"
             )
-        conv = nn.Conv3d if spatial_dims == 3 else nn.Conv2d
-        pool = nn.AvgPool3d if spatial_dims == 3 else nn.AvgPool2d
         self.spatial_dims, self.ridge = spatial_dims, float(ridge)
         self.multiple = 2 ** len(widths)
 
         layers: list[nn.Module] = []
         n_in = 1
         for level, n_out in enumerate(list(widths) + [widths[-1]] * depth):
-            layers += [conv(n_in, n_out, 3, padding=1, bias=False), nn.LeakyReLU(0.2)]
+            layers += [convolution(spatial_dims, n_in, n_out, bias=False), nn.LeakyReLU(0.2)]
             if level < len(widths):
-                layers.append(pool(2))
+                layers.append(average_pool(spatial_dims))
             layers.append(_UnitPower())
             n_in = n_out
-        self.detector = nn.Sequential(*layers, conv(n_in, num_points, 3, padding=1, bias=False))
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Conv3d):
-                nn.init.kaiming_normal_(module.weight, a=0.2)
+        self.detector = nn.Sequential(*layers, convolution(spatial_dims, n_in, num_points, bias=False))
+        initialize_layers(self, 0.2)
 
     def forward(self, image: Tensor) -> Tensor:
         return self.located(image)[0]
@@ -97,10 +93,7 @@ class AffineKeypointNetwork(nn.Module):
         """Keypoints of the fixed and of the moving image (B, K, D), centred coordinates; their weights (B, K)."""
         check_pair(image, self.spatial_dims)
         size = image.shape[2:]
-        padding: list[int] = []
-        for n in size[::-1]:
-            padding.extend([0, (self.multiple - n % self.multiple) % self.multiple])
-        maps = self.detector(F.pad(torch.cat([image[:, :1], image[:, 1:]]), padding))
+        maps = self.detector(pad_to_multiple(torch.cat([image[:, :1], image[:, 1:]]), self.multiple))
         maps = at_least_float32(maps).relu().square()
         mass = maps.flatten(2).sum(2)
         unit = max(max(size) - 1, 1) / 2
@@ -211,8 +204,3 @@ class _UnitPower(nn.Module):
         y = at_least_float32(x)
         scale = (y.flatten(2).square().mean(2) + 1e-12).rsqrt()
         return (y * scale.view(list(scale.shape) + [1] * (x.dim() - 2))).to(x.dtype)
-
-
-def check_pair(image: Tensor, spatial_dims: int) -> None:
-    if image.dim() != spatial_dims + 2 or image.shape[1] != 2:
-        raise ValueError(f"expected a pair of {spatial_dims}-D images of one channel, got shape {list(image.shape)}")

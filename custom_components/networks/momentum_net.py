@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .blocks import check_pair, convolution, crop, half, pad_to_multiple, transposed_convolution
 
 
 class MomentumNetwork(nn.Module):
@@ -56,11 +57,10 @@ class MomentumNetwork(nn.Module):
             )
         if scale <= 0 or (limit is not None and limit <= 0):
             raise ValueError(f"expected scale and limit above 0, got {scale} and {limit}")
-        conv = nn.Conv3d if spatial_dims == 3 else nn.Conv2d
         levels = len(widths) - 1
         self.spatial_dims, self.multiple = spatial_dims, 2**levels
         self.scale, self.limit = float(scale), 0.0 if limit is None else float(limit)
-        self.first = nn.Sequential(conv(2, widths[0], 3, padding=1), nn.ReLU())
+        self.first = nn.Sequential(convolution(spatial_dims, 2, widths[0]), nn.ReLU())
         self.encoder = nn.ModuleList(
             _Down(spatial_dims, widths[i - 1], widths[i], refinements=2 if i < levels else 1)
             for i in range(1, levels + 1)
@@ -73,26 +73,23 @@ class MomentumNetwork(nn.Module):
             self.decoder.append(_Up(spatial_dims, features, widths[i], n))
             features = n
         self.last = _Up(spatial_dims, features, widths[1], widths[0], linear=True)
-        self.head = conv(widths[0], spatial_dims, 3, padding=1)
+        self.head = convolution(spatial_dims, widths[0], spatial_dims)
+        self._initialize(head_std)
+
+    def _initialize(self, head_std: float) -> None:
         for name, module in self.named_modules():
             if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
                 # Each voxel meets one weight of a transposed kernel, and residuals as large as what they are added to
                 # would double the signal with each.
-                fan_in = module.in_channels * (1 if module.transposed else 3**spatial_dims)
+                fan_in = module.in_channels * (1 if module.transposed else 3**self.spatial_dims)
                 nn.init.normal_(module.weight, std=(0.25 if ".refine." in name else 1.0) * (2 / fan_in) ** 0.5)
                 assert module.bias is not None
                 nn.init.zeros_(module.bias)
         nn.init.normal_(self.head.weight, std=head_std)
 
     def forward(self, image: Tensor) -> Tensor:
-        if image.dim() != self.spatial_dims + 2 or image.shape[1] != 2:
-            raise ValueError(
-                f"expected a pair of {self.spatial_dims}-D images of one channel each, got shape {list(image.shape)}"
-            )
-        padding: list[int] = []
-        for n in image.shape[2:][::-1]:
-            padding.extend([0, (self.multiple - n % self.multiple) % self.multiple])
-        x = self.first(2 * F.pad(image, padding) - 1)
+        check_pair(image, self.spatial_dims)
+        x = self.first(2 * pad_to_multiple(image, self.multiple) - 1)
         features: list[Tensor] = []
         for down in self.encoder:
             x = down(x)
@@ -104,9 +101,7 @@ class MomentumNetwork(nn.Module):
         momentum = self.scale * self.head(self.last(x, features[0]))
         if self.limit > 0:
             momentum = self.limit * torch.tanh(momentum / self.limit)
-        for axis, n in enumerate(image.shape[2:]):
-            momentum = momentum.narrow(axis + 2, 0, (n + 1) // 2)
-        return momentum
+        return crop(momentum, half(list(image.shape[2:])))
 
 
 class _Down(nn.Module):
@@ -114,10 +109,9 @@ class _Down(nn.Module):
 
     def __init__(self, dims: int, n_in: int, n_out: int, refinements: int) -> None:
         super().__init__()
-        conv = nn.Conv3d if dims == 3 else nn.Conv2d
-        self.reduce = nn.Sequential(conv(n_in, n_out, 3, stride=2, padding=1), nn.ReLU())
+        self.reduce = nn.Sequential(convolution(dims, n_in, n_out, stride=2), nn.ReLU())
         self.refine = nn.ModuleList(
-            nn.Sequential(conv(n_out, n_out, 3, padding=1), nn.ReLU()) for _ in range(refinements)
+            nn.Sequential(convolution(dims, n_out, n_out), nn.ReLU()) for _ in range(refinements)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -132,14 +126,12 @@ class _Up(nn.Module):
 
     def __init__(self, dims: int, n_in: int, n_skip: int, n_out: int, linear: bool = False) -> None:
         super().__init__()
-        conv = nn.Conv3d if dims == 3 else nn.Conv2d
-        transposed = nn.ConvTranspose3d if dims == 3 else nn.ConvTranspose2d
-        self.enlarge = nn.Sequential(transposed(n_in, n_skip, 2, stride=2), nn.LeakyReLU())
-        self.merge: nn.Module = conv(2 * n_skip, n_out, 3, padding=1)
+        self.enlarge = nn.Sequential(transposed_convolution(dims, n_in, n_skip), nn.LeakyReLU())
+        self.merge: nn.Module = convolution(dims, 2 * n_skip, n_out)
         self.refine = nn.ModuleList()
         if not linear:
             self.merge = nn.Sequential(self.merge, nn.LeakyReLU())
-            self.refine.append(nn.Sequential(conv(n_out, n_out, 3, padding=1), nn.LeakyReLU()))
+            self.refine.append(nn.Sequential(convolution(dims, n_out, n_out), nn.LeakyReLU()))
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         x = self.merge(torch.cat([self.enlarge(x), skip], 1))

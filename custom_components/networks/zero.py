@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .blocks import half
+
 
 class ZeroField(nn.Module):
-    """Answer every pair, whatever the hyper-parameters, with a zero field at half resolution for the optimiser.
+    """Answer every pair with a zero field at half resolution, for the optimiser, whatever else it is asked.
 
     Shapes: input (B, 2C, *S), output (B, D, *ceil(S / 2)).
     """
@@ -16,8 +18,6 @@ class ZeroField(nn.Module):
         super().__init__()
         self.spatial_dims = spatial_dims
 
-    def forward(self, image: Tensor, hyper: Tensor | None = None) -> Tensor:
-        size = [image.shape[0], self.spatial_dims]
-        for n in image.shape[2:]:
-            size.append((n + 1) // 2)
-        return torch.zeros(size, dtype=torch.float32, device=image.device)
+    def forward(self, image: Tensor, **conditions: Tensor) -> Tensor:
+        size = half(list(image.shape[2:]))
+        return torch.zeros(image.shape[0], self.spatial_dims, *size, dtype=torch.float32, device=image.device)

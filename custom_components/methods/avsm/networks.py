@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...affine import centred_to_voxel, voxel_to_centred
 from ...fields import at_least_float32
-from ...networks.affine_keypoints import check_pair
+from ...networks.blocks import check_pair, convolution, initialize_layers, max_pool, pad_to_multiple
 
 
 class AffineNetwork(nn.Module):
@@ -60,39 +60,19 @@ class AffineNetwork(nn.Module):
             )
         if size is not None and (len(size) != spatial_dims or min(size) < 1):
             raise ValueError(f"expected a size of {spatial_dims} axes, got {tuple(size)}")
-        conv = nn.Conv3d if spatial_dims == 3 else nn.Conv2d
-        pool = nn.MaxPool3d if spatial_dims == 3 else nn.MaxPool2d
         average = nn.AdaptiveAvgPool3d if spatial_dims == 3 else nn.AdaptiveAvgPool2d
         self.spatial_dims = spatial_dims
         self.size = None if size is None else list(size)
-
-        def block(n_in: int, n_out: int, stride: int = 1) -> nn.Sequential:
-            return nn.Sequential(conv(n_in, n_out, 3, stride=stride, padding=1), nn.LeakyReLU())
-
         n = features
-        self.shared = block(1, n)
-        # A last odd voxel makes a pool of its own: no image is too small, and even sizes are pooled as published.
-        self.trunk = nn.Sequential(
-            pool(2, ceil_mode=True),
-            block(2 * n, 2 * n),
-            block(2 * n, 2 * n, stride=2),
-            block(2 * n, 2 * n),
-            pool(2, ceil_mode=True),
-            block(2 * n, 2 * n),
-            block(2 * n, n, stride=2),
-            block(n, n),
-            block(n, n // 4, stride=2),
-        )
+        self.shared = _block(spatial_dims, 1, n)
+        self.trunk = _trunk(spatial_dims, n)
         self.average: nn.Module = average(cells) if size is None else nn.Identity()
         flat = n // 4
         for side in [cells] * spatial_dims if size is None else size:
             flat *= side if size is None else -(-side // 32)
         self.hidden = nn.Sequential(nn.Linear(flat, hidden), nn.LeakyReLU())
         self.matrix = nn.Linear(hidden, spatial_dims * (spatial_dims + 1))
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Conv3d | nn.Linear):
-                nn.init.kaiming_normal_(module.weight)
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        initialize_layers(self)
         nn.init.zeros_(self.matrix.weight)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -106,6 +86,25 @@ class AffineNetwork(nn.Module):
         d = self.spatial_dims
         difference = at_least_float32(self.matrix(self.hidden(x.flatten(1)))).view(-1, d, d + 1)
         return difference + torch.eye(d, d + 1, dtype=difference.dtype, device=difference.device)
+
+
+def _trunk(dims: int, n: int) -> nn.Sequential:
+    # A last odd voxel makes a pool of its own: no image is too small, and even sizes are pooled as published.
+    return nn.Sequential(
+        max_pool(dims, ceil_mode=True),
+        _block(dims, 2 * n, 2 * n),
+        _block(dims, 2 * n, 2 * n, stride=2),
+        _block(dims, 2 * n, 2 * n),
+        max_pool(dims, ceil_mode=True),
+        _block(dims, 2 * n, 2 * n),
+        _block(dims, 2 * n, n, stride=2),
+        _block(dims, n, n),
+        _block(dims, n, n // 4, stride=2),
+    )
+
+
+def _block(dims: int, n_in: int, n_out: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(convolution(dims, n_in, n_out, stride=stride), nn.LeakyReLU())
 
 
 class AffineMomentumNetwork(nn.Module):
@@ -133,7 +132,7 @@ class AffineMomentumNetwork(nn.Module):
         if part != "affine":
             raise ValueError(f"expected the part 'affine' or 'momentum', got {part!r}")
         size, s = image.shape[2:], self.shrink
-        padded = F.pad(image, [n for side in size[::-1] for n in (0, -side % s)])
+        padded = pad_to_multiple(image, s)
         small = F.avg_pool3d(padded, s) if len(size) == 3 else F.avg_pool2d(padded, s)
         matrix = centred_to_voxel(self.affine(small), small.shape[2:])
         # A block's mean lies at its middle: voxel i of the small grid is s * i + (s - 1) / 2 of the full one.

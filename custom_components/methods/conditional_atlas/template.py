@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...networks.blocks import convolution, crop
 from .attributes import AttributeEncoder, Kinds, read_description
 
 
@@ -61,7 +62,6 @@ class ConditionalTemplate(nn.Module):
                 f"expected a size of 2 or 3 axes, at least two labels or none, and a stride of at least 1, "
                 f"got {list(size)}, {labels} and {label_stride}"
             )
-        conv = nn.Conv3d if len(size) == 3 else nn.Conv2d
         self.size, self.channels, self.label_ids = list(size), channels, list(labels or [])
         self.mode = "trilinear" if len(size) == 3 else "bilinear"
         self.encoder = AttributeEncoder(attributes or {})
@@ -70,31 +70,39 @@ class ConditionalTemplate(nn.Module):
         logits = torch.zeros(1, len(self.label_ids), *[-(-n // label_stride) for n in size])
         # Without labels nothing depends on it, and distributed training must not wait for its gradient.
         self.logits = nn.Parameter(logits, requires_grad=bool(self.label_ids))
-        number = self.encoder.size if self.conditional and not paper else 0
-        coarse = [[-(-n // 2) for n in shape] for shape in (size, logits.shape[2:])]
-        self.slopes = nn.Parameter(torch.zeros(number, channels, *coarse[0]), requires_grad=number > 0)
-        slopes = torch.zeros(number, len(self.label_ids), *coarse[1])
-        self.label_slopes = nn.Parameter(slopes, requires_grad=slopes.numel() > 0)
         self.doubling = not paper
+        self._add_slopes(logits.shape[2:])
         self.start, self.levels, self.last = nn.Sequential(), nn.ModuleList(), nn.ModuleList()
         self.start_shape = [0]
         if self.conditional:
-            factor = 1 if paper else 2 ** (len(features) - 1)
-            width = 4 if paper else features[-1]
-            self.start_shape = [4 if paper else features[0]] + [-(-n // factor) for n in size]
-            number = math.prod(self.start_shape)
             if paper:
-                self.start = nn.Sequential(nn.Linear(self.encoder.size, number), nn.ELU())
-                self.levels.append(nn.Sequential(conv(4, 4, 1), *[conv(4, 4, 3, padding=1) for _ in range(3)]))
+                self._add_published_decoder()
             else:
-                dense = [nn.Linear(self.encoder.size, hidden), nn.LeakyReLU(0.2)]
-                self.start = nn.Sequential(*dense, nn.Linear(hidden, number), nn.LeakyReLU(0.2))
-                for n_in, n_out in itertools.pairwise(features):
-                    self.levels.append(nn.Sequential(conv(n_in, n_out, 3, padding=1), nn.LeakyReLU(0.2)))
-            last = conv(width, channels + len(self.label_ids), 3, padding=1)
+                self._add_decoder(features, hidden)
+            last = convolution(len(size), 4 if paper else features[-1], channels + len(self.label_ids))
             nn.init.normal_(last.weight, std=1e-7 if paper else 1e-3)
             nn.init.zeros_(last.bias)  # type: ignore[arg-type]
             self.last.append(last)
+
+    def _add_slopes(self, label_size: Sequence[int]) -> None:
+        """Linear terms on grids twice as coarse as the image's and the labels'; none of them for the published form."""
+        number = self.encoder.size if self.conditional and self.doubling else 0
+        shape, label_shape = ([-(-n // 2) for n in size] for size in (self.size, label_size))
+        self.slopes = nn.Parameter(torch.zeros(number, self.channels, *shape), requires_grad=number > 0)
+        slopes = torch.zeros(number, len(self.label_ids), *label_shape)
+        self.label_slopes = nn.Parameter(slopes, requires_grad=slopes.numel() > 0)
+
+    def _add_decoder(self, features: Sequence[int], hidden: int) -> None:
+        self.start_shape = [features[0]] + [-(-n // 2 ** (len(features) - 1)) for n in self.size]
+        dense = [nn.Linear(self.encoder.size, hidden), nn.LeakyReLU(0.2)]
+        self.start = nn.Sequential(*dense, nn.Linear(hidden, math.prod(self.start_shape)), nn.LeakyReLU(0.2))
+        for n_in, n_out in itertools.pairwise(features):
+            self.levels.append(nn.Sequential(convolution(len(self.size), n_in, n_out), nn.LeakyReLU(0.2)))
+
+    def _add_published_decoder(self) -> None:
+        self.start_shape = [4] + self.size
+        self.start = nn.Sequential(nn.Linear(self.encoder.size, math.prod(self.start_shape)), nn.ELU())
+        self.levels.append(nn.Sequential(*(convolution(len(self.size), 4, 4, width) for width in (1, 3, 3, 3))))
 
     def forward(self, attributes: Tensor | None = None) -> Tensor:
         """The template image."""
@@ -115,9 +123,7 @@ class ConditionalTemplate(nn.Module):
                     x = F.interpolate(x, scale_factor=2.0, mode="nearest")
                 x = level(x)
             x = last(x)
-            for axis, n in enumerate(self.size):
-                x = x.narrow(axis + 2, 0, n)
-            x = x.to(image.dtype)
+            x = crop(x, self.size).to(image.dtype)
             image = image + self.linear(centred, self.slopes) + x[:, : self.channels]
             logits = logits + self.linear(centred, self.label_slopes) + x[:, self.channels :]
         return image, logits

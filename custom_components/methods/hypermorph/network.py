@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...networks.voxelmorph_unet import ConvBlock, VoxelMorphUNet
+from ...networks.blocks import pad_to_multiple
+from ...networks.voxelmorph_unet import VoxelMorphUNet
 
 
 class HyperConv(nn.Module):
@@ -100,12 +101,19 @@ class HyperConv(nn.Module):
         return F.conv2d(x, kernel, bias, self.stride, self.padding, groups=groups)
 
 
-class HyperBlock(ConvBlock):
+class HyperBlock(nn.Sequential):
     """A `HyperConv` and its activation."""
 
     def forward(self, x: Tensor, code: Tensor | None = None) -> Tensor:
         assert code is not None
         return self[1](self[0](x, code))
+
+
+class PlainBlock(nn.Sequential):
+    """An ordinary convolution and its activation, among blocks that are given a code."""
+
+    def forward(self, x: Tensor, code: Tensor | None = None) -> Tensor:
+        return self[1](self[0](x))
 
 
 class HyperMorphUNet(VoxelMorphUNet):
@@ -166,23 +174,52 @@ class HyperMorphUNet(VoxelMorphUNet):
             layers += [linear, nn.ReLU(inplace=True)]
             size = width
         self.hypernetwork = nn.Sequential(*layers)
-        if hyper_encoder:
-            self.encoder = nn.ModuleList(self._hyper(block, size, generated) for block in self.encoder)
-        self.decoder = nn.ModuleList(self._hyper(block, size, generated) for block in self.decoder)
-        self.second = nn.ModuleList(self._hyper(block, size, generated) for block in self.second)
-        self.final = nn.ModuleList(self._hyper(block, size, generated) for block in self.final)
-        self.flow = HyperConv(self.flow, size, generated)  # type: ignore[assignment]
 
-    @staticmethod
-    def _hyper(block: Any, code_size: int, generated: str) -> HyperBlock:
-        return HyperBlock(HyperConv(block[0], code_size, generated), block[1])
+        def hyper(blocks: nn.ModuleList) -> nn.ModuleList:
+            return nn.ModuleList(HyperBlock(HyperConv(block[0], size, generated), block[1]) for block in blocks)  # type: ignore[index]
+
+        plain = nn.ModuleList(PlainBlock(*block.children()) for block in self.encoder)
+        self.encoder = hyper(self.encoder) if hyper_encoder else plain
+        self.decoder, self.second, self.final = hyper(self.decoder), hyper(self.second), hyper(self.final)
+        self.flow = HyperConv(self.flow, size, generated)  # type: ignore[assignment]
 
     def forward(self, image: Tensor, hyper: Tensor | None = None) -> Tensor:
         hyper = self.values(hyper, image)
         if image.shape[0] != hyper.shape[0] and image.shape[0] != 1 and hyper.shape[0] != 1:
             raise ValueError(f"expected {image.shape[0]} or 1 hyper-parameters for the images, got {hyper.shape[0]}")
         code = self.code(hyper)
-        return self.scale(self.decode(self.encode(image, code), list(image.shape[2:]), code), hyper)
+        return self.scale(self.decode_with(self.encode_with(image, code), list(image.shape[2:]), code), hyper)
+
+    # The loops of the plain network with a code for each block. TorchScript has no way to hand them in from outside,
+    # and the plain network should not know about codes.
+    def encode_with(self, image: Tensor, code: Tensor) -> list[Tensor]:
+        """As `encode`, with each block's weights made from the code."""
+        x = pad_to_multiple(image, self.multiple)
+        features: list[Tensor] = []
+        if self.strided:
+            features.append(x)
+        for block in self.encoder:
+            x = block(x, code)
+            features.append(x)
+            x = self.pool(x)
+        if self.strided:
+            features.pop()
+        features.append(x)
+        return features
+
+    def decode_with(self, features: list[Tensor], size: list[int], code: Tensor) -> Tensor:
+        """As `decode`. With one image and several codes, a field for each code."""
+        x = features[-1]
+        for level, block in enumerate(self.decoder):
+            x = block(x, code)
+            if level == len(self.decoder) - 1:
+                for second in self.second:
+                    x = second(x, code)
+            if level < self.num_skips:
+                x = self.enlarge(x, features[len(features) - 2 - level])
+        for block in self.final:
+            x = block(x, code)
+        return self.cropped(self.flow(x, code), size)
 
     def values(self, hyper: Tensor | None, like: Tensor) -> Tensor:
         """Hyper-parameters (K, H), the default ones if there are none, of an image's type and on its device."""
@@ -205,18 +242,14 @@ class HyperMorphUNet(VoxelMorphUNet):
         """The hypernetwork's last layer for hyper-parameters (K, H): (K, code size)."""
         return self.hypernetwork(torch.cat([hyper, 1 - hyper], 1)) * self.code_scale
 
-    def head(self, x: Tensor, code: Tensor | None) -> Tensor:
-        assert code is not None
-        return self.flow(x, code)
-
     @torch.jit.unused
     def each(self, image: Tensor, hyper: Tensor) -> Iterator[Tensor]:
         """The field for each row of hyper (K, H) in turn; an ordinary encoder runs once for all."""
-        features = None if self.hyper_encoder else self.encode(image, None)
+        features = None if self.hyper_encoder else self.encode(image)
         for row in self.values(hyper, image).split(1):
             code = self.code(row)
-            found = self.encode(image, code) if features is None else features
-            yield self.scale(self.decode(found, list(image.shape[2:]), code), row)
+            found = self.encode_with(image, code) if features is None else features
+            yield self.scale(self.decode_with(found, list(image.shape[2:]), code), row)
 
     @torch.jit.unused
     @torch.no_grad()

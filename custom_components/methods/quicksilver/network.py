@@ -7,10 +7,13 @@ import json
 import os
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ...networks.blocks import convolution, initialize_layers, transposed_convolution
 
 
 class QuicksilverNetwork(nn.Module):
@@ -66,11 +69,7 @@ class QuicksilverNetwork(nn.Module):
         layers = _Layers(spatial_dims, dropout, normalized)
         self.moving, self.fixed = (_Encoder(layers, stride**spatial_dims, n) for _ in range(2))
         self.decoders = nn.ModuleList([_Decoder(layers, n, skips) for _ in range(spatial_dims)])
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
-                nn.init.kaiming_normal_(module.weight, a=0.25)
-                assert module.bias is not None
-                nn.init.zeros_(module.bias)
+        initialize_layers(self, 0.25)
         for decoder in self.decoders:
             assert isinstance(decoder, _Decoder)
             decoder.see_differences()
@@ -152,25 +151,26 @@ def load_predictor(network: QuicksilverNetwork, path: str | os.PathLike | None) 
     return predictor
 
 
+@dataclass(frozen=True)
 class _Layers:
     """Makes the layers that encoders and decoders have in common."""
 
-    def __init__(self, dims: int, dropout: float, normalized: bool) -> None:
-        self.conv: Any = nn.Conv2d if dims == 2 else nn.Conv3d
-        self.transposed: Any = nn.ConvTranspose2d if dims == 2 else nn.ConvTranspose3d
-        self.norm: Any = nn.BatchNorm2d if dims == 2 else nn.BatchNorm3d
-        self.dropout, self.normalized = dropout, normalized
+    dims: int
+    dropout: float
+    normalized: bool
 
     def level(self, *widths: int) -> nn.Sequential:
         layers: list[nn.Module] = []
         for inputs, outputs in itertools.pairwise(widths):
-            layers += self.activated(self.conv(inputs, outputs, 3, padding=1))
+            layers += self.activated(convolution(self.dims, inputs, outputs))
             layers.append(nn.Dropout(self.dropout))
         return nn.Sequential(*layers)
 
-    def activated(self, layer: Any) -> list[nn.Module]:
-        norm = [self.norm(layer.out_channels)] if self.normalized else []
-        return [layer, *norm, nn.PReLU()]
+    def activated(self, layer: nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d) -> list[nn.Module]:
+        if not self.normalized:
+            return [layer, nn.PReLU()]
+        norm = nn.BatchNorm2d if self.dims == 2 else nn.BatchNorm3d
+        return [layer, norm(layer.out_channels), nn.PReLU()]
 
 
 class _Encoder(nn.Module):
@@ -179,9 +179,9 @@ class _Encoder(nn.Module):
     def __init__(self, make: _Layers, inputs: int, n: int) -> None:
         super().__init__()
         self.level_1 = make.level(inputs, n, n, n)
-        self.down_1 = nn.Sequential(*make.activated(make.conv(n, n, 2, stride=2, padding=1)))
+        self.down_1 = nn.Sequential(*make.activated(convolution(make.dims, n, n, 2, stride=2)))
         self.level_2 = make.level(n, 2 * n, 2 * n, 2 * n)
-        self.down_2 = nn.Sequential(*make.activated(make.conv(2 * n, 2 * n, 2, stride=2, padding=1)))
+        self.down_2 = nn.Sequential(*make.activated(convolution(make.dims, 2 * n, 2 * n, 2, stride=2)))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         first = self.level_1(image)
@@ -195,11 +195,11 @@ class _Decoder(nn.Module):
     def __init__(self, make: _Layers, n: int, skips: bool) -> None:
         super().__init__()
         self.skips = skips
-        self.up_2 = nn.Sequential(*make.activated(make.transposed(4 * n, 4 * n, 2, stride=2, padding=1)))
+        self.up_2 = nn.Sequential(*make.activated(transposed_convolution(make.dims, 4 * n, 4 * n, padding=1)))
         self.level_2 = make.level(8 * n if skips else 4 * n, 4 * n, 4 * n, 2 * n)
-        self.up_1 = nn.Sequential(*make.activated(make.transposed(2 * n, 2 * n, 3, stride=2, padding=1)))
+        self.up_1 = nn.Sequential(*make.activated(transposed_convolution(make.dims, 2 * n, 2 * n, 3, padding=1)))
         self.level_1 = make.level(4 * n if skips else 2 * n, 2 * n, 2 * n)
-        self.head = make.conv(2 * n, 1, 3, padding=1)
+        self.head = convolution(make.dims, 2 * n, 1)
 
     def see_differences(self) -> None:
         """Initial weights: layers that see both images' features take the difference; the result is nearly zero."""

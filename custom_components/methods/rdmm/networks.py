@@ -5,8 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ...networks.blocks import (
+    average_pool,
+    check_pair,
+    convolution,
+    crop,
+    initialize_layers,
+    pad_to_multiple,
+    transposed_convolution,
+)
 
 
 class RegularizerNetwork(nn.Module):
@@ -49,46 +58,32 @@ class RegularizerNetwork(nn.Module):
                 f"{tuple(widths)} and {num_weights}"
             )
         self.spatial_dims, self.scale = spatial_dims, float(scale)
+        self.halve = average_pool(spatial_dims, 3, stride=2, padding=1)
         a, b, c, d = widths
         self.first = _block(spatial_dims, 2, a)
         self.encoder = nn.ModuleList(
             nn.Sequential(_block(spatial_dims, n, m, stride=2), _block(spatial_dims, m, m))
             for n, m in ((a, b), (b, c), (c, d))
         )
-        transposed = nn.ConvTranspose3d if spatial_dims == 3 else nn.ConvTranspose2d
         last = max(a - 2, 1)
         self.enlarge = nn.ModuleList(
             [
-                nn.Sequential(transposed(d, d, 2, stride=2), nn.LeakyReLU()),
-                nn.Sequential(transposed(c, c, 2, stride=2), nn.LeakyReLU()),
-                transposed(b, last, 2, stride=2),
+                nn.Sequential(transposed_convolution(spatial_dims, d, d), nn.LeakyReLU()),
+                nn.Sequential(transposed_convolution(spatial_dims, c, c), nn.LeakyReLU()),
+                transposed_convolution(spatial_dims, b, last),
             ]
         )
         self.merge = nn.ModuleList([_block(spatial_dims, d + c, c), _block(spatial_dims, c + b, b)])
-        conv = nn.Conv3d if spatial_dims == 3 else nn.Conv2d
-        self.head = conv(last + a, num_weights, 3, padding=1)
+        self.head = convolution(spatial_dims, last + a, num_weights)
         self.norm = nn.GroupNorm(1, num_weights)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
-                nn.init.kaiming_normal_(module.weight, a=0.01)
-                assert module.bias is not None
-                nn.init.zeros_(module.bias)
+        initialize_layers(self, 0.01)
         nn.init.constant_(self.norm.weight, slope / scale)
 
     def forward(self, image: Tensor) -> Tensor:
-        if image.dim() != self.spatial_dims + 2 or image.shape[1] != 2:
-            raise ValueError(
-                f"expected a pair of {self.spatial_dims}-D images of one channel each, got shape {list(image.shape)}"
-            )
-        if self.spatial_dims == 3:
-            x = F.avg_pool3d(image, 3, 2, 1, count_include_pad=False)
-        else:
-            x = F.avg_pool2d(image, 3, 2, 1, count_include_pad=False)
-        size = x.shape[2:]
-        padding: list[int] = []
-        for n in size[::-1]:
-            padding.extend([0, (8 - n % 8) % 8])
-        x = self.first(2 * F.pad(x, padding) - 1)
+        check_pair(image, self.spatial_dims)
+        x = self.halve(image)
+        size = list(x.shape[2:])
+        x = self.first(2 * pad_to_multiple(x, 8) - 1)
         features: list[Tensor] = [x]
         for down in self.encoder:
             x = down(x)
@@ -98,9 +93,7 @@ class RegularizerNetwork(nn.Module):
             x = merge(torch.cat([enlarge(x), features[skip]], 1))
             skip -= 1
         x = self.head(torch.cat([self.enlarge[2](x), features[0]], 1))
-        for axis, n in enumerate(size):
-            x = x.narrow(axis + 2, 0, n)
-        return self.scale * self.norm(x)
+        return self.scale * self.norm(crop(x, size))
 
 
 class RegionMomentumNetwork(nn.Module):
@@ -163,22 +156,20 @@ class MetricNetwork(nn.Module):
                 f"expected spatial_dims 2 or 3, at least 2 weights and a momentum scale above 0, got {spatial_dims}, "
                 f"{num_weights} and {momentum_scale}"
             )
-        conv, norm = (nn.Conv3d, nn.BatchNorm3d) if spatial_dims == 3 else (nn.Conv2d, nn.BatchNorm2d)
+        norm = nn.BatchNorm3d if spatial_dims == 3 else nn.BatchNorm2d
         self.spatial_dims, self.sees_momentum = spatial_dims, sees_momentum
         self.scale, self.momentum_scale, self.stage = float(scale), float(momentum_scale), 2
         self.layers = nn.Sequential(
-            conv(1 + spatial_dims if sees_momentum else 1, features, 5, padding=2, bias=False),
+            convolution(spatial_dims, 1 + spatial_dims if sees_momentum else 1, features, 5, bias=False),
             norm(features, eps=1e-4),
             nn.LeakyReLU(),
-            conv(features, num_weights, 5, padding=2, bias=False),
+            convolution(spatial_dims, features, num_weights, 5, bias=False),
             norm(num_weights, eps=1e-4, affine=False),
         )
         shape = [num_weights, *[1] * spatial_dims]
         self.slope = nn.Parameter(torch.full(shape, slope / scale))
         self.offset = nn.Parameter(torch.zeros(shape))
-        for module in self.layers:
-            if isinstance(module, nn.Conv2d | nn.Conv3d):
-                nn.init.kaiming_normal_(module.weight, a=0.01)
+        initialize_layers(self, 0.01)
 
     def forward(self, image: Tensor) -> Tensor:
         if image.dim() != self.spatial_dims + 2 or image.shape[1] != 1 + self.spatial_dims:
@@ -195,5 +186,4 @@ class MetricNetwork(nn.Module):
 
 
 def _block(dims: int, n_in: int, n_out: int, stride: int = 1) -> nn.Sequential:
-    conv = nn.Conv3d if dims == 3 else nn.Conv2d
-    return nn.Sequential(conv(n_in, n_out, 3, stride=stride, padding=1), nn.LeakyReLU())
+    return nn.Sequential(convolution(dims, n_in, n_out, stride=stride), nn.LeakyReLU())
