@@ -156,18 +156,24 @@ def split_by_person(scans: Sequence[Item], fractions: Mapping[str, float], seed:
     sections = [name for name, share in fractions.items() if share > 0]
     if len(people) < len(sections):
         raise ValueError(f"{len(people)} people cannot fill {len(sections)} sections")
-    counts = {name: max(1, int(fractions[name] * len(people))) for name in sections}
-    while sum(counts.values()) != len(people):
-        gap = {name: fractions[name] * len(people) - counts[name] for name in sections}
-        if sum(counts.values()) < len(people):
-            counts[max(gap, key=gap.__getitem__)] += 1
-        else:
-            counts[min((n for n in sections if counts[n] > 1), key=gap.__getitem__)] -= 1
+    counts = _whole_shares({name: fractions[name] * len(people) for name in sections}, len(people))
     order = [people[i] for i in np.random.default_rng(seed).permutation(len(people))]
     owner: dict[str, str] = {}
     for name in sections:
         owner |= dict.fromkeys(order[len(owner) : len(owner) + counts[name]], name)
     return {name: [scan for scan in scans if owner[subject_of(scan)] == name] for name in fractions}
+
+
+def _whole_shares(wanted: Mapping[str, float], total: int) -> dict[str, int]:
+    """Whole numbers of at least 1 that add up to the total, as near to what is wanted as they can be."""
+    counts = {name: max(1, int(share)) for name, share in wanted.items()}
+    while sum(counts.values()) != total:
+        gap = {name: wanted[name] - counts[name] for name in counts}
+        if sum(counts.values()) < total:
+            counts[max(gap, key=gap.__getitem__)] += 1
+        else:
+            counts[min((name for name in counts if counts[name] > 1), key=gap.__getitem__)] -= 1
+    return counts
 
 
 def _resolve(item: Any, base: Path, where: str) -> Item:

@@ -179,10 +179,7 @@ def write_phantom_scans(
         raise ValueError(f"expected at least 2 people for training, got {n} of which {num_validation} for validation")
     folder = Path(folder)
     shape = (*size, 1) if len(size) == 2 else tuple(size)
-    spacing = [float(spacing_mm)] * 3 if isinstance(spacing_mm, int | float) else [float(s) for s in spacing_mm]
-    spacing += [1.0] * (3 - len(spacing))
-    affine = np.diag([*spacing, 1.0])
-    affine[:3, 3] = [-(m - 1) / 2 * s for m, s in zip(shape, spacing, strict=True)]
+    affine = _centred_affine(shape, spacing_mm)
     to_stored = nib.orientations.ornt_transform(
         nib.orientations.io_orientation(affine), nib.orientations.axcodes2ornt(axcodes)
     )
@@ -197,17 +194,29 @@ def write_phantom_scans(
             nib.save(volume, folder / name)
         scans.append({**scan, "subject": f"phantom_{person:02d}"})
     training, validation = scans[: n - num_validation], scans[n - num_validation :]
-    pairs = [
-        {"id": f"{m['subject']}-to-{f['subject']}", "moving": m["image"], "fixed": f["image"]}
-        | {"label_moving": m["label"], "label_fixed": f["label"]}
-        for m in validation
-        for f in validation
-        if m is not f
-    ]
     path = folder / "datalist.json"
-    sections = {"training": training, "validation": validation, "validation_pairs": pairs}
+    sections = {"training": training, "validation": validation, "validation_pairs": _ordered_pairs(validation)}
     path.write_text(json.dumps({"name": "phantoms", **sections}, indent=2), encoding="utf-8")
     return str(path)
+
+
+def _centred_affine(shape: Sequence[int], spacing_mm: float | Sequence[float]) -> np.ndarray:
+    """RAS voxel-to-mm matrix (4, 4) of a grid of three axes with the origin of the world at its centre."""
+    spacing = [float(spacing_mm)] * 3 if isinstance(spacing_mm, int | float) else [float(s) for s in spacing_mm]
+    spacing += [1.0] * (3 - len(spacing))
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = [-(m - 1) / 2 * s for m, s in zip(shape, spacing, strict=True)]
+    return affine
+
+
+def _ordered_pairs(scans: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    return [
+        {"id": f"{m['subject']}-to-{f['subject']}", "moving": m["image"], "fixed": f["image"]}
+        | {"label_moving": m["label"], "label_fixed": f["label"]}
+        for m in scans
+        for f in scans
+        if m is not f
+    ]
 
 
 def _inside(x: Tensor, radii: Sequence[float]) -> Tensor:

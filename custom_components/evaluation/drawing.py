@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..fields import identity_grid, jacobian_determinant
+from ..fields import identity_grid, jacobian_determinant, plain
 from .overlap import present_labels
 
 if TYPE_CHECKING:
@@ -86,7 +86,8 @@ class Subject:
 
 
 def on_cpu(tensor: Tensor) -> Tensor:
-    return (tensor.as_tensor() if hasattr(tensor, "as_tensor") else tensor).detach().cpu()
+    """An ordinary tensor in the memory of the CPU, without history."""
+    return plain(tensor).detach().cpu()
 
 
 def first_channel(image: Tensor, ddf: Tensor, name: str) -> Tensor:

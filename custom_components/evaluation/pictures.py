@@ -1,4 +1,4 @@
-"""Pictures and pages for people: a registered pair, a cohort, a training run. The pictures need matplotlib.
+"""Pictures of a registered pair and of maps beside an image. They need matplotlib.
 
 Convention: images are tensors (C, *S) of which the first channel is shown, fields (D, *S) in voxels as in `fields`.
 Axes are taken as R, A, S (2-D: R, A) and shown as radiologists do: anterior or superior up, the patient's right on the
@@ -7,11 +7,9 @@ left of the picture; in sagittal slices anterior is on the left.
 
 from __future__ import annotations
 
-import csv
-import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -26,6 +24,7 @@ from .drawing import (
     PANEL,
     RIGHT,
     Subject,
+    View,
     add_colour_bar,
     caption_of,
     centre_of,
@@ -39,10 +38,7 @@ from .drawing import (
 )
 
 if TYPE_CHECKING:
-    pass
-
-_NOT_DRAWN = ("epoch", "iteration", "seconds", "cpu_seconds")
-
+    from matplotlib.figure import Figure
 
 _HEADINGS = {
     "fixed": "fixed",
@@ -89,9 +85,6 @@ def pair_picture(
     Raises:
         ValueError: if shapes do not fit each other.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     images = {"fixed": fixed, "moving": moving, "warped": warped}
     volumes = {name: first_channel(image, ddf, name) for name, image in images.items()}
     given = {"fixed": label_fixed, "moving": label_moving, "warped": label_warped}
@@ -100,6 +93,15 @@ def pair_picture(
     ddf = on_cpu(ddf).float()
     views = views_of(ddf.shape[1:], spacing_mm, centre_of(volumes["fixed"]))
     subject = Subject(volumes, labels, ddf, grid_step or max(2, round(max(ddf.shape[1:]) / 24)))
+    figure = _draw_pair(subject, views, title)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", facecolor=DARK)
+
+
+def _draw_pair(subject: Subject, views: Sequence[View], title: str) -> Figure:
+    """The table of panels: a row for each view, a column for each heading; sizes in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
     heights = [PANEL * view.height_mm / max(v.width_mm for v in views) for view in views]
     top = 0.62 if title else 0.36
@@ -121,8 +123,7 @@ def pair_picture(
         figure.text(LEFT / width, 1 - 0.2 / height, title, color=LIGHT, size=11, weight="bold", va="center")
     caption = caption_of(subject, views[0].spacing)
     figure.text(LEFT / width, 0.14 / height, caption, color=FAINT, size=7.5, va="center")
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", facecolor=DARK)
+    return figure
 
 
 def maps_picture(
@@ -170,70 +171,3 @@ def maps_picture(
     bar.ax.tick_params(labelsize=7, colors=FAINT, length=2)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", facecolor=DARK)
-
-
-def training_curve(
-    path: str | os.PathLike, data: str | os.PathLike | Sequence[Mapping[str, Any]], *, title: str = ""
-) -> None:
-    """Draw the course of a training run, one panel for each quantity, as PNG.
-
-    Args:
-        path: the picture.
-        data: a CSV file or rows, with a column `epoch` or `iteration` (else rows are counted) and numbers; empty cells
-            are skipped, so that losses of each epoch and scores of some epochs can share a table. Columns of seconds
-            are not drawn.
-        title: heading.
-    Raises:
-        FileNotFoundError: if the CSV file is missing.
-        ValueError: if there is no number to draw.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    steps, series, axis_name = _read_curve(data)
-    columns = min(3, len(series))
-    height = math.ceil(len(series) / columns)
-    figure = Figure(figsize=(4.2 * columns, 2.7 * height + 0.4 * bool(title)), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    if title:
-        figure.suptitle(title, weight="bold", size=11)
-    grid = figure.subplots(height, columns, squeeze=False).ravel()
-    for axes, (name, values) in zip(grid, series.items(), strict=False):
-        points = [(s, v) for s, v in zip(steps, values, strict=True) if math.isfinite(v)]
-        axes.plot(
-            *zip(*points, strict=True), color="#1f6fb2", linewidth=1.4, marker="o" if len(points) < 25 else None, ms=3
-        )
-        axes.set_title(name, size=10, loc="left")
-        axes.set_xlabel(axis_name, size=8, color="#555555")
-        axes.tick_params(labelsize=8, colors="#555555")
-        axes.grid(color="#e4e4e4", linewidth=0.7)
-        axes.spines[["top", "right"]].set_visible(False)
-    for axes in grid[len(series) :]:
-        axes.remove()
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
-
-
-def _read_curve(
-    data: str | os.PathLike | Sequence[Mapping[str, Any]],
-) -> tuple[list[float], dict[str, list[float]], str]:
-    if isinstance(data, str | os.PathLike):
-        with open(data, newline="", encoding="utf-8") as file:
-            rows: Sequence[Mapping[str, Any]] = list(csv.DictReader(file))
-    else:
-        rows = data
-    names = list(dict.fromkeys(key for row in rows for key in row if key is not None))
-    axis = next((name for name in ("epoch", "iteration") if name in names), None)
-    steps = [_to_float(row.get(axis)) if axis else i + 1.0 for i, row in enumerate(rows)]
-    columns = {name: [_to_float(row.get(name)) for row in rows] for name in names if name not in _NOT_DRAWN}
-    series = {name: values for name, values in columns.items() if any(map(math.isfinite, values))}
-    if not series:
-        raise ValueError(f"no number to draw in {len(rows)} rows with the columns {', '.join(names) or 'none'}")
-    return steps, series, axis or "row"
-
-
-def _to_float(value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return math.nan

@@ -171,30 +171,14 @@ def _optimize(
 ) -> np.ndarray | None:
     """One stage of ITK's registration; None if the images do not overlap enough."""
     d = len(center)
-    image_type = itk.Image[itk.F, d]
-    fixed = _to_itk(itk, level.fixed, level.fixed_grid)
-    moving = _to_itk(itk, level.moving, level.moving_grid)
     transform = _itk_transform(itk, start, center, kind)
-    metric = itk.MattesMutualInformationImageToImageMetricv4[image_type, image_type].New()
-    metric.SetNumberOfHistogramBins(_BINS)
-    metric.SetMaximumNumberOfWorkUnits(1)  # threads would add up in any order, and the result wander by 0.1 mm
-    metric.SetUseMovingImageGradientFilter(False)
-    metric.SetUseFixedImageGradientFilter(False)
-    spacing = float(level.fixed_grid.spacing.max())
-    scales = itk.RegistrationParameterScalesFromPhysicalShift[type(metric)].New(Metric=metric)
-    optimizer = itk.RegularStepGradientDescentOptimizerv4[itk.D].New(
-        ScalesEstimator=scales,
-        NumberOfIterations=80,
-        MinimumStepLength=spacing / 500,
-        GradientMagnitudeTolerance=1e-9,  # ITK's 1e-4 stops a mutual information of small slope at once
-        RelaxationFactor=0.7,
-        LearningRate=1.0,
-        DoEstimateLearningRateOnce=True,
-        MaximumStepSizeInPhysicalUnits=spacing,
-        ReturnBestParametersAndValue=True,
-    )
-    registration = itk.ImageRegistrationMethodv4[image_type, image_type].New(
-        FixedImage=fixed, MovingImage=moving, Metric=metric, Optimizer=optimizer, InitialTransform=transform
+    metric = _metric(itk, d)
+    registration = itk.ImageRegistrationMethodv4[itk.Image[itk.F, d], itk.Image[itk.F, d]].New(
+        FixedImage=_to_itk(itk, level.fixed, level.fixed_grid),
+        MovingImage=_to_itk(itk, level.moving, level.moving_grid),
+        Metric=metric,
+        Optimizer=_optimizer(itk, metric, float(level.fixed_grid.spacing.max())),
+        InitialTransform=transform,
     )
     registration.SetNumberOfLevels(1)
     registration.SetShrinkFactorsPerLevel([1])
@@ -213,6 +197,31 @@ def _optimize(
     result = np.eye(d + 1)
     result[:d, :d], result[:d, d] = linear, np.array(list(transform.GetOffset()))
     return flip_lps(d) @ result @ flip_lps(d)
+
+
+def _metric(itk: Any, d: int) -> Any:
+    image_type = itk.Image[itk.F, d]
+    metric = itk.MattesMutualInformationImageToImageMetricv4[image_type, image_type].New()
+    metric.SetNumberOfHistogramBins(_BINS)
+    metric.SetMaximumNumberOfWorkUnits(1)  # threads would add up in any order, and the result wander by 0.1 mm
+    metric.SetUseMovingImageGradientFilter(False)
+    metric.SetUseFixedImageGradientFilter(False)
+    return metric
+
+
+def _optimizer(itk: Any, metric: Any, spacing_mm: float) -> Any:
+    """Gradient descent with steps of at most a voxel, down to a 500th of one."""
+    return itk.RegularStepGradientDescentOptimizerv4[itk.D].New(
+        ScalesEstimator=itk.RegistrationParameterScalesFromPhysicalShift[type(metric)].New(Metric=metric),
+        NumberOfIterations=80,
+        MinimumStepLength=spacing_mm / 500,
+        GradientMagnitudeTolerance=1e-9,  # ITK's 1e-4 stops a mutual information of small slope at once
+        RelaxationFactor=0.7,
+        LearningRate=1.0,
+        DoEstimateLearningRateOnce=True,
+        MaximumStepSizeInPhysicalUnits=spacing_mm,
+        ReturnBestParametersAndValue=True,
+    )
 
 
 def _to_itk(itk: Any, image: Tensor, grid: Grid) -> Any:

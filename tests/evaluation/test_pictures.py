@@ -4,12 +4,11 @@ import math
 
 import pytest
 import torch
-from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from custom_components.evaluation.cohort import cohort_page
 from custom_components.evaluation.drawing import centre_of, draw_image, views_of
-from custom_components.evaluation.pictures import maps_picture, pair_picture, training_curve
+from custom_components.evaluation.pictures import maps_picture, pair_picture
 from custom_components.fields import warp
 
 
@@ -146,22 +145,3 @@ def test_page_holds_every_pair_and_links_its_picture(tmp_path):
 def test_page_of_nothing_is_refused(tmp_path):
     with pytest.raises(ValueError, match="at least one row"):
         cohort_page(tmp_path, [])
-
-
-def test_training_curve_of_a_table_with_gaps(tmp_path, monkeypatch):
-    """Cells that are empty are skipped, and seconds are not drawn."""
-    drawn, save = [], Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kw: (drawn.append(self), save(self, *args, **kw)))
-    (tmp_path / "curve.csv").write_text("epoch,seconds,loss,score\n1,3,0.9,\n2,6,0.5,0.6\n3,9,0.4,\n4,12,0.3,0.7\n")
-    training_curve(tmp_path / "curve.png", tmp_path / "curve.csv", title="run")
-    panels = {axes.get_title("left"): axes for axes in drawn[0].axes}
-    points = {name: axes.lines[0].get_xydata().tolist() for name, axes in panels.items()}
-    assert points == {"loss": [[1, 0.9], [2, 0.5], [3, 0.4], [4, 0.3]], "score": [[2, 0.6], [4, 0.7]]}
-    assert {axes.get_xlabel() for axes in panels.values()} == {"epoch"}
-    training_curve(tmp_path / "rows.png", [{"loss": 1.0}, {"loss": 0.5}])
-    assert imread(tmp_path / "curve.png").shape[1] > imread(tmp_path / "rows.png").shape[1]
-
-
-def test_training_curve_without_numbers_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no number to draw"):
-        training_curve(tmp_path / "c.png", [{"epoch": 1, "note": "x"}])

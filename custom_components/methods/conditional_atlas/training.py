@@ -62,36 +62,13 @@ class InitializeTemplate:
 
     @torch.no_grad()
     def attach(self, engine: Engine) -> None:
-        template, device = self.network.template, self.network.affine.device
+        """Start the network's template, and its registration network if there are weights for it."""
+        template = self.network.template
         encoder = template.encoder
         if template.conditional:
             scans = self.dataloader.dataset.data
             encoder.fit(torch.stack([encoder.values({n: s[n] for n in encoder.names if n in s}) for s in scans]))
-        # Sums of products with the code (1, e): of itself, of the images, of the labels' indicator maps.
-        products: list[Any] = [0.0, 0.0, None]
-        affine = torch.zeros_like(self.network.affine)
-        count = 0
-        for batch in self.dataloader:
-            scan, targets, _, options = self.prepare_batch(batch, device)
-            code = scan.new_ones(len(scan), 1)
-            if template.conditional:
-                code = torch.cat([code, encoder(options["attributes"]) - encoder()], 1)
-            products[0] = products[0] + torch.einsum("be,bf->ef", code.double(), code.double())
-            products[1] = products[1] + torch.einsum("be,b...->e...", code, scan)
-            if template.label_ids and "label_moving" in targets:
-                shares = label_indicators(targets["label_moving"], template.label_ids).float()
-                products[2] = torch.einsum("be,b...->e...", code, shares) + (
-                    0.0 if products[2] is None else products[2]
-                )
-            affine += batch["grid_affine_moving"].to(affine).sum(0)  # as `LoadScand` gives it
-            count += len(scan)
-            if count >= self.num_scans:
-                break
-        # The pseudo-inverse: the columns of categories add up to 0, and scans may be fewer than attributes.
-        solve = torch.linalg.pinv(products[0], rtol=1e-6, hermitian=True).to(products[1])
-        image, labels = (None if p is None else torch.einsum("ef,f...->e...", solve, p) for p in products[1:])
-        template.initialize(image, labels)
-        self.network.affine.copy_(affine / count)
+        template.initialize(*self._regress())
         if self.registration_weights is not None:
             weights = torch.load(self.registration_weights, map_location="cpu", weights_only=True)
             try:
@@ -101,3 +78,33 @@ class InitializeTemplate:
         if is_distributed():
             for value in (*self.network.parameters(), *self.network.buffers()):
                 torch.distributed.broadcast(value.data, 0)
+
+    def _regress(self) -> list[Tensor | None]:
+        """Coefficients of the images and of the labels' indicator maps, if any; sets the affine of the grid, too."""
+        template, device = self.network.template, self.network.affine.device
+        # Sums of products with the code (1, e): of itself, of the images, of the indicator maps.
+        square, images, labels = torch.zeros((), dtype=torch.float64, device=device), None, None
+        affine = torch.zeros_like(self.network.affine)
+        count = 0
+        for batch in self.dataloader:
+            scan, targets, _, options = self.prepare_batch(batch, device)
+            code = scan.new_ones(len(scan), 1)
+            if template.conditional:
+                code = torch.cat([code, template.encoder(options["attributes"]) - template.encoder()], 1)
+            square = square + torch.einsum("be,bf->ef", code.double(), code.double())
+            images = _add(images, torch.einsum("be,b...->e...", code, scan))
+            if template.label_ids and "label_moving" in targets:
+                shares = label_indicators(targets["label_moving"], template.label_ids).float()
+                labels = _add(labels, torch.einsum("be,b...->e...", code, shares))
+            affine += batch["grid_affine_moving"].to(affine).sum(0)  # as `LoadScand` gives it
+            count += len(scan)
+            if count >= self.num_scans:
+                break
+        self.network.affine.copy_(affine / count)
+        # The pseudo-inverse: the columns of categories add up to 0, and scans may be fewer than attributes.
+        solve = torch.linalg.pinv(square, rtol=1e-6, hermitian=True)
+        return [None if p is None else torch.einsum("ef,f...->e...", solve.to(p), p) for p in (images, labels)]
+
+
+def _add(total: Tensor | None, more: Tensor) -> Tensor:
+    return more if total is None else total + more

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,21 +63,12 @@ def tune_hyper(
     if not pairs or not 0 < start < 1:
         raise ValueError(f"expected pairs and a start inside (0, 1), got {len(pairs)} pairs and {start}")
     number: int = network.num_hyper  # type: ignore[assignment]
-    device = pairs[0][0].device
-    logits = torch.full((number,), start, device=device).logit().requires_grad_()
-    optimizer: torch.optim.Optimizer
-    if len(pairs) > pairs_per_step:
-        optimizer = torch.optim.Adam([logits], lr=learning_rate, betas=(0.8, 0.95))
-        schedule: Any = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
-    else:
-        optimizer = torch.optim.Rprop([logits], lr=learning_rate, etas=(0.5, 1.2), step_sizes=(1e-3, 1.0))
-        schedule = None
+    logits = torch.full((number,), start, device=pairs[0][0].device).logit().requires_grad_()
+    exact = len(pairs) <= pairs_per_step
+    optimizer, schedule = _optimizer(logits, learning_rate, None if exact else iterations)
     generator = torch.Generator().manual_seed(seed)
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     history: list[dict[str, Any]] = []
-    try:
-        for parameter in trained:
-            parameter.requires_grad_(False)
+    with _frozen(network):
         for _ in tqdm(range(iterations), desc="tuning", disable=not progress, leave=False):
             optimizer.zero_grad()
             values = logits.sigmoid().tolist()
@@ -88,7 +81,7 @@ def tune_hyper(
                 loss = criterion(pred, targets) / len(chosen)
                 loss.backward()
                 total += float(loss.detach())
-            if total != total or abs(total) == float("inf"):
+            if not math.isfinite(total):
                 raise RuntimeError(f"the criterion became {total} at hyper-parameters {values}")
             history.append({"hyper": values, "criterion": total})
             if not bool(torch.isfinite(logits.grad).all()):  # type: ignore[arg-type]
@@ -96,11 +89,32 @@ def tune_hyper(
             optimizer.step()
             if schedule is not None:
                 schedule.step()
+    if exact:
+        return min(history, key=lambda entry: entry["criterion"])["hyper"], history
+    return logits.detach().sigmoid().tolist(), history
+
+
+def _optimizer(
+    logits: Tensor, learning_rate: float, steps: int | None
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler | None]:
+    """Adam whose step falls to nothing over `steps`, for gradients that are drawn; Rprop for exact ones (None)."""
+    if steps is None:
+        return torch.optim.Rprop([logits], lr=learning_rate, etas=(0.5, 1.2), step_sizes=(1e-3, 1.0)), None
+    optimizer = torch.optim.Adam([logits], lr=learning_rate, betas=(0.8, 0.95))
+    return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+
+
+@contextlib.contextmanager
+def _frozen(network: torch.nn.Module) -> Iterator[None]:
+    """No parameter of the network asks for a gradient meanwhile."""
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
-    settled = logits.detach().sigmoid().tolist()
-    return settled if schedule is not None else min(history, key=lambda entry: entry["criterion"])["hyper"], history
 
 
 @torch.no_grad()
@@ -171,15 +185,9 @@ def tune_bundle(
             f"got {criterion!r}, {iterations} and {sweep}"
         )
     network, deformation = (parser.get_parsed_content(name) for name in ("network", "deformation"))
-    weights = torch.load(parser.get_parsed_content("weights"), map_location="cpu", weights_only=True)
-    network.load_state_dict(weights)
+    network.load_state_dict(torch.load(parser.get_parsed_content("weights"), map_location="cpu", weights_only=True))
     network.eval()
-    pairs = []
-    load = parser.get_parsed_content("preprocessing")
-    for item in tqdm(items, desc="loading", leave=False):
-        batch = {key: value[None] for key, value in load(item).items() if isinstance(value, Tensor)}
-        image, targets, _, _ = prepare_pair_batch(batch, parser.get_parsed_content("device"))
-        pairs.append((image, targets))
+    pairs = _load_pairs(parser, items)
     labelled = all({"label_moving", "label_fixed"} <= targets.keys() for _, targets in pairs)
     if (criterion == "labels" or labels) and not labelled:
         raise ValueError("tuning by labels needs a moving and a fixed label map of every pair in the list")
@@ -193,37 +201,53 @@ def tune_bundle(
     names = parser.get_parsed_content("hyper_names")
     start = min(max(start, 0.01), 0.99)  # the logit of 0 and 1 is infinite
     values, history = tune_hyper(network, deformation, pairs, judge, start=start, iterations=iterations, progress=True)
+    rows = [{**dict(zip(names, h["hyper"], strict=True)), "criterion": h["criterion"]} for h in history]
+    write_table(output / "tuning.csv", rows)
     found = {name: round(value, 6) for name, value in zip(names, values, strict=True)}
-    used: dict[str, Any] = {
-        "criterion": "labels" if by_labels else "regularity",
-        "pairs": len(pairs),
-        "iterations": iterations,
-    }
-    write_table(
-        output / "tuning.csv",
-        [{**dict(zip(names, h["hyper"], strict=True)), "criterion": h["criterion"]} for h in history],
-    )
+    used: dict[str, Any] = {"criterion": "labels" if by_labels else "regularity"}
+    used |= {"pairs": len(pairs), "iterations": iterations}
     for name in ("sweep.csv", "structures.csv"):
         (output / name).unlink(missing_ok=True)  # of an earlier tuning
     if labelled and sweep:
         hyper = torch.tensor([values]).repeat(sweep + 1, 1)
         hyper[:-1, 0] = torch.linspace(0, 1, sweep)
         dice = sweep_dice(network, deformation, pairs, hyper, ids, progress=True)
-        columns = [
-            {
-                names[0]: float(h[0]),
-                "dice": float(row.nanmean()),
-                **{f"dice_{i}": float(d) for i, d in zip(ids, row, strict=True)},
-            }
-            for h, row in zip(hyper, dice, strict=True)
-        ]
-        write_table(output / "sweep.csv", columns[:-1])
-        tuned = dict(zip(ids, dice[-1].tolist(), strict=True))
-        best = best_values(hyper[:-1, 0].tolist(), dice[:-1], ids, names[0])
-        write_table(output / "structures.csv", [{**row, "dice_tuned": tuned[row["label"]]} for row in best])
-        used["dice"] = columns[-1]["dice"]
+        used["dice"] = _write_sweep(output, names[0], hyper[:, 0].tolist(), dice, ids)
     write_metrics(output / "tuned.json", {**found, **used})
     return found
+
+
+def _load_pairs(parser: ConfigParser, items: Sequence[Mapping[str, Any]]) -> list[tuple[Tensor, dict[str, Tensor]]]:
+    """Image and targets of each pair, as `tune_hyper` takes them."""
+    load, pairs = parser.get_parsed_content("preprocessing"), []
+    for item in tqdm(items, desc="loading", leave=False):
+        batch = {key: value[None] for key, value in load(item).items() if isinstance(value, Tensor)}
+        image, targets, _, _ = prepare_pair_batch(batch, parser.get_parsed_content("device"))
+        pairs.append((image, targets))
+    return pairs
+
+
+def _write_sweep(output: Path, name: str, values: Sequence[float], dice: Tensor, labels: Sequence[int]) -> float:
+    """Write sweep.csv and structures.csv for values (K) of a hyper-parameter, of which the last is the tuned one.
+
+    Args:
+        dice: shape (K, len(labels)).
+    Returns:
+        The mean Dice at the tuned value.
+    """
+    columns = [
+        {
+            name: value,
+            "dice": float(row.nanmean()),
+            **{f"dice_{label}": float(d) for label, d in zip(labels, row, strict=True)},
+        }
+        for value, row in zip(values, dice, strict=True)
+    ]
+    write_table(output / "sweep.csv", columns[:-1])
+    tuned = dict(zip(labels, dice[-1].tolist(), strict=True))
+    best = best_values(values[:-1], dice[:-1], labels, name)
+    write_table(output / "structures.csv", [{**row, "dice_tuned": tuned[row["label"]]} for row in best])
+    return columns[-1]["dice"]
 
 
 def best_values(values: Sequence[float], dice: Tensor, labels: Sequence[int], name: str) -> list[dict[str, Any]]:
