@@ -63,7 +63,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "probabilistic": {"dropout": 0.2},
 }
 for _name in ("velocity", "displacement"):
-    VARIANTS[_name] |= {"train#dataset#quantity": _name, "network_def#quantity": _name}
+    VARIANTS[_name] |= {"train#dataset#quantity": _name, "network_def#target#quantity": _name}
 
 
 def main(command: Sequence[str] | None = None) -> None:

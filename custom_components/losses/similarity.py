@@ -41,6 +41,8 @@ def box_sum(image: Tensor, window: int) -> Tensor:
         partial = image.new_zeros(shape)
         partial.narrow(axis, radius, n).copy_(image)
         total: Tensor | None = None
+        # partial[i] is the sum of `width` voxels from i on. The window is cut into pieces as long as its binary digits
+        # say, each beginning where the last one ended: 9 = 1 + 8 takes three doublings and one addition.
         width, offset, remaining = 1, 0, window
         while True:
             if remaining & 1:

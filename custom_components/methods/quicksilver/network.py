@@ -16,6 +16,21 @@ from torch import Tensor, nn
 from ...networks.blocks import convolution, initialize_layers, transposed_convolution
 
 
+@dataclass(frozen=True)
+class Target:
+    """What a network predicts: something else for another kernel or other images' spacing.
+
+    Args:
+        kernel: what the momenta belong to; its `repr` counts. Empty if it is not known.
+        spacing: of the images, in the kernel's unit; None if it is not known.
+        quantity: "momentum" or, to compare, another field of the deformation.
+    """
+
+    kernel: object = ""
+    spacing: float | Sequence[float] | None = None
+    quantity: str = "momentum"
+
+
 class QuicksilverNetwork(nn.Module):
     """Two encoders, one for each image, and a decoder for each component of the momentum (Quicksilver).
 
@@ -26,7 +41,7 @@ class QuicksilverNetwork(nn.Module):
     begins without momentum for equal images.
 
     What the momentum means depends on the kernel it was made with and on the images' spacing, and the network is of no
-    use with others: `kernel` and `spacing` travel with the weights, and loading others' raises an error. So do
+    use with others: the `target` travels with the weights, and loading others' raises an error. So do
     `dropout`, which is taken from them if it is 0 here, and `corrects`, the `digest` of the network whose predictions
     this one corrects (empty for none).
 
@@ -37,9 +52,7 @@ class QuicksilverNetwork(nn.Module):
         skips: the decoders' levels see both encoders' features of the same size, too; the paper has none.
         normalized: batch normalisation after each convolution but the last; the paper has none.
         dropout: probability, after each convolution of width 3 but the last; 0 for the deterministic form.
-        kernel: what the momenta belong to, `repr` of the kernel.
-        spacing: of the images, in the kernel's unit; None if it is not known.
-        quantity: what is predicted, "momentum" or, to compare, another field of the deformation.
+        target: what is predicted.
     Shapes: input (B, 2, *P), moving then fixed, each side `stride` * (4 k + 3) voxels; output (B, D, *P / stride).
     References: Yang et al., Quicksilver, NeuroImage 158, 2017; stride is ours.
     """
@@ -52,9 +65,7 @@ class QuicksilverNetwork(nn.Module):
         skips: bool = False,
         normalized: bool = False,
         dropout: float = 0.0,
-        kernel: Any = "",
-        quantity: str = "momentum",
-        spacing: float | Sequence[float] | None = None,
+        target: Target | None = None,
     ) -> None:
         super().__init__()
         if spatial_dims not in (2, 3) or features < 1 or stride < 1 or not 0 <= dropout < 1:
@@ -63,8 +74,9 @@ class QuicksilverNetwork(nn.Module):
                 f"got {spatial_dims}, {features}, {stride}, {dropout}"
             )
         self.spatial_dims, self.stride, self.dropout = spatial_dims, stride, float(dropout)
-        self.kernel, self.quantity, self.corrects = str(kernel), quantity, ""
-        self.spacing = list(spacing) if isinstance(spacing, Sequence) else spacing
+        target = target or Target()
+        self.kernel, self.quantity, self.corrects = str(target.kernel), target.quantity, ""
+        self.spacing = list(target.spacing) if isinstance(target.spacing, Sequence) else target.spacing
         n = features
         layers = _Layers(spatial_dims, dropout, normalized)
         self.moving, self.fixed = (_Encoder(layers, stride**spatial_dims, n) for _ in range(2))
@@ -136,10 +148,8 @@ def load_network(network: nn.Module, path: str | os.PathLike | None) -> Quicksil
         raise ValueError(f"{path}: these are not the weights of a Quicksilver network")
     features, normalized = weights["moving.level_1.0.weight"].shape[0], "moving.level_1.1.running_mean" in weights
     skips = weights["decoders.0.level_1.0.weight"].shape[1] > 2 * features
-    dims, kernel, quantity = network.spatial_dims, network.kernel, network.quantity
-    other = QuicksilverNetwork(
-        dims, features, network.stride, skips, normalized, 0.0, kernel, quantity, network.spacing
-    )
+    target = Target(network.kernel, network.spacing, network.quantity)
+    other = QuicksilverNetwork(network.spatial_dims, features, network.stride, skips, normalized, target=target)
     other.load_state_dict(weights)
     return other.to(device).eval()
 

@@ -128,6 +128,7 @@ class WeightTotalVariation(nn.Module):
         spacing = per_axis(self.spacing if spacing is None else spacing, d)
         square = torch.zeros_like(weights)
         for axis, h in enumerate(spacing, start=2):
+            # The last difference is 0, not one across the border: a constant map must cost nothing.
             last = weights.narrow(axis, weights.shape[axis] - 1, 1)
             square = square + (weights.diff(dim=axis, append=last) / h).square()
         size = _root(square)
@@ -155,25 +156,19 @@ class WeightTotalVariation(nn.Module):
 
 
 class RegionLoss(nn.Module, ScheduledLoss):
-    """A registration loss, and the penalties on the weights of its metric.
+    """A registration loss, and the penalties on the weights of its metric (RDMM).
 
-    loss + range_weight(T) * range(w) + omt_weight(T) * omt(w)
-         + variation_weight * variation(h, moving) + input_range_weight * input_range(x)
+    loss + range_weight(T) * base_range(w) + omt_weight(T) * omt(w)
 
     T is the epoch of training (set by `Schedule`), or half of the iterations of an optimisation (`on_iteration`): see
     the functions `range_weight` and `omt_weight`.
 
     Args:
         loss: a module with `terms` (`RegistrationLoss`).
-        omt, range: penalties of the weights w; None leaves one out.
-        variation: of the pre-weights h (`WeightTotalVariation`), the moving image says where its edges are; on the grid
-            of `pred["grid_spacing"]`, (B, D), if that is there.
-        input_range: of the raw weights x (`InputRangePenalty`), where there are any.
-        omt_weight, range_weight, variation_weight, input_range_weight: theirs; of the first two those the schedule ends
-            and starts with.
+        omt, base_range: penalties of the weights w (`OMTPenalty`, `RangePenalty`); None leaves one out.
+        omt_weight, range_weight: theirs, those the schedule ends and starts with.
         static, rate, floor: of the schedule; `rate` None for none: both weights as given, all the time.
-    References: Shen et al., NeurIPS 2019 (RDMM: omt, range); Niethammer et al., CVPR 2019 (metric learning: omt,
-        variation, input range, no schedule).
+    References: Shen et al., NeurIPS 2019.
     """
 
     def __init__(
@@ -181,22 +176,16 @@ class RegionLoss(nn.Module, ScheduledLoss):
         loss: Any,
         *,
         omt: nn.Module | None = None,
-        range: nn.Module | None = None,
-        variation: nn.Module | None = None,
-        input_range: nn.Module | None = None,
+        base_range: nn.Module | None = None,
         omt_weight: float = 1.0,
         range_weight: float = 1.0,
-        variation_weight: float = 1.0,
-        input_range_weight: float = 1.0,
         static: int = 10,
         rate: float | None = 5.0,
         floor: float = 0.1,
     ) -> None:
         super().__init__()
-        self.loss, self.omt, self.range = loss, omt, range
-        self.variation, self.input_range = variation, input_range
+        self.loss, self.omt, self.base_range = loss, omt, base_range
         self.omt_weight, self.range_weight = omt_weight, range_weight
-        self.variation_weight, self.input_range_weight = variation_weight, input_range_weight
         self.static, self.rate, self.floor = static, rate, floor
         self.epoch = 0
 
@@ -222,13 +211,58 @@ class RegionLoss(nn.Module, ScheduledLoss):
         return sum(terms.values())  # type: ignore[return-value]
 
     def terms(self, pred: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The weighted terms by name: those of the loss, and as configured omt, range, variation, input_range."""
+        """The weighted terms by name: those of the loss, and as configured omt and range."""
         terms = dict(self.loss.terms(pred, batch))
         falling, rising = self.schedule or (1.0, 1.0)
         if self.omt is not None:
             terms["omt"] = self.omt_weight * rising * self.omt(pred["weights"])
-        if self.range is not None:
-            terms["range"] = self.range_weight * falling * self.range(pred["weights"])
+        if self.base_range is not None:
+            terms["range"] = self.range_weight * falling * self.base_range(pred["weights"])
+        return terms
+
+
+class MetricLearningLoss(nn.Module):
+    """A registration loss, and the penalties on the weights of a learned metric (metric learning).
+
+    loss + omt_weight * omt(w) + variation_weight * variation(h, moving) + input_range_weight * input_range(x)
+
+    Args:
+        loss: a module with `terms` (`RegistrationLoss`).
+        omt: penalty of the weights w (`OMTPenalty`); None leaves a penalty out.
+        variation: of the pre-weights h (`WeightTotalVariation`), the moving image says where its edges are; on the grid
+            of `pred["grid_spacing"]`, (B, D), if that is there.
+        input_range: of the raw weights x (`InputRangePenalty`), where there are any.
+        omt_weight, variation_weight, input_range_weight: theirs.
+    References: Niethammer et al., CVPR 2019.
+    """
+
+    def __init__(
+        self,
+        loss: Any,
+        *,
+        omt: nn.Module | None = None,
+        variation: nn.Module | None = None,
+        input_range: nn.Module | None = None,
+        omt_weight: float = 1.0,
+        variation_weight: float = 1.0,
+        input_range_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.loss, self.omt, self.variation, self.input_range = loss, omt, variation, input_range
+        self.omt_weight, self.variation_weight = omt_weight, variation_weight
+        self.input_range_weight = input_range_weight
+
+    def forward(self, pred: MutableMapping[str, Any], batch: Mapping[str, Any]) -> Tensor:
+        """Total loss, a scalar; the weighted, detached terms are left in `pred["terms"]`."""
+        terms = self.terms(pred, batch)
+        pred["terms"] = {name: value.detach() for name, value in terms.items()}
+        return sum(terms.values())  # type: ignore[return-value]
+
+    def terms(self, pred: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The weighted terms by name: those of the loss, and as configured omt, variation, input_range."""
+        terms = dict(self.loss.terms(pred, batch))
+        if self.omt is not None:
+            terms["omt"] = self.omt_weight * self.omt(pred["weights"])
         if self.variation is not None:
             spacing = pred["grid_spacing"][0].tolist() if "grid_spacing" in pred else None
             variation = self.variation(pred["pre_weights"], batch["moving"], spacing)
@@ -256,7 +290,7 @@ def omt_weight(epoch: int, end: float = 1.0, *, static: int = 10, rate: float = 
 
 
 def _root(square: Tensor) -> Tensor:
-    """The square root, with slope 0 at 0."""
+    """The square root, with slope 0 at 0: maps start constant, where an infinite slope times 0 would be NaN."""
     return torch.where(square > 0, square, 1).sqrt() * (square > 0)
 
 

@@ -8,7 +8,7 @@ from custom_components.deformations.kernels import HelmholtzKernel, gaussian_ker
 from custom_components.deformations.momentum import VectorMomentum
 from custom_components.inference.registration import RegistrationInferer
 from custom_components.methods.quicksilver.inference import DropoutSamplesInferer, PatchPredictor
-from custom_components.methods.quicksilver.network import QuicksilverNetwork
+from custom_components.methods.quicksilver.network import QuicksilverNetwork, Target
 
 KERNEL = HelmholtzKernel(9.0, 1.0, power=2)
 OTHER = HelmholtzKernel(4.0, 1.0, power=2)
@@ -28,7 +28,8 @@ def strided(image, stride):
 def make(dims=2, features=2, stride=1, seed=0, last=3.0, **options):
     """A network whose answers are not near 0."""
     torch.manual_seed(seed)
-    network = QuicksilverNetwork(dims, features, stride, **options).eval()
+    target = Target(**{key: options.pop(key) for key in ("kernel", "spacing", "quantity") if key in options})
+    network = QuicksilverNetwork(dims, features, stride, target=target, **options).eval()
     for decoder in network.decoders:
         nn.init.normal_(decoder.head.weight, std=last)
     return network

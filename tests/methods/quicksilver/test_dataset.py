@@ -21,7 +21,7 @@ from methods.quicksilver.cases import (
 from custom_components.data.batches import prepare_pair_batch
 from custom_components.fields import identity_grid, resize_field
 from custom_components.inference.registration import RegistrationInferer
-from custom_components.methods.quicksilver.dataset import ContrastBatch, MomentumPatchDataset
+from custom_components.methods.quicksilver.dataset import ContrastBatch, MomentumPatchDataset, OptimizedMomenta
 from custom_components.methods.quicksilver.inference import PatchPredictor
 
 
@@ -49,7 +49,9 @@ def pairs(number=3, size=(40, 44)):
 
 def patches_of(folder, optimizer=None, items=None, **options):
     settings = {"patch": PATCH, "stride": 2, "num_patches": 20, **options}
-    return MomentumPatchDataset(pairs() if items is None else items, optimizer or PlaceOptimizer(), folder, **settings)
+    made = {key: settings.pop(key) for key in ("prepare", "settings", "batch_size", "device") if key in settings}
+    momenta = OptimizedMomenta(pairs() if items is None else items, optimizer or PlaceOptimizer(), folder, **made)
+    return MomentumPatchDataset(momenta, **settings)
 
 
 def files_in(folder):

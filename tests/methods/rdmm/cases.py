@@ -42,7 +42,7 @@ def region_loss(**options):
     return RegionLoss(
         pair_loss(),
         omt=OMTPenalty(PAIR_KERNEL.sigmas, squared=True),
-        range=RangePenalty(PAIR_KERNEL.weights, squared=True),
+        base_range=RangePenalty(PAIR_KERNEL.weights, squared=True),
         **options,
     )
 

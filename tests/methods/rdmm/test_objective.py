@@ -8,7 +8,7 @@ from custom_components.fields import warp
 from custom_components.methods.rdmm.metric import StationaryMetricMomentum
 from custom_components.methods.rdmm.objective import (
     InputRangePenalty,
-    RegionLoss,
+    MetricLearningLoss,
     WeightTotalVariation,
     omt_weight,
     range_weight,
@@ -26,7 +26,7 @@ def test_the_loss_is_the_sum_of_its_terms_by_the_schedule():
     for epoch in (0, 15, 60):
         loss.epoch = epoch
         omt = 2 * omt_weight(epoch) * float(loss.omt(pred["weights"]))
-        expected = base + omt + 3 * range_weight(epoch) * float(loss.range(pred["weights"]))
+        expected = base + omt + 3 * range_weight(epoch) * float(loss.base_range(pred["weights"]))
         assert float(loss(pred, batch)) == pytest.approx(expected, rel=1e-5)
         assert pred["terms"]["omt"] == pytest.approx(omt)
     loss.rate = None
@@ -40,7 +40,9 @@ def test_the_loss_of_metric_learning_has_its_terms():
     pred = metric(StationaryMetricMomentum, mapping="linear")(torch.randn(1, 5, 12, 13), size)
     pred["warped"] = warp(batch["moving"], pred["ddf"])
     variation, cut = WeightTotalVariation(spacing=2.0), InputRangePenalty(PAIR_KERNEL.weights)
-    loss = RegionLoss(pair_loss(), variation=variation, input_range=cut, variation_weight=0.5, input_range_weight=0.2)
+    loss = MetricLearningLoss(
+        pair_loss(), variation=variation, input_range=cut, variation_weight=0.5, input_range_weight=0.2
+    )
     loss(pred, batch)
     assert float(pred["terms"]["variation"]) == pytest.approx(
         0.5 * float(variation(pred["pre_weights"], batch["moving"], pred["grid_spacing"][0].tolist()))

@@ -18,6 +18,7 @@ from custom_components.losses.similarity import MSE
 from custom_components.methods.rdmm.metric import MetricSettings, RegionSpecificMomentum, StationaryMetricMomentum
 from custom_components.methods.rdmm.networks import RegionMomentumNetwork, RegularizerNetwork
 from custom_components.methods.rdmm.objective import (
+    MetricLearningLoss,
     OMTPenalty,
     RangePenalty,
     RegionLoss,
@@ -43,7 +44,7 @@ class Recording(RegionLoss):
 @pytest.mark.parametrize("method", ["adam", "lbfgs"])
 def test_the_schedule_follows_the_iterations_of_an_optimisation(method):
     moving, fixed = pair((20, 22)).chunk(2, 1)
-    loss = Recording(pair_loss(), range=RangePenalty(PAIR_KERNEL.weights))
+    loss = Recording(pair_loss(), base_range=RangePenalty(PAIR_KERNEL.weights))
     PairwiseOptimizer(metric(), loss, levels=[2, 1], iterations=[4, 6], method=method)(moving, fixed)
     assert sorted(set(loss.epochs)) == [0, 1, 2, 3, 4]
     assert loss.epochs == sorted(loss.epochs)
@@ -87,7 +88,7 @@ def test_given_parameters_are_refined_at_the_end_of_the_schedule():
 def test_the_total_variation_of_a_map_is_the_same_on_other_grids():
     size, spacing = (64, 48), (1.0, 1.5)
     deformation = StationaryMetricMomentum(PAIR_KERNEL, spacing, metric=MetricSettings(2.0, "linear"))
-    loss = RegionLoss(pair_loss(), variation=WeightTotalVariation(spacing=2.0), rate=None)
+    loss = MetricLearningLoss(pair_loss(), variation=WeightTotalVariation(spacing=2.0))
     n, found = len(PAIR_KERNEL.sigmas), []
     ramp = torch.linspace(-0.1, 0.1, 32).view(1, 1, -1, 1).expand(1, n, 32, 24) * torch.arange(n).view(1, n, 1, 1)
     for factor in (1, 2, 4):
