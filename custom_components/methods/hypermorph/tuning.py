@@ -179,25 +179,18 @@ def tune_bundle(
         ValueError: if the criterion is unknown, or is "labels" and a pair has none; for less than 1 iteration or a
             sweep of one value.
     """
-    if criterion not in ("auto", "labels", "regularity") or iterations < 1 or sweep == 1 or sweep < 0:
-        raise ValueError(
-            "expected criterion auto, labels or regularity, at least 1 iteration, and 2 values to sweep or 0, "
-            f"got {criterion!r}, {iterations} and {sweep}"
-        )
+    _check_tuning(criterion, iterations, sweep)
     network, deformation = (parser.get_parsed_content(name) for name in ("network", "deformation"))
     network.load_state_dict(torch.load(parser.get_parsed_content("weights"), map_location="cpu", weights_only=True))
     network.eval()
     pairs = _load_pairs(parser, items)
-    labelled = all({"label_moving", "label_fixed"} <= targets.keys() for _, targets in pairs)
-    if (criterion == "labels" or labels) and not labelled:
+    ids = _label_ids(pairs, labels)
+    if (criterion == "labels" or labels) and ids is None:
         raise ValueError("tuning by labels needs a moving and a fixed label map of every pair in the list")
-    ids = list(labels or [])
-    if labelled and not ids:
-        ids = sorted({label for _, t in pairs for label in present_labels(t["label_moving"], t["label_fixed"])})
-    by_labels = labelled and criterion != "regularity"
+    by_labels = ids is not None and criterion != "regularity"
     reason = "the Dice of the labels" if by_labels else "regularity: each pair's excess over the limit counts"
     logger.info("tuning on %d pairs by %s", len(pairs), reason)
-    judge = LabelCriterion(ids) if by_labels else parser.get_parsed_content("criterion")
+    judge = LabelCriterion(ids or []) if by_labels else parser.get_parsed_content("criterion")
     names = parser.get_parsed_content("hyper_names")
     start = min(max(start, 0.01), 0.99)  # the logit of 0 and 1 is infinite
     values, history = tune_hyper(network, deformation, pairs, judge, start=start, iterations=iterations, progress=True)
@@ -208,13 +201,21 @@ def tune_bundle(
     used |= {"pairs": len(pairs), "iterations": iterations}
     for name in ("sweep.csv", "structures.csv"):
         (output / name).unlink(missing_ok=True)  # of an earlier tuning
-    if labelled and sweep:
+    if ids is not None and sweep:
         hyper = torch.tensor([values]).repeat(sweep + 1, 1)
         hyper[:-1, 0] = torch.linspace(0, 1, sweep)
         dice = sweep_dice(network, deformation, pairs, hyper, ids, progress=True)
         used["dice"] = _write_sweep(output, names[0], hyper[:, 0].tolist(), dice, ids)
     write_metrics(output / "tuned.json", {**found, **used})
     return found
+
+
+def _check_tuning(criterion: str, iterations: int, sweep: int) -> None:
+    if criterion not in ("auto", "labels", "regularity") or iterations < 1 or sweep == 1 or sweep < 0:
+        raise ValueError(
+            "expected criterion auto, labels or regularity, at least 1 iteration, and 2 values to sweep or 0, "
+            f"got {criterion!r}, {iterations} and {sweep}"
+        )
 
 
 def _load_pairs(parser: ConfigParser, items: Sequence[Mapping[str, Any]]) -> list[tuple[Tensor, dict[str, Tensor]]]:
@@ -225,6 +226,14 @@ def _load_pairs(parser: ConfigParser, items: Sequence[Mapping[str, Any]]) -> lis
         image, targets, _, _ = prepare_pair_batch(batch, parser.get_parsed_content("device"))
         pairs.append((image, targets))
     return pairs
+
+
+def _label_ids(pairs: Sequence[tuple[Tensor, Mapping[str, Tensor]]], labels: Sequence[int] | None) -> list[int] | None:
+    """The labels that count, all that occur if none are given; None if a pair lacks a label map."""
+    if not all({"label_moving", "label_fixed"} <= targets.keys() for _, targets in pairs):
+        return None
+    found = {label for _, t in pairs for label in present_labels(t["label_moving"], t["label_fixed"])}
+    return list(labels or []) or sorted(found)
 
 
 def _write_sweep(output: Path, name: str, values: Sequence[float], dice: Tensor, labels: Sequence[int]) -> float:
