@@ -64,9 +64,10 @@ def at_once(workers: int, run: Callable[[str], Any], names: Iterable[str]) -> No
 
 
 def bundle_config(bundle: str, names: Sequence[str], **settings: Any) -> ConfigParser:
-    """The settings of a bundle's config files `names` (without ".json"), later ones and `settings` override."""
+    """The settings of a bundle's config files, or of overlays, `names` (without ".json"); later ones override."""
     parser = ConfigParser()
-    parser.read_config([str(BUNDLES / bundle / "configs" / f"{name}.json") for name in names])
+    folders = {name: BUNDLES / ("overlays" if name == "rendered" else f"{bundle}/configs") for name in names}
+    parser.read_config([str(folder / f"{name}.json") for name, folder in folders.items()])
     parser.update({"bundle_root": str(BUNDLES / bundle), **settings})
     return parser
 

@@ -91,7 +91,7 @@ def train_variant(name: str, args: argparse.Namespace) -> None:
     momenta = (args.momenta or args.output / "momenta").absolute()
     settings = {**VARIANTS[name], "momenta_dir": str(momenta), "num_patches": args.steps * args.batch // EPOCHS}
     if name == "correction":
-        settings["predictor"] = str((args.output / "momentum" / "model.pt").absolute())
+        settings["predictor_weights"] = str((args.output / "momentum" / "model.pt").absolute())
     options = {"steps": args.steps, "batch_size": args.batch, "form": args.form}
     train("quicksilver", args.output / name, args.slices, settings, **options)
 
@@ -126,7 +126,7 @@ def optimised(config: ConfigParser, pairs: Sequence[Mapping[str, Any]], path: Pa
         stored = torch.load(path, weights_only=True)
         if len(stored["ddf"]) == len(pairs):
             return stored["ddf"], stored["seconds"]
-    optimizer = config.get_parsed_content("train#lddmm")
+    optimizer = config.get_parsed_content("lddmm")
     fields, times = [], []
     for pair in tqdm(pairs, desc="optimisation"):
         start = time.perf_counter()
@@ -176,7 +176,7 @@ def measure(
 
 def ways_with_correction(config: ConfigParser, deformation: Any, predictor: PatchPredictor) -> dict[str, Any]:
     """Inferers that use a correction network, alone and followed by a few iterations."""
-    refinement = config.get_parsed_content("train#lddmm", instantiate=True)
+    refinement = config.get_parsed_content("lddmm", instantiate=True)
     refinement.levels, refinement.iterations = (1,), (REFINEMENT,)
     refined = RegistrationInferer(deformation, predictor, refinement=refinement)
     return {"step 14": RegistrationInferer(deformation, predictor), f"step 14, {REFINEMENT} iterations": refined}

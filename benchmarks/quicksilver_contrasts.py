@@ -46,7 +46,7 @@ def main(command: Sequence[str] | None = None) -> None:
     folder = args.output.absolute()
     scans = copies(args.slices, folder / "slices")
     for name, inputs in SEEN.items():
-        settings = {**SETTINGS, "inputs": inputs, "num_momenta": 240, "num_patches": args.steps * 32 // EPOCHS}
+        settings = {**SETTINGS, "input_images": inputs, "num_momenta": 240, "num_patches": args.steps * 32 // EPOCHS}
         settings |= {"momenta_dir": str(folder / "momenta"), "num_val_pairs": 6}
         train("quicksilver", folder_of(name, folder), folder / "slices", settings, steps=args.steps, batch_size=32)
     write_and_print(folder / "table.md", measure(folder, scans["validation"]))
@@ -99,7 +99,7 @@ def measure(folder: Path, scans: Sequence[Mapping[str, str]]) -> str:
 def methods_of(folder: Path) -> dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]:
     """Functions from moving T1, fixed T1 and fixed T2 to a field; the teacher comes first."""
     config = bundle_config("quicksilver", ["train", "train_2d"], **SETTINGS)
-    optimizer, deformation = config.get_parsed_content("train#lddmm"), config.get_parsed_content("deformation")
+    optimizer, deformation = config.get_parsed_content("lddmm"), config.get_parsed_content("deformation")
     network = config.get_parsed_content("network_def")
 
     def optimised(moving: Tensor, fixed: Tensor, similarity: Any) -> Tensor:

@@ -42,7 +42,7 @@ SEARCH = {"levels": [4, 2, 1], "iterations": [20, 20, 15]}
 NETWORK = {"learning_rate": 0.001, "integration_steps": 5}
 # Network: bundle, share of the steps, batch size, settings of its training.
 NETWORKS: dict[str, tuple[str, float, int, dict[str, Any]]] = {
-    "RDMM": ("rdmm", 1.0, 4, {**NETWORK, "static_epochs": 2, "rate": 2.0, "folding_weight": 10.0}),
+    "RDMM": ("rdmm", 1.0, 4, {**NETWORK, "static_epochs": 2, "falling_rate": 2.0, "folding_weight": 10.0}),
     "LDDMM": ("avsm", 1.0, 4, {**NETWORK, "deformation#stationary": False}),
     "local": ("metric_learning", 0.1, 8, {"visit_iterations": 3, "lr_scheduler#T_max": 100000}),
     "global": (
@@ -71,8 +71,8 @@ METHODS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
     "LDDMM, learned": ("avsm", "LDDMM", {"deformation#stationary": False, "integration_steps": 5, "num_steps": 1}),
     "RDMM, learned": ("rdmm", "RDMM", {}),
     "RDMM, learned, refined": ("rdmm", "RDMM", {"optimize": [0, 15]}),
-    "metric learning, base metric, 0.003": ("metric_learning", "local", {**SEARCH, "stage": 0}),
-    "metric learning, global, 0.003": ("metric_learning", "global", {**SEARCH, "stage": 1}),
+    "metric learning, base metric, 0.003": ("metric_learning", "local", {**SEARCH, "metric_stage": 0}),
+    "metric learning, global, 0.003": ("metric_learning", "global", {**SEARCH, "metric_stage": 1}),
     "metric learning, local, 0.003": ("metric_learning", "local", SEARCH),
 }
 COLUMNS = {"dice_after": "Dice", "folding_percent": "det J <= 0, %", "sd_log_jacobian": "sd log det J"}

@@ -44,7 +44,7 @@ from custom_components.methods.voxelmorph_probabilistic.gaussian import default_
 VARIANTS: dict[str, dict[str, Any]] = {
     "base": {},
     "diagonal": {"smoothing": 0},
-    "naive": {"trace": "degree"},
+    "naive": {"kl_trace": "degree"},
     "forward": {"bidirectional": False},
     "people_2": {"people": 2},
     "people_5": {"people": 5},

@@ -16,6 +16,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 OVERLAYS = REPOSITORY / "bundles" / "overlays"
+RENDERED = str(OVERLAYS / "rendered.json")
 BUNDLES = sorted(path.parents[1] for path in REPOSITORY.glob("bundles/*/configs/metadata.json"))
 STATISTICS = "id,t1_prior_mean,t1_prior_mean_spread\n0,5,2\n1,110,8\n2,170,8\n3,60,8\n4,140,8\n"
 TINY = {"size": [32, 32, 32], "spacing": 1.0, "center": "image", "learning_rate": 0.0005, "precision": "float32"}

@@ -15,7 +15,6 @@ KNOWN = {
     "functions": {
         "methods/hypermorph/tuning.py tune_bundle",
         "networks/voxelmorph_unet.py VoxelMorphUNet.__init__",
-        "data/pairs.py ScanPairDataset.__init__",
         "methods/hypermorph/tuning.py tune_hyper",
         "methods/conditional_atlas/template.py ConditionalTemplate.__init__",
         "space/affine.py _optimize",
@@ -25,20 +24,16 @@ KNOWN = {
     },
     "constructors": {
         "methods/quicksilver/dataset.py MomentumPatchDataset.__init__",
-        "losses/registration.py RegistrationLoss.__init__",
         "methods/rdmm/objective.py RegionLoss.__init__",
-        "data/pairs.py ScanPairDataset.__init__",
         "methods/quicksilver/network.py QuicksilverNetwork.__init__",
         "networks/voxelmorph_unet.py VoxelMorphUNet.__init__",
     },
     "complexity": {
-        "data/pairs.py ScanPairDataset.__init__",
         "methods/hypermorph/tuning.py tune_bundle",
         "methods/conditional_atlas/template.py ConditionalTemplate.__init__",
         "networks/voxelmorph_unet.py VoxelMorphUNet.__init__",
         "methods/avsm/networks.py AffineNetwork.__init__",
         "data/lists.py split_by_person",
-        "methods/conditional_atlas/training.py InitializeTemplate.attach",
         "evaluation/pictures.py _read_curve",
         "networks/momentum_net.py MomentumNetwork.__init__",
     },

@@ -194,7 +194,8 @@ def _fitting_overlays(bundle: Path, *bases: Mapping[str, Any]) -> dict[str, str]
 
     def fits(name: str) -> bool:
         overlay = json.loads(texts[name])
-        before = re.findall(r"after (\w+\.json)", overlay["_desc_"])
+        text = overlay["_desc_"]
+        before = re.findall(r"after (\w+\.json)", text if isinstance(text, str) else " ".join(text))
         has_it = f"/../{bundle.name}/" in texts[name]  # what it would add is the bundle's own
         return not has_it and any(_fits(overlay, base) for base in bases) and all(map(fits, before))
 

@@ -38,7 +38,7 @@ class MultiStepLoss(nn.Module):
         back = pred.get("back")
         if self.symmetry and back is None:
             raise ValueError("the symmetry needs pred['back']: let the inferer register both ways (BothWaysInferer)")
-        ways = [(pred, batch)] if back is None else [(pred, batch), (back, _swapped(batch))]
+        ways = [(pred, batch)] if back is None else [(pred, batch), (back, swapped(batch))]
         terms: dict[str, Tensor] = {}
         for way, targets in ways:
             for step in way["steps"]:
@@ -62,7 +62,7 @@ def inconsistency(one: Tensor, two: Tensor) -> Tensor:
     return (difference / scale).square().sum(1).mean()
 
 
-def _swapped(batch: Mapping[str, Any]) -> dict[str, Any]:
+def swapped(batch: Mapping[str, Any]) -> dict[str, Any]:
     """The batch of the other way round: moving is fixed, fixed is moving."""
     other = {"moving": "fixed", "fixed": "moving"}
     swapped = {}

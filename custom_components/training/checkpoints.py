@@ -16,31 +16,33 @@ from monai.utils import get_seed
 from torch import Tensor, nn
 
 from ..files import save_tensors
-from ..networks.parallel import is_distributed, unwrap
+from ..networks.parallel import is_first_process, unwrap
 
 logger = logging.getLogger(__name__)
 
 
 class ResumableCheckpoint:
-    """Save everything a run needs to continue (network, optimiser, schedule, engine position) and resume from it.
+    """Save everything a run needs to continue (network, optimiser, schedule, engine position), and resume from it.
 
     The file is written under another name and renamed, so an interrupted run never leaves a truncated checkpoint.
     Only the first process of a distributed run writes; all of them resume.
 
-    Each epoch's random numbers, torch's and those of a dataset that has its own, depend on the run's seed and the epoch
-    alone: a resumed run continues like one that was not interrupted. A cosine schedule takes the length of the new
-    run, so that a finished one can be prolonged.
+    The random numbers of an epoch, torch's and those of a dataset that has its own, depend only on the run's seed and
+    the epoch. A resumed run therefore continues exactly as an uninterrupted one. A resumed cosine schedule takes the
+    length of the new run, so a finished run can be extended.
 
     Args:
         path: the checkpoint file; its folder is made.
         objects: name to object with `state_dict` and `load_state_dict`.
         interval: epochs between checkpoints; one is always written at the end.
         resume: continue from `path` if it exists; if False an existing file is replaced at the first save.
-        initial_weights: a file of weights for the object `network` (a shipped model.pt), to start from unless resumed.
-        fresh: parts of the names of weights that `initial_weights` may lack; they keep their initial values, and the
-            log says so (a second head, for instance).
+        initial_weights: file of weights for the object `network` (a shipped model.pt) to start from, unless a run is
+            resumed.
+        fresh: parts of the names of weights that `initial_weights` may lack (a second head, for instance). They keep
+            their initial values, and the log names them.
     Raises:
-        RuntimeError: if the file is of another architecture; on attach, of a checkpoint to resume when the run starts.
+        RuntimeError: if a file belongs to another architecture: `attach` checks the initial weights, the start of the
+            run checks the checkpoint.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class ResumableCheckpoint:
         self.initial_weights, self.fresh = initial_weights, tuple(fresh)
 
     def attach(self, engine: Engine) -> None:
+        """Attach to the trainer; unless a checkpoint is resumed, `initial_weights` are loaded at once."""
         if self.resume and self.path.exists():
             engine.add_event_handler(Events.STARTED, self.load)
         elif self.initial_weights is not None:
@@ -71,6 +74,7 @@ class ResumableCheckpoint:
         engine.add_event_handler(Events.COMPLETED, self.save)
 
     def seed(self, engine: Engine) -> None:
+        """Seed torch and the dataset from the run's seed and the epoch; a run without a seed stays unseeded."""
         run = get_seed()
         if run is not None:
             seed = (run + 1_000_003 * engine.state.epoch) % 2**32
@@ -80,6 +84,7 @@ class ResumableCheckpoint:
                 dataset.set_random_state(seed)
 
     def load(self, engine: Engine) -> None:
+        """Restore every object and the engine's position from the checkpoint."""
         checkpoint = torch.load(self.path, map_location="cpu", weights_only=True)
         for name in self.objects:
             if name not in checkpoint:
@@ -102,51 +107,58 @@ class ResumableCheckpoint:
             raise RuntimeError(f"{source} is a checkpoint of another {name}: {reason}") from error
 
     def save(self, engine: Engine) -> None:
-        if is_distributed() and torch.distributed.get_rank():
+        """Write the checkpoint; only the first process of a distributed run does."""
+        if not is_first_process():
             return
         state = {name: unwrap(thing).state_dict() for name, thing in self.objects.items()}
         save_tensors(self.path, {**state, "epoch": engine.state.epoch, "iteration": engine.state.iteration})
 
 
 class BestCheckpoint:
-    """Save networks whenever validation finds a key metric above all before, also those before a resumption.
+    """Save networks whenever a validation's key metric exceeds all earlier ones, those before a resumption included.
 
-    To be attached to the evaluator. A file is a state dict; it is written under another name and renamed.
+    Each file is a state dict; it is written under another name and renamed. Only the first process of a distributed run
+    writes.
 
     Args:
-        folder: of the files; it is made.
-        networks: by the names of their files.
+        folder: where the files are written; it is made.
+        networks: networks by the names of their files; by default the evaluator's network as `model.pt`.
     """
 
-    def __init__(self, folder: str | os.PathLike, networks: Mapping[str, nn.Module]) -> None:
-        self.folder, self.networks = Path(folder), dict(networks)
+    def __init__(self, folder: str | os.PathLike, networks: Mapping[str, nn.Module] | None = None) -> None:
+        self.folder, self.networks = Path(folder), dict(networks or {})
         self.score: float | None = None
 
     def attach(self, engine: Engine) -> None:
+        """Attach to the evaluator."""
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
 
     def save(self, engine: Engine) -> None:
+        """Save the networks if the key metric is the best so far; a metric that is not a number counts as the worst."""
         score = float(engine.state.metrics[engine.state.key_metric_name])
         if math.isnan(score):
             logger.warning("the validation's %s is not a number", engine.state.key_metric_name)
             score = -math.inf
         if self.score is not None and score <= self.score:
             return
-        for name, network in self.networks.items():
-            save_tensors(self.folder / name, unwrap(network).state_dict())
+        if is_first_process():
+            for name, network in (self.networks or {"model.pt": engine.network}).items():
+                save_tensors(self.folder / name, unwrap(network).state_dict())
         self.score = score
 
     def state_dict(self) -> dict[str, float | None]:
+        """The best score so far."""
         return {"score": self.score}
 
     def load_state_dict(self, state: Mapping[str, float | None]) -> None:
+        """Take the best score of an earlier run."""
         self.score = state["score"]
 
 
 class WeightAverage:
-    """Exponential moving average of a network's weights and of its batch statistics, for `AverageWeights`.
+    """Exponential moving average of a network's weights and batch statistics; `AverageWeights` keeps it up to date.
 
-    It has a state to be resumed, as an optimiser has.
+    Like an optimiser, it has a state that can be resumed.
 
     Args:
         network: the trained network.
@@ -159,7 +171,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, iteration: int) -> None:
-        """Take in the weights after an iteration, counted from 1."""
+        """Add the network's weights after an iteration, counted from 1."""
         # Early on the average is a plain mean, so that it does not remember the initial weights.
         decay = min(self.decay, (iteration - 1) / (iteration + 9))
         for name, weight in self._values():
@@ -177,10 +189,15 @@ class WeightAverage:
                 self.average[name] = kept
 
     def state_dict(self) -> dict[str, Tensor]:
+        """The averages by the names of the weights."""
         return dict(self.average)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Raises RuntimeError: if it is an average of another network."""
+        """Take the average of an earlier run.
+
+        Raises:
+            RuntimeError: if it is the average of another network.
+        """
         values = dict(self._values())
         if any(name not in values or values[name].shape != value.shape for name, value in state.items()):
             raise RuntimeError("an average of other weights")
@@ -192,10 +209,10 @@ class WeightAverage:
 
 
 class AverageWeights:
-    """Keep a `WeightAverage` in training, and use it for validation and for the checkpoints saved there.
+    """Update a `WeightAverage` while training, and validate (and save the best weights) with it.
 
     Args:
-        average: with decay 0 the handler does nothing.
+        average: the average; with decay 0 this handler does nothing.
         evaluator: the validation engine; while it runs, the network's weights are the average.
     """
 
@@ -203,6 +220,7 @@ class AverageWeights:
         self.average, self.evaluator = average, evaluator
 
     def attach(self, engine: Engine) -> None:
+        """Attach to the trainer."""
         if self.average.decay > 0:
             engine.add_event_handler(Events.ITERATION_COMPLETED, lambda e: self.average.update(e.state.iteration))
             self.evaluator.add_event_handler(Events.STARTED, self.average.exchange)
@@ -210,7 +228,7 @@ class AverageWeights:
 
 
 def _stretch(scheduler: Any, length: int) -> None:
-    """Give a loaded CosineAnnealingLR another length, with the learning rates that it then has by now."""
+    """Change the length of a loaded CosineAnnealingLR, and set the learning rates that it then has at this epoch."""
     scheduler.T_max = length
     share = (1 + math.cos(math.pi * min(1, scheduler.last_epoch / length))) / 2
     for group, base in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):

@@ -26,15 +26,16 @@ class ProgressBar(ignite.handlers.ProgressBar):
     """ignite's progress bar, one for each epoch, showing the total loss and its terms."""
 
     def attach(self, engine: Engine, *args: Any, **kwargs: Any) -> None:
+        """Attach to the trainer."""
         super().attach(engine, output_transform=lambda output: {k: float(v) for k, v in loss_terms(output).items()})
 
 
 class TrainingCurve:
     """Write one CSV line per epoch: epoch, iteration, seconds, CPU seconds, mean of each loss term, validation metrics.
 
-    The metrics' cells are empty in epochs without validation. A resumed run continues the file: its lines replace
-    those of the same epochs and later ones. In a distributed run the losses are those of the first process's share of
-    the data; the metrics are over all.
+    The cells of the metrics are empty in epochs without validation. A resumed run continues the file: its lines replace
+    those of the same and of later epochs. In a distributed run the losses are means over the first process's share of
+    the data, the metrics over all data.
 
     Args:
         path: the CSV file.
@@ -49,20 +50,24 @@ class TrainingCurve:
         self.start = (time.perf_counter(), time.process_time())
 
     def attach(self, engine: Engine) -> None:
+        """Attach to the trainer."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.write)
         if self.evaluator is not None:
             self.evaluator.add_event_handler(Events.COMPLETED, self.collect_metrics)
 
     def collect(self, engine: Engine) -> None:
+        """Add an iteration's loss terms to the epoch's sums."""
         for name, value in loss_terms(engine.state.output).items():
             self.sums[name] = self.sums.get(name, 0.0) + float(value)
         self.count += 1
 
     def collect_metrics(self, engine: Engine) -> None:
+        """Keep the metrics of a validation for the epoch's line."""
         self.metrics = {name: float(value) for name, value in engine.state.metrics.items()}
 
     def write(self, engine: Engine) -> None:
+        """Write the epoch's line."""
         row: dict[str, Any] = {
             "epoch": engine.state.epoch,
             "iteration": engine.state.iteration,
@@ -84,7 +89,9 @@ class TrainingCurve:
 
 
 class WarpedPanel:
-    """Show middle slices of moving, fixed, warped and the difference in TensorBoard, one panel per validation.
+    """Show middle slices of moving, fixed, warped and their difference in TensorBoard, one panel for each validation.
+
+    The fixed image is the target's; if the network supplies it (a template), it is the prediction's.
 
     Args:
         log_dir: TensorBoard's folder.
@@ -96,9 +103,11 @@ class WarpedPanel:
         self.writer: Any = None
 
     def attach(self, engine: Engine) -> None:
+        """Attach to the evaluator."""
         engine.add_event_handler(Events.COMPLETED, self.write)
 
     def write(self, engine: Engine) -> None:
+        """Add a panel of the last batch's first pair."""
         if self.writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -106,7 +115,7 @@ class WarpedPanel:
         self.panels += 1
         output = engine.state.output
         targets, warped = output["label"], output["pred"]["warped"]
-        fixed = targets["fixed"] if "fixed" in targets else output["pred"]["template"]
+        fixed = targets["fixed"] if "fixed" in targets else output["pred"]["fixed"]
         images = [targets["moving"], fixed, warped, (warped - fixed).abs()]
         panel = torch.cat([_middle_slice(image).float().cpu() for image in images], dim=1)
         self.writer.add_image("moving | fixed | warped | difference", panel.clamp(0, 1), self.panels, dataformats="HW")

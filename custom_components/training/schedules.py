@@ -10,14 +10,16 @@ from ignite.engine import Engine, Events
 
 
 class Schedule:
-    """Set a number of an object, a weight of a loss for instance, at the start of each epoch; also of resumed ones.
+    """Set an attribute of an object, the weight of a loss for instance, at the start of each epoch.
+
+    The value depends only on the epoch, so a resumed run follows the same schedule.
 
     Args:
         owner: the object.
-        name: of its attribute.
-        value: of the epoch, counted from 0: a function, or the values by the epoch from which on they hold.
+        name: the attribute.
+        value: a function of the epoch, counted from 0, or a mapping from the first epoch of each value to the value.
     Raises:
-        ValueError: if the object has no such attribute, or no value holds from epoch 0 on.
+        ValueError: if the object has no such attribute, or the mapping has no value for epoch 0.
     """
 
     def __init__(self, owner: Any, name: str, value: Callable[[int], Any] | Mapping[Any, Any]) -> None:
@@ -33,17 +35,18 @@ class Schedule:
         self.owner, self.name = owner, name
 
     def attach(self, engine: Engine) -> None:
-        """To the trainer."""
+        """Attach to the trainer."""
         engine.add_event_handler(Events.EPOCH_STARTED, self.set)
 
     def set(self, engine: Engine) -> None:
+        """Set the value of the engine's epoch."""
         setattr(self.owner, self.name, self.value(engine.state.epoch - 1))
 
 
 def falling_weight(epoch: int, start: float = 10.0, end: float = 1e-3, static: int = 10, rate: float = 3.0) -> float:
-    """A weight that stays for `static` epochs, then falls as k / (k + exp((epoch - static) / k)), k the rate.
+    """A weight that is constant for `static` epochs, then falls as k / (k + exp((epoch - static) / k)), k the rate.
 
-    The epochs are counted from 0. At epoch `static` the weight jumps from `start` to k / (k + 1) of it.
+    Epochs are counted from 0. At epoch `static` the weight jumps from `start` to k / (k + 1) of it.
     References: Shen et al., CVPR 2019, for the penalty of the affine maps; the form is that of the authors' code.
     """
     share = 1.0 if epoch < static else rate / (rate + math.exp(min((epoch - static) / rate, 700.0)))

@@ -36,10 +36,13 @@ def test_table_has_every_variant(tmp_path, monkeypatch):
 
     def train(bundle, folder, slices, settings, **_):
         folder.mkdir(parents=True)
-        target = Target(kernel, quantity=settings.get("network_def#target#quantity", "momentum"))
-        network = QuicksilverNetwork(2, 4, 2, True, True, settings.get("dropout", 0.0), target)
-        if "predictor" in settings:
-            load_predictor(network, settings["predictor"])
+        options = {
+            "dropout": settings.get("dropout", 0.0),
+            "quantity": settings.get("network_def#quantity", "momentum"),
+        }
+        network = QuicksilverNetwork(2, 4, 2, True, True, kernel=kernel, **options)
+        if "predictor_weights" in settings:
+            load_predictor(network, settings["predictor_weights"])
         torch.save(network.state_dict(), folder / "model.pt")
 
     monkeypatch.setattr(quicksilver, "train", train)

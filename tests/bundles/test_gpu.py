@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from bundle_cases import infer, pairs_of, read_image, read_json, train
+from bundle_cases import infer, pairs_of, read_image, train
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
-def without_tensorboard(bundle: Path) -> dict[str, bool]:
-    if importlib.util.find_spec("tensorboard") is not None:
-        return {}
-    config = read_json(bundle / "configs" / "train.json")
-    writers = ("TensorBoardStatsHandler", "custom_components.training.logs.WarpedPanel")
-    return {
-        f"{part}#handlers#{i}#_disabled_": True
-        for part in ("train", "validate")
-        for i, handler in enumerate(config[part]["handlers"])
-        if handler["_target_"] in writers
-    }
-
-
 def check_training_on(device: str, bundle: Path, scans: Path, folder: Path) -> None:
     losses = {}
     for name in ("cpu", device):
-        settings = {"device": torch.device(name), **without_tensorboard(bundle)}
-        losses[name] = train(bundle, scans, folder / name, **settings)
+        losses[name] = train(bundle, scans, folder / name, device=torch.device(name))
     assert (folder / device / "model.pt").exists()
     np.testing.assert_allclose(losses[device], losses["cpu"], rtol=0.02)
     assert losses[device][0] == pytest.approx(losses["cpu"][0], rel=1e-3)
@@ -72,5 +56,5 @@ class TestOnGpu:
         check_training_on("cuda", bundle, scans, tmp_path)
 
     def test_inference_agrees_with_that_on_the_cpu(self, bundle, scans, tmp_path, strict_float32):
-        train(bundle, scans, tmp_path, **without_tensorboard(bundle))
+        train(bundle, scans, tmp_path)
         check_inference_on("cuda", bundle, scans, tmp_path, tmp_path / "model.pt")

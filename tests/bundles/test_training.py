@@ -14,10 +14,10 @@ def test_training_lowers_the_loss(bundle, scans, trained, tmp_path):
     """Of images that are the same in each epoch."""
     assert len(trained.losses) == steps_of(bundle)
     config, same = read_json(bundle / "configs" / "train.json")["train"], {}
-    if config["dataset"]["_target_"].endswith("ScanPairDataset"):
-        same["train#dataset#shuffle"] = False
-    if "SynthesizedBatch" in str(config.get("prepare_batch")):
-        same["train#prepare_batch#seed"] = 0
+    if isinstance(config["dataset"], str):
+        same["train#dataset"] = "$@pairs.training(@num_pairs, shuffle=False)"
+    if "SynthesizedBatch" in str(config["batch"]):
+        same["train#batch#seed"] = 0
     losses = np.reshape(train(bundle, scans, tmp_path, max_epochs=4, **same), (4, -1))
     assert losses[2:].mean() < losses[:2].mean()
 

@@ -29,7 +29,7 @@ def test_drawn_pairs_are_of_different_people_and_reach_all():
 
 
 def test_scans_of_one_person_may_meet_if_allowed():
-    pairs = drawn(ScanPairDataset(numbered(2, people=[0, 0]), between_people=False, num_pairs=20))
+    pairs = drawn(ScanPairDataset(numbered(2, people=[0, 0]), partner="another scan", num_pairs=20))
     assert set(pairs) == {(0, 1), (1, 0)}
 
 
@@ -117,18 +117,18 @@ def test_scans_meet_within_their_group_only():
 
 
 def test_scan_may_be_paired_with_itself():
-    dataset = ScanPairDataset(numbered(4, people=[0, 0, 1, 1]), with_itself=True, num_pairs=60)
+    dataset = ScanPairDataset(numbered(4, people=[0, 0, 1, 1]), partner="itself", num_pairs=60)
     assert set(drawn(dataset)) == {(i, i) for i in range(4)}
     assert drawn(dataset.set_random_state(1)) == drawn(dataset.set_random_state(1)) != drawn(dataset)
 
 
 def test_one_scan_is_enough_to_meet_itself():
-    assert drawn(ScanPairDataset(numbered(1), with_itself=True, num_pairs=3)) == [(0, 0)] * 3
+    assert drawn(ScanPairDataset(numbered(1), partner="itself", num_pairs=3)) == [(0, 0)] * 3
 
 
 def test_validation_pairs_with_itself_are_each_scan_once():
-    assert drawn(ScanPairDataset(numbered(5), with_itself=True, shuffle=False)) == [(i, i) for i in range(5)]
-    assert drawn(ScanPairDataset(numbered(6), with_itself=True, shuffle=False, num_pairs=3)) == [(0, 0), (2, 2), (4, 4)]
+    assert drawn(ScanPairDataset(numbered(5), partner="itself", shuffle=False)) == [(i, i) for i in range(5)]
+    assert drawn(ScanPairDataset(numbered(6), partner="itself", shuffle=False, num_pairs=3)) == [(0, 0), (2, 2), (4, 4)]
 
 
 @pytest.mark.parametrize("cache", [True, False])
@@ -139,7 +139,7 @@ def test_both_sides_of_a_scan_with_itself_can_be_changed_apart(cache):
 
     scans = numbered(1) if cache else [{"image": "one", "subject": "a"}]
     load = None if cache else lambda scan: {**scan, "image": torch.zeros(1, 4, 4)}
-    item = ScanPairDataset(scans, load, darken, with_itself=True, cache=cache)[0]
+    item = ScanPairDataset(scans, load, darken, partner="itself", cache=cache)[0]
     assert (item["moving"] == -50).all()
     assert (item["fixed"] == 0).all()
 

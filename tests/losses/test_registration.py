@@ -5,8 +5,9 @@ import torch
 from losses.cases import both, random_field, stripes
 
 from custom_components.losses.overlap import LabelDice, LabelLikelihood
+from custom_components.losses.pair import pair_loss
 from custom_components.losses.registration import RegistrationLoss
-from custom_components.losses.regularization import GradientPenalty
+from custom_components.losses.regularization import GradientPenalty, MeanEnergy
 from custom_components.losses.similarity import LNCC, MSE
 
 
@@ -21,8 +22,8 @@ def test_registration_loss_is_the_sum_of_its_named_terms(size):
     batch = {"moving": torch.rand(2, 1, *size), "fixed": torch.rand(2, 1, *size)}
     batch |= {"label_moving": label, "label_fixed": label.flip(2)}
     ddf = 0.5 * torch.randn(2, d, *size)
-    pred = {"ddf": ddf, "svf": ddf, "inverse_ddf": -ddf, "warped": batch["moving"]}
-    loss = make_loss(segmentation=[1, 2], bidirectional=True, folding_weight=1.0)
+    pred = {"ddf": ddf, "svf": ddf, "warped": batch["moving"]}
+    loss = make_loss(overlap=LabelDice([1, 2]), folding_weight=1.0)
     total = loss(pred, batch)
     assert set(pred["terms"]) == {"similarity", "regularization", "folding", "segmentation"}
     assert float(total) == pytest.approx(sum(float(v) for v in pred["terms"].values()))
@@ -34,7 +35,7 @@ def test_loss_without_similarity_reads_labels_and_fields_only(size):
     labels = {"label_moving": stripes(size), "label_fixed": stripes(size, seed=1)}
     ddf = random_field(size, amplitude=0.5)
     loss = RegistrationLoss(
-        None, GradientPenalty(), 2.0, regularized="ddf", segmentation="all", segmentation_weight=0.5
+        None, GradientPenalty(), 2.0, regularized="ddf", overlap=LabelDice("all"), segmentation_weight=0.5
     )
     pred = {"ddf": ddf}
     total = loss(pred, labels)
@@ -43,37 +44,6 @@ def test_loss_without_similarity_reads_labels_and_fields_only(size):
         pred["terms"], {"regularization": 2 * GradientPenalty()(ddf), "segmentation": overlap / 2}
     )
     torch.testing.assert_close(total, 2 * GradientPenalty()(ddf) + overlap / 2)
-
-
-@both
-def test_bidirectional_overlap_is_the_mean_of_both_directions(size):
-    moving, fixed = stripes(size), stripes(size, seed=1)
-    pred = {"ddf": random_field(size), "inverse_ddf": random_field(size, seed=1)}
-    loss = RegistrationLoss(
-        None,
-        GradientPenalty(),
-        1.0,
-        regularized="ddf",
-        segmentation=[2, 3],
-        segmentation_weight=1.0,
-        bidirectional=True,
-    )
-    terms = loss.terms(pred, {"label_moving": moving, "label_fixed": fixed})
-    there = LabelDice([2, 3])(pred["ddf"], moving, fixed)
-    back = LabelDice([2, 3])(pred["inverse_ddf"], fixed, moving)
-    assert terms.keys() == {"regularization", "segmentation"}
-    assert there != back
-    torch.testing.assert_close(terms["segmentation"], (there + back) / 2)
-
-
-def test_bidirectional_similarity_is_symmetric():
-    moving, fixed = torch.rand(1, 1, 12, 12), torch.rand(1, 1, 12, 12)
-    zero = torch.zeros(1, 2, 12, 12)
-    loss = make_loss(bidirectional=True)
-    forward = loss.terms(
-        {"ddf": zero, "svf": zero, "inverse_ddf": zero, "warped": moving}, {"moving": moving, "fixed": fixed}
-    )
-    torch.testing.assert_close(forward["similarity"], MSE()(moving, fixed))
 
 
 def test_masks_of_the_batch_reach_the_similarity():
@@ -100,7 +70,6 @@ def overlap_of(labels):
         (lambda: LNCC()(torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 5)), "equal shape"),
         (lambda: MSE()(torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 3, 3)), "mask of size"),
         (lambda: GradientPenalty("l3"), "l1 or l2"),
-        (lambda: make_loss(bidirectional=True).terms({}, {}), "inverse_ddf"),
         (lambda: LabelDice("1,2"), "expected labels 'all' or a list"),
         (lambda: LabelDice([]), "expected labels 'all' or a list"),
         (lambda: LabelDice([2, -1]), "expected labels 'all' or a list"),
@@ -118,7 +87,7 @@ def test_losses_refuse_settings_and_labels_that_do_not_fit(call, message):
 def test_missing_labels_are_named():
     zero, image = torch.zeros(1, 2, 8, 8), torch.rand(1, 1, 8, 8)
     with pytest.raises(ValueError, match="'label_moving'"):
-        make_loss(segmentation=[1]).terms(
+        make_loss(overlap=LabelDice([1])).terms(
             {"ddf": zero, "svf": zero, "warped": image}, {"moving": image, "fixed": image}
         )
 
@@ -129,8 +98,23 @@ def test_similarity_and_label_likelihood_have_their_weights(size):
     batch |= {"label_moving": stripes(size), "label_fixed": stripes(size, seed=1)}
     ddf = random_field(size, amplitude=0.5).float()
     pred = {"ddf": ddf, "svf": ddf, "warped": batch["moving"]}
-    loss = make_loss(similarity_weight=3.0, segmentation=[1, 2], segmentation_weight=0.5, segmentation_sigma=0.2)
+    loss = make_loss(similarity_weight=3.0, overlap=LabelLikelihood([1, 2], 0.2), segmentation_weight=0.5)
     terms = loss.terms(pred, batch)
     likelihood = LabelLikelihood([1, 2], 0.2)(ddf, batch["label_moving"], batch["label_fixed"])
     torch.testing.assert_close(terms["similarity"], 3 * MSE()(batch["moving"], batch["fixed"]))
     torch.testing.assert_close(terms["segmentation"], 0.5 * likelihood)
+
+
+@both
+@pytest.mark.parametrize("labels", [None, [1, 2]])
+def test_pair_loss_is_the_objective_written_out(size, labels):
+    batch = {"moving": torch.rand(2, 1, *size), "fixed": torch.rand(2, 1, *size)}
+    batch |= {"label_moving": stripes(size), "label_fixed": stripes(size, seed=1)}
+    ddf = random_field(size, amplitude=0.5).float()
+    pred = {"ddf": ddf, "svf": ddf, "energy": torch.tensor([1.0, 3.0]), "warped": batch["moving"]}
+    options = {"folding_weight": 2.0, "segmentation_weight": 0.5}
+    overlap = None if labels is None else LabelDice(labels)
+    for regularized, penalty in (("svf", GradientPenalty()), ("ddf", GradientPenalty()), ("energy", MeanEnergy())):
+        expected = RegistrationLoss(LNCC(9), penalty, 0.3, regularized=regularized, overlap=overlap, **options)
+        loss = pair_loss(0.3, regularized=regularized, labels=labels, **options)
+        torch.testing.assert_close(loss(dict(pred), batch), expected(dict(pred), batch))

@@ -22,7 +22,8 @@ class TemplateInferer(Inferer):
     Called as `inferer(scan, network, attributes=...)` with scans (B, C, *S) and attributes (B, A) or None. The network
     moves the template; the result is that of a pair whose moving image is the scan and whose fixed image is the
     template, because results live on the template's grid: "ddf" there, "inverse_ddf" on the scan's grid, "warped" the
-    scan on the template's. There are also "template" and, on the scan's grid, "warped_template", both (B, C, *S).
+    scan on the template's. There are also "template" (the pair's "fixed", too) and, on the scan's grid,
+    "warped_template", both (B, C, *S).
 
     If the template has labels, there are their probabilities, "template_labels" and "warped_template_labels"
     (B, K, *S), and, without gradients, the most likely labels on the scan's grid, "warped_template_label" (B, 1, *S),
@@ -74,7 +75,7 @@ class TemplateInferer(Inferer):
             raise ValueError(f"expected scans {tuple(image.shape[1:])} as the template, got {tuple(scan.shape[1:])}")
         template = image.float().expand_as(scan).clone()  # not the parameter itself
         pred = self.inferer(torch.cat([scan, template], 1), _inverted(network), masks=masks)
-        pred |= {"template": template, "warped_template": warp(template, pred["inverse_ddf"])}
+        pred |= {"template": template, "fixed": template, "warped_template": warp(template, pred["inverse_ddf"])}
         if logits.shape[1]:
             pred["template_labels"] = logits.float().softmax(1).expand(len(scan), -1, *scan.shape[2:])
             pred["warped_template_labels"] = warp(pred["template_labels"], pred["inverse_ddf"], padding="border")

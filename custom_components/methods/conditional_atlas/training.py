@@ -10,10 +10,13 @@ import torch
 from ignite.engine import Engine
 from torch import Tensor
 
+from ...data.batches import Prepare
 from ...evaluation.metrics import normalized_cross_correlation
 from ...evaluation.overlap import mean_dice
 from ...losses.overlap import label_indicators
-from ...networks.parallel import is_distributed
+from ...networks.parallel import share_weights
+from .network import AtlasNetwork
+from .template import ConditionalTemplate
 
 
 def template_score(output: Mapping[str, Any]) -> Tensor:
@@ -33,26 +36,26 @@ def template_score(output: Mapping[str, Any]) -> Tensor:
 
 
 class InitializeTemplate:
-    """Before training: the template becomes the linear regression of the scans on their attributes, or their mean.
+    """Start a training from a template that is the linear regression of the scans on their attributes, or their mean.
 
     Otherwise registration absorbs the variation that the attributes should explain, and the template never learns them.
-    The scans, unregistered, are drawn as in training, in whole batches until there are `num_scans`; the
-    attributes' mean and deviation are those of all scans. What is resumed or loaded afterwards replaces all of it, so
-    this handler stands before `ResumableCheckpoint`.
+    The scans, unregistered, come from the training's data loader, in whole batches until there are `num_scans`. The
+    mean and deviation of the attributes are those of all scans. Weights that are resumed or loaded afterwards replace
+    all of it, so this handler stands before `TrainingRecord`.
 
     Args:
-        network: `AtlasNetwork`; the affine of its grid becomes that of the scans (the mean, where they differ).
-        dataloader: of the training.
-        prepare_batch: of the training (`AtlasBatch`).
-        registration_weights: a file of weights for the registration network alone (another bundle's model.pt), or None.
-        num_scans: see above.
+        network: the trained network; the affine of its grid becomes the mean of the scans' affines.
+        dataloader: the training's data loader; its dataset lists the scans in `data`.
+        prepare_batch: the training's `AtlasBatch`.
+        registration_weights: file of weights for the registration network alone (another bundle's model.pt), or None.
+        num_scans: scans in the regression.
     """
 
     def __init__(
         self,
-        network: Any,
+        network: AtlasNetwork,
         dataloader: Any,
-        prepare_batch: Any,
+        prepare_batch: Prepare,
         *,
         registration_weights: str | os.PathLike | None = None,
         num_scans: int = 100,
@@ -62,49 +65,74 @@ class InitializeTemplate:
 
     @torch.no_grad()
     def attach(self, engine: Engine) -> None:
-        """Start the network's template, and its registration network if there are weights for it."""
+        """Initialise the network at once; nothing is attached. All processes get the first one's weights."""
         template = self.network.template
         encoder = template.encoder
         if template.conditional:
             scans = self.dataloader.dataset.data
             encoder.fit(torch.stack([encoder.values({n: s[n] for n in encoder.names if n in s}) for s in scans]))
-        template.initialize(*self._regress())
+        regression = self._regress()
+        template.initialize(*regression.coefficients())
+        self.network.affine.copy_(regression.affine())
         if self.registration_weights is not None:
             weights = torch.load(self.registration_weights, map_location="cpu", weights_only=True)
             try:
                 self.network.registration.load_state_dict(weights)
             except RuntimeError as error:
                 raise RuntimeError(f"{self.registration_weights}: weights of another registration network") from error
-        if is_distributed():
-            for value in (*self.network.parameters(), *self.network.buffers()):
-                torch.distributed.broadcast(value.data, 0)
+        share_weights(self.network)
 
-    def _regress(self) -> list[Tensor | None]:
-        """Coefficients of the images and of the labels' indicator maps, if any; sets the affine of the grid, too."""
-        template, device = self.network.template, self.network.affine.device
-        # Sums of products with the code (1, e): of itself, of the images, of the indicator maps.
-        square, images, labels = torch.zeros((), dtype=torch.float64, device=device), None, None
-        affine = torch.zeros_like(self.network.affine)
-        count = 0
+    def _regress(self) -> _Regression:
+        regression = _Regression(self.network.template)
         for batch in self.dataloader:
-            scan, targets, _, options = self.prepare_batch(batch, device)
-            code = scan.new_ones(len(scan), 1)
-            if template.conditional:
-                code = torch.cat([code, template.encoder(options["attributes"]) - template.encoder()], 1)
-            square = square + torch.einsum("be,bf->ef", code.double(), code.double())
-            images = _add(images, torch.einsum("be,b...->e...", code, scan))
-            if template.label_ids and "label_moving" in targets:
-                shares = label_indicators(targets["label_moving"], template.label_ids).float()
-                labels = _add(labels, torch.einsum("be,b...->e...", code, shares))
-            affine += batch["grid_affine_moving"].to(affine).sum(0)  # as `LoadScand` gives it
-            count += len(scan)
-            if count >= self.num_scans:
+            scan, targets, _, options = self.prepare_batch(batch, self.network.affine.device)
+            affine = batch["grid_affine_moving"].to(self.network.affine)  # as `LoadScand` gives it
+            regression.add(scan, targets.get("label_moving"), options.get("attributes"), affine)
+            if regression.count >= self.num_scans:
                 break
-        self.network.affine.copy_(affine / count)
-        # The pseudo-inverse: the columns of categories add up to 0, and scans may be fewer than attributes.
-        solve = torch.linalg.pinv(square, rtol=1e-6, hermitian=True)
-        return [None if p is None else torch.einsum("ef,f...->e...", solve.to(p), p) for p in (images, labels)]
+        return regression
 
 
-def _add(total: Tensor | None, more: Tensor) -> Tensor:
-    return more if total is None else total + more
+class _Regression:
+    """Least squares of images, and of labels' indicator maps, on the code (1, e - e_0) of the scans' attributes."""
+
+    def __init__(self, template: ConditionalTemplate) -> None:
+        self.template = template
+        self.count = 0
+        # Sums over the scans of products with the code: of itself, of the images, of the indicator maps; of affines.
+        self.codes: Tensor | None = None
+        self.images: Tensor | None = None
+        self.shares: Tensor | None = None
+        self.affines: Tensor | None = None
+
+    def add(self, scan: Tensor, labels: Tensor | None, attributes: Tensor | None, affine: Tensor) -> None:
+        """Add a batch: scans (B, C, *S), label maps (B, 1, *S), attributes (B, A), affines (B, D + 1, D + 1)."""
+        code = scan.new_ones(len(scan), 1)
+        if self.template.conditional:
+            encoder = self.template.encoder
+            code = torch.cat([code, encoder(attributes) - encoder()], 1)
+        self.codes = _plus(self.codes, torch.einsum("be,bf->ef", code.double(), code.double()))
+        self.images = _plus(self.images, torch.einsum("be,b...->e...", code, scan))
+        if self.template.label_ids and labels is not None:
+            indicators = label_indicators(labels, self.template.label_ids).float()
+            self.shares = _plus(self.shares, torch.einsum("be,b...->e...", code, indicators))
+        self.affines = _plus(self.affines, affine.sum(0))
+        self.count += len(scan)
+
+    def coefficients(self) -> tuple[Tensor, Tensor | None]:
+        """Of the images (1 + E, C, *S), and of the indicator maps (1 + E, K, *S) if there are labels."""
+        assert self.codes is not None
+        assert self.images is not None
+        # The pseudo-inverse: the columns of categories add up to 0, and there may be fewer scans than attributes.
+        solve = torch.linalg.pinv(self.codes, rtol=1e-6, hermitian=True).to(self.images)
+        image = torch.einsum("ef,f...->e...", solve, self.images)
+        return image, None if self.shares is None else torch.einsum("ef,f...->e...", solve, self.shares)
+
+    def affine(self) -> Tensor:
+        """The mean of the scans' affines."""
+        assert self.affines is not None
+        return self.affines / self.count
+
+
+def _plus(total: Tensor | None, value: Tensor) -> Tensor:
+    return value if total is None else total + value

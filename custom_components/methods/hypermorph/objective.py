@@ -18,8 +18,8 @@ from ...losses.similarity import LNCC, MutualInformation
 class HyperLoss(nn.Module):
     """Mean over the samples of each one's objective, weighted by its hyper-parameters.
 
-    With one hyper-parameter, lambda:  (1 - lambda) (similarity + segmentation + surface) + lambda regularization
-    with two, lambda and gamma:        (1 - lambda) ((1 - gamma) similarity + gamma (segmentation + surface))
+    With one hyper-parameter, lambda:  (1 - lambda) (similarity + segmentation) + lambda regularization
+    with two, lambda and gamma:        (1 - lambda) ((1 - gamma) similarity + gamma segmentation)
                                        + lambda regularization
 
     Each term comes with the constant weight that `loss` gives it: these set where in [0, 1] the useful values lie.
@@ -62,7 +62,7 @@ class HyperLoss(nn.Module):
         totals: dict[str, Tensor] = {}
         for i in range(num):
             values = dict(zip(self.names, hyper[i], strict=True))
-            if self.loss.overlap is None and self.loss.surface is None:
+            if self.loss.overlap is None:
                 values.pop("gamma", None)
             for name, apply in self.settings.items():
                 apply(self.loss, float(values[name]))
@@ -124,7 +124,7 @@ def term_weights(hyper: Mapping[str, Any]) -> dict[str, Any]:
     images = labels = 1.0
     if "gamma" in hyper:
         images, labels = 1 - hyper["gamma"], hyper["gamma"]
-    factors = {"similarity": images, "segmentation": labels, "surface": labels, "regularization": 1.0}
+    factors = {"similarity": images, "segmentation": labels, "regularization": 1.0}
     if "lambda" in hyper:
         factors = {name: factor * (1 - hyper["lambda"]) for name, factor in factors.items()}
         factors["regularization"] = hyper["lambda"]

@@ -1,12 +1,64 @@
-"""The terms of probabilistic VoxelMorph's objective: the KL divergence and the surface distance."""
+"""Probabilistic VoxelMorph's objective, both ways, and its terms: the KL divergence and the surface distance."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...fields import sample, transform_points
+from ...fields import sample, transform_points, warp
+from ...losses.multistep import swapped
+from ...losses.overlap import LabelDice, LabelLikelihood
+from ...losses.registration import RegistrationLoss, compare
 from .gaussian import default_smoothing, kernel_energy, prior_trace
+
+
+class ProbabilisticLoss(nn.Module):
+    """A registration loss whose comparisons are the means of both directions, and a surface term.
+
+    The second direction compares in the moving space, through the inverse field. Regularisation and folding count once.
+
+    Args:
+        loss: the terms.
+        surface: called as `surface(ddf, distance_moving, distance_fixed)` (`SurfaceDistance`); the batch then needs
+            these maps, (B, K, *S). None leaves it out.
+        bidirectional: compare in both directions; `pred` then needs "inverse_ddf". If false, only in the fixed space.
+    """
+
+    def __init__(self, loss: RegistrationLoss, *, surface: nn.Module | None = None, bidirectional: bool = True) -> None:
+        super().__init__()
+        self.loss, self.surface, self.bidirectional = loss, surface, bidirectional
+
+    def forward(self, pred: MutableMapping[str, Any], batch: Mapping[str, Any]) -> Tensor:
+        """Total loss, a scalar; the weighted, detached terms are left in `pred["terms"]`, as `RegistrationLoss` does.
+
+        Raises:
+            ValueError: if the inverse field or a map is missing.
+        """
+        terms = self.loss.terms(pred, batch)
+        ways = [(pred, batch)]
+        if self.bidirectional:
+            if "inverse_ddf" not in pred:
+                raise ValueError("a bidirectional loss needs pred['inverse_ddf']: let the inferer make inverse fields")
+            back: dict[str, Any] = {"ddf": pred["inverse_ddf"]}
+            if self.loss.similarity is not None:
+                back["warped"] = warp(batch["fixed"], back["ddf"])
+            ways.append((back, swapped(batch)))
+            terms |= {name: 0.5 * (terms[name] + value) for name, value in self.loss.comparisons(*ways[1]).items()}
+        if self.surface is not None:
+            values = [compare(self.surface, way["ddf"], targets, "distance") for way, targets in ways]
+            terms["surface"] = torch.stack(values).mean()
+        pred["terms"] = {name: value.detach() for name, value in terms.items()}
+        return sum(terms.values())  # type: ignore[return-value]
+
+
+def label_term(labels: Sequence[int] | str | None, sigma: float | None = None) -> nn.Module | None:
+    """The overlap of labels: a Gaussian likelihood with this sigma, Dice without one; None without labels."""
+    if labels is None:
+        return None
+    return LabelDice(labels) if sigma is None else LabelLikelihood(labels, sigma)
 
 
 class GaussianKL(nn.Module):

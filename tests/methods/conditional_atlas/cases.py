@@ -101,7 +101,7 @@ def people(size, **entries):
 
 
 def alone(scans, **settings):
-    return ScanPairDataset(scans, alone=True, **{"shuffle": False, **settings})
+    return ScanPairDataset(scans, partner="none", **{"shuffle": False, **settings})
 
 
 def fitted():

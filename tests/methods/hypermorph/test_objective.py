@@ -68,7 +68,7 @@ def single_terms(loss, pred, batch):
 @both
 def test_hyper_loss_weighs_each_pair_by_its_lambda(size):
     pred, batch = hyper_case(size, [[0.0], [0.3], [1.0]])
-    loss = make_loss(similarity_weight=2.0, bidirectional=True)
+    loss = make_loss(similarity_weight=2.0)
     total = HyperLoss(loss)(pred, batch)
     terms = single_terms(loss, pred, batch)
     similarities = [(1 - value) * one["similarity"] for value, one in zip((0.0, 0.3, 1.0), terms, strict=True)]
@@ -83,20 +83,14 @@ def test_hyper_loss_weighs_each_pair_by_its_lambda(size):
 def test_gamma_shares_the_data_term_between_images_and_labels(size):
     values = [[0.4, 0.3], [0.9, 0.0], [0.1, 1.0]]
     pred, batch = hyper_case(size, values)
-    batch |= {"distance_moving": textured(size, 3).float(), "distance_fixed": textured(size, 3, seed=1).float()}
-
-    def surface(ddf, moving, fixed):
-        return (warp(moving, ddf) - fixed).abs().mean()
-
-    loss = make_loss(segmentation=[2, 3], segmentation_weight=0.5, folding_weight=2.0)
-    loss.surface = surface
+    loss = make_loss(overlap=LabelDice([2, 3]), segmentation_weight=0.5, folding_weight=2.0)
     total = HyperLoss(loss, ["lambda", "gamma"])(pred, batch)
     expected = 0.0
     for (weight, share), one in zip(values, single_terms(loss, pred, batch), strict=True):
         expected += (1 - weight) * (1 - share) * one["similarity"] + weight * one["regularization"] + one["folding"]
-        expected += (1 - weight) * share * (one["segmentation"] + one["surface"])
+        expected += (1 - weight) * share * one["segmentation"]
     torch.testing.assert_close(total, expected / 3)
-    assert pred["terms"].keys() == {"similarity", "regularization", "folding", "segmentation", "surface"}
+    assert pred["terms"].keys() == {"similarity", "regularization", "folding", "segmentation"}
     # The order of the names is that of the columns.
     swapped = {**batch, "hyper": batch["hyper"].flip(1)}
     torch.testing.assert_close(HyperLoss(loss, ["gamma", "lambda"])(pred, swapped), total)
@@ -105,7 +99,7 @@ def test_gamma_shares_the_data_term_between_images_and_labels(size):
 @both
 def test_hyper_parameters_that_are_not_named_weigh_nothing(size):
     pred, batch = hyper_case(size, [[0.1], [0.6], [0.8]])
-    loss = make_loss(segmentation=[2, 3], segmentation_weight=0.5)
+    loss = make_loss(overlap=LabelDice([2, 3]), segmentation_weight=0.5)
     terms = single_terms(loss, pred, batch)
 
     def mean(weigh):

@@ -12,7 +12,11 @@ from custom_components.data.batches import prepare_pair_batch
 from custom_components.data.pairs import ScanPairDataset
 from custom_components.fields import identity_grid, sample
 from custom_components.losses.registration import RegistrationLoss
-from custom_components.methods.voxelmorph_probabilistic.objective import SurfaceDistance, draw_surface_points
+from custom_components.methods.voxelmorph_probabilistic.objective import (
+    ProbabilisticLoss,
+    SurfaceDistance,
+    draw_surface_points,
+)
 from custom_components.methods.voxelmorph_probabilistic.surfaces import SignedDistanced, signed_distance_mm
 
 pytest.importorskip("scipy")
@@ -323,9 +327,8 @@ class NoPenalty(nn.Module):
 
 
 def objective(size, bidirectional=True):
-    return RegistrationLoss(
-        None, NoPenalty(), 1.0, regularized="ddf", surface=SurfaceDistance(num_points=100), bidirectional=bidirectional
-    )
+    nothing = RegistrationLoss(None, NoPenalty(), 1.0, regularized="ddf")
+    return ProbabilisticLoss(nothing, surface=SurfaceDistance(num_points=100), bidirectional=bidirectional)
 
 
 @both

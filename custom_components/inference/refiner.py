@@ -1,0 +1,47 @@
+"""The refinement that every bundle offers: one objective, for any deformation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..deformations.base import Deformation
+from ..losses.pair import pair_loss
+from ..losses.similarity import MIND
+from .refinement import PairwiseOptimizer
+
+
+def refiner(
+    deformation: Deformation,
+    weight: float,
+    *,
+    regularized: str = "svf",
+    iterations: int | Sequence[int] = (30, 30, 20),
+    levels: Sequence[int] = (4, 2, 1),
+    method: str | None = None,
+    across_contrasts: bool = False,
+    progress: bool = False,
+) -> PairwiseOptimizer:
+    """Refine a deformation for a pair: 1 - LNCC + weight * regularisation + 30 * folding penalty.
+
+    Args:
+        deformation: parameters to fields.
+        weight: of the regularisation.
+        regularized: the field that is regularised: "svf" or "ddf" by its gradient, "energy" (of a momentum) by its
+            mean.
+        iterations, levels: as for `PairwiseOptimizer`.
+        method: "adam" or "lbfgs"; by default L-BFGS for momenta, Adam otherwise.
+        across_contrasts: compare images of different contrast by MIND, with twice the weight.
+        progress: show a progress bar.
+    """
+    across = None
+    if across_contrasts:
+        across = pair_loss(2 * weight, regularized=regularized, similarity=MIND(), folding_weight=30.0)
+    return PairwiseOptimizer(
+        deformation,
+        pair_loss(weight, regularized=regularized, folding_weight=30.0),
+        loss_across=across,
+        levels=levels,
+        iterations=iterations,
+        method=method or ("lbfgs" if regularized == "energy" else "adam"),
+        progress=progress,
+    )

@@ -1,0 +1,54 @@
+"""The parts of MONAI's engines that are the same in every training: data loaders and the validation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from ignite.metrics import Average
+from monai.data import DataLoader, DistributedSampler
+from monai.engines import SupervisedEvaluator
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from ..networks.parallel import is_distributed
+from .scores import registration_score
+
+
+def loader(dataset: Dataset, batch_size: int = 1, *, shuffle: bool = True) -> DataLoader:
+    """Batches of a data set; in a distributed run, of this process's share of it."""
+    if not is_distributed():
+        return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle)
+    sampler = DistributedSampler(dataset, even_divisible=True, shuffle=shuffle)
+    return DataLoader(dataset, batch_size=batch_size, sampler=sampler)
+
+
+def validator(
+    network: nn.Module,
+    dataset: Dataset,
+    inferer: Callable[..., Any],
+    prepare_batch: Callable[..., Any],
+    device: torch.device,
+    *,
+    score: Callable[[Mapping[str, Any]], Tensor] = registration_score,
+    val_handlers: Sequence[Any] | None = None,
+) -> SupervisedEvaluator:
+    """MONAI's evaluator on a data set, one item at a time; its key metric is the mean "score", the higher the better.
+
+    Args:
+        network, inferer, prepare_batch, device: as for `SupervisedEvaluator`.
+        dataset: the validation items.
+        score: of an output, not decollated.
+        val_handlers: handlers of the engine (MONAI's experiment tracking adds some).
+    """
+    return SupervisedEvaluator(
+        device=device,
+        val_data_loader=loader(dataset, shuffle=False),
+        network=network,
+        inferer=inferer,
+        prepare_batch=prepare_batch,
+        key_val_metric={"score": Average(output_transform=score)},
+        val_handlers=val_handlers,
+        decollate=False,
+    )

@@ -1,0 +1,98 @@
+"""The one handler that keeps a training: its checkpoints, averaged weights, schedule, curves and progress."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine
+from monai.handlers import LrScheduleHandler, StatsHandler, TensorBoardStatsHandler
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from ..networks.parallel import is_first_process, unwrap
+from .checkpoints import AverageWeights, BestCheckpoint, ResumableCheckpoint, WeightAverage
+from .logs import ProgressBar, TrainingCurve, WarpedPanel, loss_terms
+
+logger = logging.getLogger(__name__)
+
+
+def default_precision() -> str:
+    """The precision in which networks train: bfloat16 on a CPU, where it is faster, float32 on a GPU."""
+    return "float32" if torch.cuda.is_available() else "bfloat16"
+
+
+class TrainingRecord:
+    """Keep a training: everything that a run leaves behind, and everything that it needs to continue.
+
+    It attaches to a trainer, in this order:
+
+    - the learning-rate schedule, one step an epoch: along a cosine to zero at the last epoch, unless `objects` has an
+      `lr_scheduler`;
+    - the moving average of the weights, which the evaluator uses and `best` saves;
+    - `last.pt` beside the best weights: `objects`, schedule, average and best score. `resume` continues from it,
+      `initial_weights` starts from a model.pt (see `ResumableCheckpoint`);
+    - in `output_dir`, the curve (`curve.csv`) and TensorBoard's events with a panel of images, and a progress bar.
+
+    In a distributed run every process resumes and steps the schedule, but only the first one writes.
+
+    Args:
+        objects: what `last.pt` keeps, by name: the trained `network` and its `optimizer`, and whatever else a method
+            needs; an `lr_scheduler` takes the place of the cosine.
+        evaluator: the validation engine.
+        best: saves the best weights; it is attached to the evaluator here. Its folder also holds `last.pt`.
+        output_dir: folder of the curve and of TensorBoard.
+        ema_decay: share of the old average at each iteration (see `WeightAverage`); 0 keeps no average.
+        resume: continue from `last.pt` if it exists.
+        initial_weights: file of the network's weights to start from, unless a run is resumed.
+        fresh: parts of the names of weights that `initial_weights` may lack.
+    """
+
+    def __init__(
+        self,
+        objects: Mapping[str, Any],
+        evaluator: Engine,
+        best: BestCheckpoint,
+        output_dir: str | os.PathLike,
+        *,
+        ema_decay: float = 0.0,
+        resume: bool = False,
+        initial_weights: str | os.PathLike | None = None,
+        fresh: Sequence[str] = (),
+    ) -> None:
+        self.objects, self.evaluator, self.best, self.output_dir = dict(objects), evaluator, best, Path(output_dir)
+        self.ema_decay, self.resume, self.initial_weights, self.fresh = ema_decay, resume, initial_weights, fresh
+
+    def attach(self, engine: Engine) -> None:
+        """Attach every part to the trainer, and those of validation to the evaluator."""
+        objects = dict(self.objects)
+        if "lr_scheduler" not in objects:
+            objects["lr_scheduler"] = CosineAnnealingLR(objects["optimizer"], T_max=engine.state.max_epochs)
+        LrScheduleHandler(objects["lr_scheduler"], print_lr=False).attach(engine)
+        average = WeightAverage(unwrap(objects["network"]), self.ema_decay)
+        AverageWeights(average, self.evaluator).attach(engine)
+        objects |= {"average": average, "best": self.best}
+        ResumableCheckpoint(
+            self.best.folder / "last.pt",
+            objects,
+            resume=self.resume,
+            initial_weights=self.initial_weights,
+            fresh=self.fresh,
+        ).attach(engine)
+        self.best.attach(self.evaluator)
+        if is_first_process():
+            self._attach_logs(engine)
+
+    def _attach_logs(self, engine: Engine) -> None:
+        StatsHandler(iteration_log=False).attach(self.evaluator)
+        TrainingCurve(self.output_dir / "curve.csv", self.evaluator).attach(engine)
+        if importlib.util.find_spec("tensorboard") is None:
+            logger.warning("tensorboard is not installed: no events are written to %s", self.output_dir)
+        else:
+            TensorBoardStatsHandler(log_dir=str(self.output_dir), output_transform=loss_terms).attach(engine)
+            WarpedPanel(self.output_dir).attach(self.evaluator)
+        ProgressBar().attach(engine)
