@@ -6,7 +6,7 @@ import torch
 from benchmarks import quicksilver
 from benchmarks.experiments import bundle_config
 from custom_components.data.phantoms import write_phantom_scans
-from custom_components.methods.quicksilver.network import QuicksilverNetwork, Target, load_predictor
+from custom_components.methods.quicksilver.network import QuicksilverNetwork, load_predictor
 
 
 def test_rows_are_errors_in_millimetres():
