@@ -264,7 +264,7 @@ def deformed(name: str, args: argparse.Namespace) -> dict[str, Any]:
 @torch.no_grad()
 def there_and_back(data: Path, weights: str, num_steps: int) -> float:
     """Mean distance in mm, over the fixed people's labels of rendered pairs, from x to phi_st(phi_ts(x))."""
-    config = bundle_config("avsm", ["train", "rendered", "train_labelmaps"], dataset_dir=str(data), num_val_pairs=8)
+    config = bundle_config("avsm", ["train", "train_labelmaps"], dataset_dir=str(data), num_val_pairs=8)
     network = config.get_parsed_content("network_def")
     network.load_state_dict(torch.load(weights, weights_only=True))
     inferer = BothWaysInferer(MultiStepInferer(config.get_parsed_content("deformation"), num_steps=num_steps))

@@ -29,7 +29,7 @@ SPACING = 2.0  # mm
 def shipped(maps: Path) -> dict[str, Any]:
     """All measures: of the template, means and rows of both sections, and how the ventricles follow the attribute."""
     network = network_of(BUNDLES / "conditional_atlas" / "models", spatial_dims=3)
-    config = bundle_config("conditional_atlas", ["train", "rendered", "train_labelmaps"], dataset_dir=str(maps.parent))
+    config = bundle_config("conditional_atlas", ["train", "train_labelmaps"], dataset_dir=str(maps.parent))
     synthesis, generator = config.get_parsed_content("synthesis"), torch.Generator().manual_seed(0)
     template = network.template
     sections: dict[str, list[dict[str, Any]]] = {}

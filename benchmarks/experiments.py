@@ -64,12 +64,20 @@ def at_once(workers: int, run: Callable[[str], Any], names: Iterable[str]) -> No
 
 
 def bundle_config(bundle: str, names: Sequence[str], **settings: Any) -> ConfigParser:
-    """The settings of a bundle's config files, or of overlays, `names` (without ".json"); later ones override."""
+    """The settings of a bundle's config files `names` (without ".json"); later ones and `settings` override."""
     parser = ConfigParser()
-    folders = {name: BUNDLES / ("overlays" if name == "rendered" else f"{bundle}/configs") for name in names}
-    parser.read_config([str(folder / f"{name}.json") for name, folder in folders.items()])
+    parser.read_config([str(path) for path in config_files(bundle, names)])
     parser.update({"bundle_root": str(BUNDLES / bundle), **settings})
     return parser
+
+
+def config_files(bundle: str, names: Iterable[str]) -> list[Path]:
+    """Paths of a bundle's config files; train_labelmaps.json needs the overlay that renders images before it."""
+    files = []
+    for name in names:
+        files += [BUNDLES / "overlays" / "rendered.json"] * (name == "train_labelmaps")
+        files.append(BUNDLES / bundle / "configs" / f"{name}.json")
+    return files
 
 
 def train(
@@ -115,7 +123,7 @@ def train(
     overlay = folder / "overlay.json"
     overlay.write_text(json.dumps(settings))
     root = BUNDLES / bundle
-    configs = [*(root / "configs" / f"{name}.json" for name in ("train", form)), overlay, *overlays]
+    configs = [*config_files(bundle, ("train", form)), overlay, *overlays]
     words = {"bundle_root": root, "config_file": [str(path) for path in configs]}
     words |= {"dataset_dir": slices.absolute(), "data_list": data_list or slices.absolute() / "datalist.json"}
     words |= {"output_dir": folder, "ckpt_dir": folder, "resume": True}

@@ -90,3 +90,9 @@ def test_unknown_variants_are_named(capsys):
     with pytest.raises(SystemExit):
         experiments.chosen_variants(parser, "base,bose", {"base": 1})
     assert "there is no variant bose; there are base" in capsys.readouterr().err
+
+
+def test_label_maps_are_rendered_by_the_overlay_before_the_bundles_own():
+    files = experiments.config_files("voxelmorph", ["train", "train_labelmaps"])
+    assert [path.name for path in files] == ["train.json", "rendered.json", "train_labelmaps.json"]
+    assert all(path.is_file() for path in files)
