@@ -15,7 +15,7 @@ from .prediction import Masks, Network, NetworkPredictor, Prediction, Predictor,
 
 
 class RegistrationInferer(Inferer):
-    """Predictor a deformation's parameters for a pair, refine them, and warp the moving image.
+    """Predict a deformation's parameters for a pair, refine them, and warp the moving image.
 
     Called as `inferer(image, network)`, with `image` (B, 2C, *S): moving, then fixed. Returns the deformation's fields,
     "warped" (B, C, *S), the moving image pulled back onto the fixed grid, what else `predict` has to say, and "seconds"

