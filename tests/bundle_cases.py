@@ -82,11 +82,12 @@ def workflow(bundle: Path, kind: str, configs: list[Path], overrides: dict[str, 
 
 
 def train(bundle: Path, scans: Path, folder: Path, *variants: str, **overrides: Any) -> list[float]:
-    """Train as the smoke overlay says; the loss of each step."""
+    """Train as the smoke overlay says, with every property MONAI asks for; the loss of each step."""
     configs = [bundle / "configs" / name for name in ("train.json", *variants)] + [OVERLAYS / "smoke.json"]
     settings = {"dataset_dir": str(scans), "output_dir": str(folder), "ckpt_dir": str(folder), "num_pairs": 8}
     job = workflow(bundle, "train", configs, {**settings, **TINY, **overrides})
     job.initialize()
+    assert job.check_properties() == []
     trainer, losses = job.parser.get_parsed_content("train#trainer"), []
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda e: losses.append(float(e.state.output["loss"])))
     job.run()
@@ -95,6 +96,7 @@ def train(bundle: Path, scans: Path, folder: Path, *variants: str, **overrides: 
 
 
 def infer(bundle: Path, scans: Path, output: Path, *overlays: str, **overrides: Any) -> Path:
+    """Infer on the phantoms, without overlays with every property MONAI asks for; the folder of the results."""
     configs = [bundle / "configs" / "inference.json", *(OVERLAYS / name for name in overlays)]
     settings = {"dataset_dir": str(scans), "output_dir": str(output), "section": "validation_pairs", "spacing": 1.0}
     settings |= {"affine": "none", "optimize": 0}
@@ -104,6 +106,7 @@ def infer(bundle: Path, scans: Path, output: Path, *overlays: str, **overrides: 
         settings |= {"section": "validation", **TEMPLATE}
     job = workflow(bundle, "infer", configs, {**settings, **overrides})
     job.initialize()
+    assert overlays or job.check_properties() == []
     job.run()
     job.finalize()
     return output

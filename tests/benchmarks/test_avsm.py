@@ -10,6 +10,8 @@ from custom_components.data.lists import load_list
 from custom_components.data.phantoms import write_phantom_scans
 from custom_components.networks.momentum_net import MomentumNetwork
 
+pytestmark = pytest.mark.slow
+
 
 def test_pairs_are_off_by_a_known_map_and_compared(tmp_path):
     """An oblique header moves the image by the map that was drawn, and the table has a row for each method."""

@@ -11,6 +11,8 @@ from benchmarks.conditional_atlas_data import HELD_OUT, ellipse, make_shapes, wi
 from benchmarks.conditional_atlas_tables import templates_table
 from benchmarks.conditional_atlas_templates import majority
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(("size", "elongation"), [(13.0, 0.85), (16.0, 1.0), (20.0, 1.3)])
 def test_moments_recover_size_and_elongation_of_an_ellipse(size, elongation):

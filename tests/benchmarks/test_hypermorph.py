@@ -20,6 +20,8 @@ from custom_components.evaluation.overlap import mean_dice
 from custom_components.fields import warp
 from custom_components.files import write_metrics
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def people(tmp_path_factory):

@@ -8,6 +8,8 @@ from benchmarks.experiments import bundle_config
 from custom_components.data.phantoms import write_phantom_scans
 from custom_components.methods.quicksilver.network import QuicksilverNetwork, load_predictor
 
+pytestmark = pytest.mark.slow
+
 
 def test_rows_are_errors_in_millimetres():
     labels = torch.zeros(1, 1, 12, 12)

@@ -7,6 +7,8 @@ from benchmarks import rdmm
 from custom_components.data.phantoms import write_phantom_scans
 from custom_components.methods.rdmm.networks import MetricNetwork
 
+pytestmark = pytest.mark.slow
+
 
 def test_metrics_are_compared_on_the_same_pairs(tmp_path, monkeypatch):
     write_phantom_scans(tmp_path / "scans", 4, (32, 32))

@@ -11,6 +11,8 @@ import torch
 from benchmarks import rdmm_lungs as breathing
 from custom_components.affine import affine_to_ddf
 
+pytestmark = pytest.mark.slow
+
 SPACING = [6.0, 5.0, 5.5]
 
 

@@ -6,6 +6,8 @@ import torch
 from benchmarks import rdmm_scenes as scenes
 from custom_components.fields import jacobian_determinant
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def scene():

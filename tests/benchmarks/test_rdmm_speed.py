@@ -5,6 +5,8 @@ import torch
 
 from benchmarks import rdmm_speed as speed
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("name", speed.MODELS)
 def test_seconds_and_memory_of_each_model_are_measured(name, monkeypatch):

@@ -11,6 +11,8 @@ from benchmarks import voxelmorph_probabilistic as reproduce
 from custom_components.data.phantoms import write_phantom_scans
 from custom_components.networks.voxelmorph_unet import VoxelMorphUNet
 
+pytestmark = pytest.mark.slow
+
 WIDE = {"encoder_channels": [32, 64, 64, 64], "decoder_channels": [64, 64, 64, 64, 64, 32, 32]}
 
 

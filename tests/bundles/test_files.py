@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundle_cases import BUNDLES, OVERLAYS, REPOSITORY, TINY, has_template, read_json, workflow
+from bundle_cases import BUNDLES, OVERLAYS, REPOSITORY, read_json
 from monai.bundle import ConfigParser
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -57,16 +57,6 @@ def test_metadata_follow_the_schema(bundle):
 def test_version_is_in_the_changelog(bundle):
     metadata = read_json(bundle / "configs" / "metadata.json")
     assert metadata["version"] in metadata["changelog"]
-
-
-@pytest.mark.parametrize(("kind", "config"), [("train", "train.json"), ("infer", "inference.json")])
-def test_workflow_has_every_property_monai_asks_for(bundle, scans, trained, tmp_path, kind, config):
-    settings = {"dataset_dir": str(scans), "output_dir": str(tmp_path), "ckpt_dir": str(tmp_path), **TINY}
-    section = "validation" if has_template(bundle) else "validation_pairs"
-    settings |= {"section": section, "weights": str(trained.folder / "model.pt")}
-    job = workflow(bundle, kind, [bundle / "configs" / config], settings)
-    job.initialize()
-    assert job.check_properties() == []
 
 
 @pytest.mark.parametrize("name", ["network_def", "deformation"])

@@ -54,20 +54,31 @@ def test_one_scan_can_be_the_fixed_image_of_all(bundle, scans, tmp_path):
     assert np.isfinite(losses).all()
 
 
-def test_two_dimensional_variant_trains(bundle, scans, tmp_path):
+def plane(bundle: Path, scans: Path, folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Data for `train_2d.json` and the settings that they need."""
     if not (bundle / "configs" / "train_2d.json").exists():
         pytest.skip("the bundle has no 2-D variant")
     if "slices" in read_json(bundle / "configs" / "train_2d.json"):  # cut from volumes
-        levels = {1: [10, 20], 2: [10, 20]}
-        losses = train(bundle, scans, tmp_path, "train_2d.json", **{"slices#levels": levels})
-        assert np.isfinite(losses).all()
+        return scans, {"slices#levels": {1: [10, 20], 2: [10, 20]}}
+    return with_ages(Path(write_phantom_scans(folder / "slabs", 4, (32, 32))).parent), {"size": [32, 32]}
+
+
+def test_two_dimensional_variant_trains(bundle, scans, tmp_path):
+    data, settings = plane(bundle, scans, tmp_path)
+    if "size" not in settings:
+        assert np.isfinite(train(bundle, data, tmp_path, "train_2d.json", **settings)).all()
         assert float(read_curve(tmp_path)[1]["score"]) > 0
         return
-    slabs = with_ages(Path(write_phantom_scans(tmp_path / "slabs", 4, (32, 32))).parent)
-    losses = train(bundle, slabs, tmp_path, "train_2d.json", size=[32, 32], learning_rate=0.002)
+    losses = train(bundle, data, tmp_path, "train_2d.json", **settings, learning_rate=0.002)
     half = len(losses) // 2
     assert half == (4 if steps_of(bundle) == 8 else 1)  # two scans make two ordered pairs
     assert np.mean(losses[half:]) < np.mean(losses[:half])
+
+
+def test_it_trains_in_bfloat16_as_it_does_on_a_cpu_unless_told_otherwise(bundle, scans, tmp_path):
+    data, settings = plane(bundle, scans, tmp_path)
+    losses = train(bundle, data, tmp_path, "train_2d.json", **settings, max_epochs=1, precision="bfloat16")
+    assert np.isfinite(losses).all()
 
 
 def label_maps(scans: Path, folder: Path) -> Path:

@@ -91,6 +91,7 @@ def test_the_command_sweeps_over_an_attribute(atlas, tmp_path, sweep, given, val
         assert picture.n_frames == 2 * len(values) - 2
 
 
+@pytest.mark.slow
 def test_the_command_registers_a_scan_and_carries_the_labels_to_it(atlas, tmp_path, capsys):
     assert atlas_command(atlas, tmp_path, "--attributes", "age=40,sex=F", "--optimize", 15, scan=True) is None
     folder = tmp_path / atlas[2].name.split(".")[0]

@@ -107,6 +107,7 @@ def test_a_failing_run_leaves_earlier_results_alone(registered, scans, tmp_path)
     assert before == {path.name: path.stat().st_mtime_ns for path in registered.iterdir()}
 
 
+@pytest.mark.slow
 def test_labels_of_another_size_without_a_frame_are_refused(scans, tmp_path):
     label = nib.Nifti1Image(np.ones((5, 6, 7), np.uint8), None)
     label.header.set_qform(None, code=0)

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -54,15 +55,30 @@ def exported(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNa
 
 
 @pytest.fixture(scope="module")
-def answers(exported: SimpleNamespace, scans: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., None]]:
+    """Have the questions of exported.py answered in a process in which the package cannot be imported."""
+    log = tmp_path_factory.mktemp("asked") / "log.txt"
+    command = [sys.executable, str(Path(__file__).with_name("exported.py"))]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with log.open("w") as errors, subprocess.Popen(command, env=ENVIRONMENT, stderr=errors, **pipes) as process:
+
+        def answer(*words: Path) -> None:
+            process.stdin.write(json.dumps([str(word) for word in words]) + "\n")
+            process.stdin.flush()
+            assert json.loads(process.stdout.readline() or "null") == {"status": 0}, log.read_text()[-4000:]
+
+        yield answer
+
+
+@pytest.fixture(scope="module")
+def answers(
+    exported: SimpleNamespace, scans: Path, ask: Callable[..., None], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
     """What the unpacked zip answers to the questions of exported.py."""
     place, output = tmp_path_factory.mktemp("elsewhere"), tmp_path_factory.mktemp("output")
     with zipfile.ZipFile(exported.archive) as archive:
         archive.extractall(place)
-    command = [sys.executable, str(Path(__file__).with_name("exported.py")), *map(str, (scans, SCHEMA, output))]
-    folder = place / exported.folder.name
-    done = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
+    ask(place / exported.folder.name, scans, SCHEMA, output)
     return {**json.loads((output / "answers.json").read_text()), "output": output}
 
 

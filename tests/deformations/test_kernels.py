@@ -303,6 +303,7 @@ def test_constant_weights_give_the_ordinary_kernel(size):
     torch.testing.assert_close(smooth_weighted(field, maps.sqrt(), kernel, spacing, form="square"), expected)
 
 
+@pytest.mark.slow
 @padded
 def test_kernels_are_differentiable(kernel):
     for size, spacing in (((4, 5), (1.0, 0.7)), ((3, 2, 4), (1.0, 0.7, 1.4))):

@@ -263,6 +263,7 @@ def test_anisotropic_grids_give_the_isotropic_result(model):
         assert (fine[:, :, ::2] - coarse).abs().max() < 0.05 * fine.abs().max()
 
 
+@pytest.mark.slow
 @checkpoints
 @models
 @tiny

@@ -15,6 +15,7 @@ from custom_components.space import (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("epi", "tolerance_mm"), [("S1_EPI_fullhead", 3.0), ("S1_EPI_retinotopy", 5.0)])
 def test_known_rigid_transform_between_t1_and_epi_is_recovered(test_data: Path, epi: str, tolerance_mm: float) -> None:
     pytest.importorskip("itk")

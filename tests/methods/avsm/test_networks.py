@@ -124,6 +124,7 @@ def anatomies(size, batch, seed):
     return torch.cat(images, 1).clamp(0, 1), truth
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "rate", "left"),
     [

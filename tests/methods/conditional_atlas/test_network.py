@@ -203,10 +203,11 @@ def atlas_process(rank, folder):
 def processes(tmp_path_factory):
     """The folder in which two processes left their steps of two trainings."""
     folder = tmp_path_factory.mktemp("processes")
-    torch.multiprocessing.spawn(atlas_process, (str(folder),), nprocs=2)
+    torch.multiprocessing.start_processes(atlas_process, (str(folder),), nprocs=2, start_method="fork")
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("conditional", [True, False], ids=["conditional", "one"])
 def test_two_processes_learn_as_one_with_the_whole_batch(processes, conditional):
     network, scans, attributes, labels = atlas_case(conditional)

@@ -299,6 +299,7 @@ def test_the_network_refuses_hyper_parameters_and_settings_that_do_not_fit(call,
 # Learning
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kwargs", [{"generated": "channels", "hyper_encoder": False}, {"generated": "kernels"}], ids=["channels", "kernels"]
 )

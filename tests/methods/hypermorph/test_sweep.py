@@ -277,6 +277,7 @@ def test_files_of_an_earlier_sweep_are_removed(loaded, ddfs, tmp_path):
     assert "sweep_seconds" not in json.loads(one(tmp_path, "metrics.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "failing"),
     [

@@ -39,6 +39,7 @@ def trained(predict, deformation, image, momentum, features=8, iterations=150):
     return network.eval()
 
 
+@pytest.mark.slow
 def test_a_trained_network_predicts_deformations_and_a_correction_improves_them():
     size, deformation = (40, 40), VectorMomentum(HelmholtzKernel(4.0, 1.0), 1.0, num_steps=4, stride=2)
     generator = torch.Generator().manual_seed(1)

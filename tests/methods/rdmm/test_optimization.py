@@ -143,6 +143,7 @@ def test_the_metric_of_several_steps_is_that_of_the_first():
     assert not torch.equal(pred["sigma"], pred["steps"][1]["sigma"])
 
 
+@pytest.mark.slow
 def test_momentum_and_weights_are_optimised_together():
     """Level by level, from nothing; given pre-weights leave the momentum alone."""
     pair = phantom_pair((33, 28), seed=2)
