@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from custom_components.evaluation.overlap import mean_dice
 from custom_components.fields import integrate_velocity, jacobian_determinant, warp
 from custom_components.files import write_metrics, write_table
 from custom_components.inference.registration import RegistrationInferer
+from custom_components.losses.pair import pair_loss
 from custom_components.methods.voxelmorph_probabilistic.deformation import GaussianVelocity
 from custom_components.methods.voxelmorph_probabilistic.inference import SamplesInferer
 from custom_components.transforms.load import LoadPaird
@@ -79,13 +81,12 @@ def refinements_of(config: Any, smoothing: float | None) -> dict[str, Any]:
     names = ["inference", "inference_2d"]
     inference = bundle_config(BUNDLE, names, smoothing=smoothing, optimize=20)
     inference.update({"refinement#progress": False})
-    found = {"refined": inference.get_parsed_content("refinement")}
+    refined = inference.get_parsed_content("refinement")
     # The training's objective in one direction, for the mean alone: its smoothness term is lambda D / 4 of ours.
     weight = config.get_parsed_content("prior_precision") * config.get_parsed_content("spatial_dims") / 4
-    inference.update({"refinement#loss#similarity": config["similarity"], "image_sigma": config["image_sigma"]})
-    inference.update({"refinement#loss#weight": weight, "refinement#loss#folding_weight": 0.0})
-    found["refined_own"] = inference.get_parsed_content("refinement")
-    return found
+    own = copy.copy(refined)
+    own.loss = pair_loss(weight, similarity=config.get_parsed_content("similarity"))
+    return {"refined": refined, "refined_own": own}
 
 
 def means(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

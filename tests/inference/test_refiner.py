@@ -1,0 +1,38 @@
+"""The refinement that bundles offer is the objective of their pages, for every deformation."""
+
+import pytest
+import torch
+
+from custom_components.deformations.velocity import Displacement, StationaryVelocity
+from custom_components.inference.refiner import refiner
+from custom_components.losses.regularization import GradientPenalty, MeanEnergy
+from custom_components.losses.similarity import LNCC, MIND
+
+
+@pytest.mark.parametrize(
+    ("regularized", "penalty", "method"),
+    [("svf", GradientPenalty, "adam"), ("ddf", GradientPenalty, "adam"), ("energy", MeanEnergy, "lbfgs")],
+)
+def test_the_regularised_field_says_penalty_and_method(regularized, penalty, method):
+    found = refiner(StationaryVelocity(), 0.1, regularized=regularized, levels=[2, 1], iterations=3)
+    assert isinstance(found.loss.similarity, LNCC)
+    assert isinstance(found.loss.regularization, penalty)
+    assert (found.loss.weight, found.loss.regularized, found.loss.folding_weight) == (0.1, regularized, 30.0)
+    assert (found.method, found.levels, found.iterations) == (method, [2, 1], [3, 3])
+    assert found.loss_across is None
+
+
+def test_images_of_other_contrast_are_compared_by_mind_with_twice_the_weight():
+    found = refiner(Displacement(), 0.1, regularized="ddf", across_contrasts=True)
+    assert isinstance(found.loss_across.similarity, MIND)
+    assert found.loss_across.weight == 0.2
+
+
+def test_refinement_raises_the_correlation():
+    torch.manual_seed(0)
+    fixed = torch.nn.functional.avg_pool2d(torch.rand(1, 1, 40, 40), 9, 1, 4)
+    fixed = (fixed - fixed.min()) / (fixed.max() - fixed.min())
+    moving = fixed.roll(1, 2)
+    found = refiner(StationaryVelocity(), 0.1, levels=[1], iterations=10)(moving, fixed)
+    assert found.shape == (1, 2, *StationaryVelocity().parameter_size((40, 40)))
+    assert float(found[:, 0].mean()) > 0.1
