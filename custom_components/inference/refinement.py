@@ -97,7 +97,7 @@ class PairwiseOptimizer:
         moving: Tensor,
         fixed: Tensor,
         parameters: Tensor | None = None,
-        masks: dict[str, Tensor] | None = None,
+        masks: Mapping[str, Tensor] | None = None,
         constants: Mapping[str, Tensor] | None = None,
         deformation: Deformation | None = None,
     ) -> Tensor:
