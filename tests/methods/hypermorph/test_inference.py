@@ -161,7 +161,7 @@ def test_auto_is_no_worse_than_its_start(size):
         ({"sweep": 1}, "at least 2 values"),
         ({"sweep": -2}, "at least 2 values"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
 def test_the_inferer_refuses_hyper_parameters_that_do_not_fit(kwargs, message):
     with pytest.raises(ValueError, match=message):
