@@ -6,7 +6,7 @@ import torch
 from benchmarks import quicksilver
 from benchmarks.experiments import bundle_config
 from custom_components.data.phantoms import write_phantom_scans
-from custom_components.methods.quicksilver.network import QuicksilverNetwork, load_predictor
+from custom_components.methods.quicksilver.network import QuicksilverNetwork, Target, load_predictor
 
 pytestmark = pytest.mark.slow
 
@@ -38,11 +38,8 @@ def test_table_has_every_variant(tmp_path, monkeypatch):
 
     def train(bundle, folder, slices, settings, **_):
         folder.mkdir(parents=True)
-        options = {
-            "dropout": settings.get("dropout", 0.0),
-            "quantity": settings.get("network_def#quantity", "momentum"),
-        }
-        network = QuicksilverNetwork(2, 4, 2, True, True, kernel=kernel, **options)
+        target = Target(kernel, quantity=settings.get("network_def#target#quantity", "momentum"))
+        network = QuicksilverNetwork(2, 4, 2, True, True, settings.get("dropout", 0.0), target)
         if "predictor_weights" in settings:
             load_predictor(network, settings["predictor_weights"])
         torch.save(network.state_dict(), folder / "model.pt")
