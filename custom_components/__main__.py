@@ -10,14 +10,13 @@ import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from .commands import discover
 
 PACKAGE = Path(__file__).resolve().parent
 
 
-class Commands(dict[str, Callable[..., Any]]):
+class Commands(dict[str, Callable[..., object]]):
     """Learned deformable image registration. `morphzoo COMMAND --help` describes a command.
 
     Errors are one line; with the environment variable MORPHZOO_DEBUG set to 1 they show the whole traceback.
@@ -44,11 +43,11 @@ def main() -> None:
         sys.exit(f"morphzoo: error: {_reason(error)}")
 
 
-def _printing(command: Callable[..., Any]) -> Callable[..., None]:
+def _printing(command: Callable[..., object]) -> Callable[..., None]:
     """The command as the command line has it: it prints what the function returns."""
 
     @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
+    def run(*args: object, **kwargs: object) -> None:
         result = command(*args, **kwargs)
         print(*(result if isinstance(result, list) else [result]), sep="\n")
 

@@ -9,11 +9,13 @@ This is the only module that calls `grid_sample`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Value = TypeVar("Value")
 
 _MODES = {"linear": "bilinear", "nearest": "nearest"}
 
@@ -249,7 +251,7 @@ def _check_field(field: Tensor) -> None:
         raise ValueError(f"expected a field of shape (B, 2, H, W) or (B, 3, D, H, W), got {tuple(field.shape)}")
 
 
-def plain(value: Any) -> Any:
+def plain(value: Value) -> Value:
     """A MetaTensor without MONAI's metadata; anything else as it is."""
     return value.as_tensor() if hasattr(value, "as_tensor") else value
 

@@ -10,20 +10,21 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
+from .vocabulary import Metrics
 
-def write_metrics(path: str | os.PathLike, metrics: Mapping[str, Any]) -> None:
+
+def write_metrics(path: str | os.PathLike, metrics: Metrics) -> None:
     """Write metrics as JSON (numbers that are not finite become null); an existing file is replaced in one step."""
     text = json.dumps(_jsonable(metrics), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_table(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_table(path: str | os.PathLike, rows: Sequence[Metrics]) -> None:
     """Write rows as CSV, a column for every key, empty where a row lacks it; a file there is replaced in one step."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     table = io.StringIO()
@@ -50,11 +51,11 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _plain_number(value: Any) -> Any:
+def _plain_number(value: object) -> object:
     return f"{value:.6g}" if isinstance(value, float) else value
 
 
-def _jsonable(value: Any) -> Any:
+def _jsonable(value: object) -> object:
     if isinstance(value, Mapping):
         return {str(k): _jsonable(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -62,7 +63,7 @@ def _jsonable(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def save_tensors(path: str | os.PathLike, content: Any) -> None:
+def save_tensors(path: str | os.PathLike, content: Mapping[str, object]) -> None:
     """Write what `torch.load(..., weights_only=True)` reads: tensors, numbers and text; a file there is replaced in one
     step."""
     with replacing(path) as partial:

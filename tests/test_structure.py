@@ -22,6 +22,10 @@ def test_nothing_is_longer_wider_or_more_complex_than_the_limit(found, kind):
     assert large == set()
 
 
+def test_any_stands_only_where_other_packages_force_it(found):
+    assert found.any_lines <= 70
+
+
 def test_rooms_do_not_import_in_a_circle(found):
     assert structure.find_circles(found.arrows) == []
 

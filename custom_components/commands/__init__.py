@@ -5,13 +5,12 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable
-from typing import Any
 
 # What commands are made of.
 PARTS = {"bundles", "workflow", "subjects", "exporting", "export_checks", "label_server_export"}
 
 
-def discover() -> dict[str, Callable[..., Any]]:
+def discover() -> dict[str, Callable[..., object]]:
     """The commands by name."""
     names = sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in PARTS)
     return {name: getattr(importlib.import_module(f"{__name__}.{name}"), name) for name in names}

@@ -6,9 +6,12 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from .workflow import as_list
+
+if TYPE_CHECKING:
+    from ..space.resampling import Step
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def _looks_like_labels(path: str) -> bool:
     return not str(volume.file_dtype).startswith("float") and len(volume.data.unique()) <= 128
 
 
-def _apply_to_points(steps: list[Any], source: str, output: str, space: str) -> int:
+def _apply_to_points(steps: list[Step], source: str, output: str, space: str) -> int:
     """Write the moved points; how many there are."""
     import numpy as np
 

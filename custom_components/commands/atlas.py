@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ..vocabulary import Entry
 from .bundles import find_bundle, takes_scans, those_that_take_scans
 from .workflow import build_workflow, read_weights, writable_folder
 
 if TYPE_CHECKING:
     from ..evaluation.result import Registration
+    from ..methods.conditional_atlas.attributes import Attribute, AttributeEncoder, Attributes
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Rendering:
     """
 
     files: Mapping[str, Path]
-    attributes: Mapping[str, Any]
+    attributes: Attributes
     notes: list[str] = field(default_factory=list)
     registration: Registration | None = None
 
@@ -39,7 +41,7 @@ def atlas(
     scan: str | None = None,
     output: str = "atlas",
     *,
-    attributes: str | Mapping[str, Any] | None = None,
+    attributes: str | Attributes | None = None,
     sweep: str | None = None,
     label: str | None = None,
     mask: str | None = None,
@@ -49,7 +51,7 @@ def atlas(
     weights: str | None = None,
     device: str | None = None,
     overlay: str | Sequence[str] = (),
-    **settings: Any,
+    **settings: object,
 ) -> Rendering:
     """Render the template (atlas) for given attributes, and register a scan to it and back.
 
@@ -85,7 +87,7 @@ def atlas(
     settings |= {"weights": weights, "device": device, "optimize": optimize, "output_dir": str(output)}
     settings["affine"] = "affine" if affine is True else affine
     files = {"image": scan, "label": label, "mask": mask}
-    item = {key: str(Path(path).absolute()) for key, path in files.items() if path is not None}
+    item: Entry = {key: str(Path(path).absolute()) for key, path in files.items() if path is not None}
     folder = writable_folder(output)
     workflow = build_workflow(bundle, [item], overlay, settings)
     network = workflow.parser.get_parsed_content("network")
@@ -105,7 +107,9 @@ def atlas(
     return Rendering({kind: Path(path) for kind, path in written.items()}, given, notes, registration)
 
 
-def _complete(given: dict[str, Any], encoder: Any, free: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def _complete(
+    given: dict[str, Attribute], encoder: AttributeEncoder, free: Attributes
+) -> tuple[dict[str, Attribute], list[str]]:
     """All attributes in the template's order, and what was assumed.
 
     Args:
@@ -124,7 +128,7 @@ def _complete(given: dict[str, Any], encoder: Any, free: Mapping[str, Any]) -> t
     return {name: given[name] for name in encoder.names if name in given}, notes
 
 
-def _parse_attributes(text: str | Mapping[str, Any] | None) -> dict[str, Any]:
+def _parse_attributes(text: str | Attributes | None) -> dict[str, Attribute]:
     """Of "age=40,sex=F": names to numbers, or to words where it is no number."""
     from ..data.lists import number_or_text
 
@@ -136,7 +140,7 @@ def _parse_attributes(text: str | Mapping[str, Any] | None) -> dict[str, Any]:
     return {name.strip(): number_or_text(value.strip()) for name, _, value in parts}
 
 
-def _parse_sweep(text: str, encoder: Any) -> tuple[str, list[Any]]:
+def _parse_sweep(text: str, encoder: AttributeEncoder) -> tuple[str, list[float | str]]:
     """Of "age=20:80:13" the name and 13 numbers, of "sex=F:M" the name and the two words."""
     from ..data.lists import number_or_text
 

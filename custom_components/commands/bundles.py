@@ -7,7 +7,8 @@ import json
 import os
 import sysconfig
 from pathlib import Path
-from typing import Any
+
+from ..vocabulary import Config
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -48,7 +49,7 @@ def overlay_path(name: str) -> str:
     return str(bundles_folder() / "overlays" / f"{name}.json")
 
 
-def abilities(bundle: Path) -> dict[str, Any]:
+def abilities(bundle: Path) -> Config:
     """What a bundle says it can do, in its metadata.json.
 
     Keys: `input`, "pair", or "scan" where single scans are registered to a template of the bundle's own; of the latter
@@ -98,9 +99,9 @@ def _sentence(names: list[str]) -> str:
 
 
 @functools.lru_cache(maxsize=64)
-def _parse(path: Path, changed_ns: int) -> dict[str, Any]:
+def _parse(path: Path, changed_ns: int) -> Config:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> Config:
     return _parse(path, path.stat().st_mtime_ns)

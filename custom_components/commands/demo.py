@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ..vocabulary import Metrics
 from .bundles import DEFAULT_BUNDLE
 from .workflow import infer, writable_folder
 
 if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
     from ..evaluation.result import Registration
 
 
@@ -27,7 +31,7 @@ class Demonstration:
 
     registration: Registration
     numbers: Mapping[str, tuple[float | None, float]]
-    metrics: Mapping[str, Any]
+    metrics: Metrics
 
     def __str__(self) -> str:
         lines = [f"{'':46s}{'before':>9s}{'after':>9s}"]
@@ -36,13 +40,16 @@ class Demonstration:
         return "\n".join(["", *lines, "", f"files and picture: {self.registration.folder}"])
 
 
-def demo(output: str = "demo_output", *, bundle: str = DEFAULT_BUNDLE, **settings: Any) -> Demonstration:
+def demo(
+    output: str = "demo_output", *, bundle: str = DEFAULT_BUNDLE, overlay: str | Sequence[str] = (), **settings: object
+) -> Demonstration:
     """Make two subjects with a known deformation, register them and compare with the truth; needs `morphzoo[demo]`.
 
     Args:
         output: folder for the subjects and the results.
         bundle: name of a bundle, or its folder.
-        **settings: any setting of the bundle's inference.json, and --overlay.
+        overlay: further config files, the last one wins.
+        **settings: any setting of the bundle's inference.json.
     Returns:
         The registration, and its error against the known deformation.
     """
@@ -52,7 +59,6 @@ def demo(output: str = "demo_output", *, bundle: str = DEFAULT_BUNDLE, **setting
     print("making two subjects of the MNI152 template (1 mm) ...", flush=True)
     pair, truth, affine = make_subjects(folder / "subjects")
     print("registering the first to the second ...", flush=True)
-    overlay = settings.pop("overlay", ())
     settings = {"optimize": 25, "output_dir": str(folder), **settings}
     registration = infer(bundle, [pair], overlay, settings)[0]
     result = _compare(registration, truth, affine, Path(pair["label_fixed"]))
@@ -61,7 +67,7 @@ def demo(output: str = "demo_output", *, bundle: str = DEFAULT_BUNDLE, **setting
     return result
 
 
-def _compare(registration: Registration, truth: Any, affine: Any, label: Path) -> Demonstration:
+def _compare(registration: Registration, truth: Tensor, affine: np.ndarray, label: Path) -> Demonstration:
     """Compare with the true displacement (1, 3, *S), voxels of a grid with this affine, where there is a label."""
     import numpy as np
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .bundles import DEFAULT_BUNDLE, find_bundle, overlay_path, takes_scans
 from .workflow import as_list, infer, writable_folder
@@ -20,7 +20,7 @@ def evaluate(
     section: str = "validation_pairs",
     dataset_dir: str | None = None,
     overlay: str | Sequence[str] = (),
-    **settings: Any,
+    **settings: object,
 ) -> Cohort:
     """Register all pairs of a data list and measure them: OUTPUT/metrics.csv, metrics.json and index.html.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from .bundles import find_bundle
 
@@ -15,7 +14,7 @@ def export(
     atlas: str | None = None,
     atlas_labels: str | None = None,
     label_names: str | None = None,
-    **options: Any,
+    **options: object,
 ) -> list[Path]:
     """Write a bundle as a self-contained folder, OUTPUT/<bundle>, that works without this package.
 

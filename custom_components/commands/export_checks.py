@@ -7,8 +7,8 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from pydoc import locate
-from typing import Any
 
+from ..vocabulary import Config
 from .bundles import PACKAGE
 
 # Parts of the command, which works on a folder of bundles.
@@ -20,7 +20,7 @@ _DEPENDENCIES = {"torch", "monai", "numpy", "ignite", *sys.stdlib_module_names}
 WEIGHTS = re.compile(r"@bundle_root \+ '(?:/\.\./(\w+))?/models/([\w.]+)'")
 
 
-def check_metadata(bundle: str, metadata: Mapping[str, Any], inference: Mapping[str, Any]) -> None:
+def check_metadata(bundle: str, metadata: Config, inference: Config) -> None:
     """Raises ValueError: if the version is not in the changelog, or what the bundle needs is not named exactly."""
     keys = ["name", "version", "changelog", "required_packages_version", "network_data_format"]
     absent = [key for key in (*keys, "monai_version", "pytorch_version", "numpy_version") if key not in metadata]
@@ -39,7 +39,7 @@ def check_metadata(bundle: str, metadata: Mapping[str, Any], inference: Mapping[
         )
 
 
-def frameworks(metadata: Mapping[str, Any]) -> dict[str, str]:
+def frameworks(metadata: Config) -> dict[str, str]:
     """Versions by the names of the packages."""
     names = {"monai": "monai", "pytorch": "torch", "numpy": "numpy"}
     return {name: metadata[f"{key}_version"] for key, name in names.items()}
@@ -77,7 +77,7 @@ def check_config(bundle: str, name: str, text: str, packages: Mapping[str, str])
                 )
 
 
-def _strings(config: Any, key: str = "") -> Iterator[tuple[str, str]]:
+def _strings(config: object, key: str = "") -> Iterator[tuple[str, str]]:
     """All strings of a config, with the nearest key above each."""
     if isinstance(config, str):
         yield key, config

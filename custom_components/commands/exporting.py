@@ -15,12 +15,12 @@ import zipfile
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from monai.bundle import ConfigParser, ReferenceResolver
 
 from ..files import replacing
 from ..space.files import publish_together
+from ..vocabulary import Config
 from .bundles import PACKAGE
 from .export_checks import NOT_VENDORED, WEIGHTS, check_config, check_metadata, frameworks, own_weights, weights_name
 
@@ -89,7 +89,7 @@ def export_bundle(bundle: Path, output: str | os.PathLike, *, zipped: bool = Fal
     return write_bundle(bundle_files(bundle), bundle.name, Path(output), zipped)
 
 
-def bundle_files(bundle: Path, item: Mapping[str, Any] | None = None) -> dict[str, bytes]:
+def bundle_files(bundle: Path, item: Mapping[str, object] | None = None) -> dict[str, bytes]:
     """The files of an exported bundle, by their paths in it. Arguments and errors as in `export_bundle`.
 
     Args:
@@ -170,7 +170,7 @@ def _needed(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _parsed(path: Path, text: str) -> dict[str, Any]:
+def _parsed(path: Path, text: str) -> Config:
     try:
         return json.loads(text)
     except ValueError as error:
@@ -182,12 +182,12 @@ def vendored(text: str) -> str:
     return re.sub(r"\bcustom_components\b", "scripts", text)
 
 
-def json_bytes(content: Any) -> bytes:
+def json_bytes(content: object) -> bytes:
     """The content as the text of a JSON file."""
     return (json.dumps(content, indent=4) + "\n").encode()
 
 
-def _fitting_overlays(bundle: Path, *bases: Mapping[str, Any]) -> dict[str, str]:
+def _fitting_overlays(bundle: Path, *bases: Config) -> dict[str, str]:
     """The overlays that go with the bundle's train.json or inference.json: all ids they change or use are there."""
     paths = sorted((bundle.parent / "overlays").glob("*.json"))
     texts = {path.name: path.read_text(encoding="utf-8") for path in paths if path.name != LABEL_OVERLAY}
@@ -202,7 +202,7 @@ def _fitting_overlays(bundle: Path, *bases: Mapping[str, Any]) -> dict[str, str]
     return {name: text for name, text in texts.items() if fits(name)}
 
 
-def _fits(overlay: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+def _fits(overlay: Config, config: Config) -> bool:
     overlay = {key.removeprefix("+"): value for key, value in overlay.items()}
     parser = ConfigParser(dict(config))
     try:
@@ -225,7 +225,7 @@ def _weights(bundle: Path, configs: Mapping[str, str]) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def _readme(text: str, metadata: Mapping[str, Any], item: Mapping[str, Any]) -> str:
+def _readme(text: str, metadata: Config, item: Mapping[str, object]) -> str:
     """The bundle's page with the sections of the zoo's template that are the same for all bundles."""
     pinned = {**frameworks(metadata), **metadata["required_packages_version"]}
     versions = ", ".join(f"{name} {version}" for name, version in pinned.items())

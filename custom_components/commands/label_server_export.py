@@ -8,7 +8,6 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from monai.bundle import ConfigParser
 
@@ -16,6 +15,7 @@ from ..evaluation.overlap import present_labels
 from ..space.resampling import resample
 from ..space.volumes import load_image
 from ..transforms.load import load_labels_for
+from ..vocabulary import Config
 from .bundles import takes_scans
 from .exporting import LABEL_OVERLAY, bundle_files, json_bytes, vendored, write_bundle
 
@@ -118,7 +118,7 @@ def _label_names(path: str | None, ids: list[int]) -> dict[str, str]:
     return {str(label): name for label, name in names.items()}
 
 
-def _label_metadata(metadata: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+def _label_metadata(metadata: Config, names: dict[str, str]) -> Config:
     """Metadata of what MONAI Label sees: a study goes in, labels come out."""
     pred = {"type": "image", "format": "segmentation", "num_channels": 1, "spatial_shape": ["*", "*", "*"]}
     pred |= {"dtype": "int16", "value_range": [0, max(map(int, names))], "is_patch_data": False, "channel_def": names}

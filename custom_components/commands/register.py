@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .bundles import DEFAULT_BUNDLE
 from .workflow import infer, writable_folder
@@ -33,7 +33,7 @@ def register(
     device: str | None = None,
     overlay: str | Sequence[str] = (),
     keep_arrays: bool = False,
-    **settings: Any,
+    **settings: object,
 ) -> Registration:
     """Register one image to another with a bundle's network, and save everything under OUTPUT/<fixed>__<moving>.
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from .workflow import build_workflow, writable_folder
 
@@ -36,7 +36,7 @@ def tune(
     iterations: int = 30,
     sweep: int = 21,
     overlay: str | Sequence[str] = (),
-    **settings: Any,
+    **settings: object,
 ) -> Tuned:
     """Choose a bundle's hyper-parameters for a kind of scans, by gradient descent on the pairs of a data list.
 
@@ -74,6 +74,6 @@ def tune(
     labels = [labels] if isinstance(labels, int) else labels
     folder = writable_folder(output)
     parser = build_workflow(bundle, items, overlay, {"hyper": 0.5, **settings}).parser
-    options: dict[str, Any] = {"labels": labels, "criterion": criterion, "iterations": iterations, "sweep": sweep}
-    found = tune_bundle(parser, items, folder, start=start, **options)
+    tune_pairs = partial(tune_bundle, parser, items, folder, labels=labels, start=start)
+    found = tune_pairs(criterion=criterion, iterations=iterations, sweep=sweep)
     return Tuned(found, folder)

@@ -10,10 +10,12 @@ from pathlib import Path
 from pydoc import locate
 from typing import TYPE_CHECKING, Any
 
+from ..vocabulary import Config, Entry
 from .bundles import abilities, aligner_weights, find_bundle, overlay_path, settings_of, takes_scans, those_with
 
 if TYPE_CHECKING:
     from monai.bundle import ConfigParser, ConfigWorkflow
+    from torch import Tensor, nn
 
     from ..evaluation.cohort import Cohort
 
@@ -22,9 +24,7 @@ _FILE_KEYS = ("moving", "fixed", "label_moving", "label_fixed", "mask_moving", "
 _PRIVATE = {"_desc_", "_meta_", "imports", "initialize", "run"}
 
 
-def infer(
-    bundle: str, pairs: list[dict[str, Any]], overlays: str | Sequence[str], settings: Mapping[str, Any]
-) -> Cohort:
+def infer(bundle: str, pairs: list[Entry], overlays: str | Sequence[str], settings: Mapping[str, object]) -> Cohort:
     """Run a bundle's inference.json on pairs; what became of each. Arguments and errors as in `build_workflow`."""
     workflow = build_workflow(bundle, pairs, overlays, settings)
     workflow.run()
@@ -32,7 +32,7 @@ def infer(
 
 
 def build_workflow(
-    bundle: str, pairs: list[dict[str, Any]], overlays: str | Sequence[str], settings: Mapping[str, Any]
+    bundle: str, pairs: list[Entry], overlays: str | Sequence[str], settings: Mapping[str, object]
 ) -> ConfigWorkflow:
     """A bundle's inference.json, initialised for these pairs.
 
@@ -68,20 +68,20 @@ def build_workflow(
     return workflow
 
 
-def _check_files(pairs: Sequence[Mapping[str, Any]]) -> None:
+def _check_files(pairs: Sequence[Entry]) -> None:
     for pair in pairs:
         for key, path in pair.items():
             if key in _FILE_KEYS and not Path(path).is_file():
                 raise FileNotFoundError(f"{path}: there is no such file ({key})")
 
 
-def _spatial_dims(pair: Mapping[str, Any]) -> int:
+def _spatial_dims(pair: Entry) -> int:
     from ..space.volumes import spatial_dims_of
 
     return spatial_dims_of(pair["fixed"]) if "fixed" in pair else 3
 
 
-def _configs(root: Path, spatial_dims: int, learned_affine: bool) -> tuple[list[str], dict[str, Any]]:
+def _configs(root: Path, spatial_dims: int, learned_affine: bool) -> tuple[list[str], dict[str, str]]:
     """The config files for such images, and the settings that go with them."""
     forms = ("", "_2d") if spatial_dims == 2 else ("",)
     files = [root / "configs" / f"inference{form}.json" for form in forms]
@@ -92,7 +92,7 @@ def _configs(root: Path, spatial_dims: int, learned_affine: bool) -> tuple[list[
     return [str(path) for path in files if path.is_file()], defaults
 
 
-def _set(parser: ConfigParser, root: Path, pairs: list[dict[str, Any]], settings: dict[str, Any]) -> None:
+def _set(parser: ConfigParser, root: Path, pairs: list[Entry], settings: Mapping[str, object]) -> None:
     """Give the parser its settings and pairs, and what follows from the weights; refuse what does not fit."""
     known = set(parser.get())
     if takes_scans(root) and any("moving" in pair for pair in pairs):
@@ -118,7 +118,7 @@ def _unknown(bundle: str, name: str, known: set[str]) -> str:
     return f"{bundle} has no setting {name!r}; {others or 'there are ' + ', '.join(sorted(known - _PRIVATE))}"
 
 
-def _settings_from_weights(source: str, weights: str) -> dict[str, Any]:
+def _settings_from_weights(source: str, weights: str) -> Config:
     function: Any = locate(source)
     if function is None:
         raise ValueError(f"metadata.json: there is no function {source} (settings_from_weights)")
@@ -128,14 +128,14 @@ def _settings_from_weights(source: str, weights: str) -> dict[str, Any]:
         raise ValueError(f"{weights}: {error}") from error
 
 
-def read_weights(path: str) -> dict[str, Any]:
+def read_weights(path: str) -> dict[str, Tensor]:
     """The state in a checkpoint, on the CPU; data only, no code."""
     import torch
 
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _check_architecture(weights: str, network: Any) -> None:
+def _check_architecture(weights: str, network: nn.Module) -> None:
     # What is no weight (a description) has no fixed length; loading compares it.
     found, wanted = (
         {name: tuple(getattr(value, "shape", ())) for name, value in state.items() if not name.endswith("_extra_state")}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from monai.data import list_data_collate
 from torch import Tensor
 
 from ..fields import plain
+from ..vocabulary import Collated
 
 # What a `prepare_batch` returns: network input, targets of the loss, (), keyword arguments of the inferer.
 Prepared = tuple[Tensor, dict[str, Tensor], tuple[()], dict[str, Any]]
@@ -25,7 +26,7 @@ PAIR_KEYS = (
 
 
 def prepare_pair_batch(
-    batch: Mapping[str, Any], device: torch.device | str | None = None, non_blocking: bool = False, **kwargs: Any
+    batch: Collated, device: torch.device | str | None = None, non_blocking: bool = False, **kwargs: object
 ) -> Prepared:
     """A batch of pairs as (network input, targets of the loss, (), keyword arguments of the inferer), on the device.
 
@@ -59,10 +60,10 @@ class SynthesizedBatch:
     @torch.no_grad()
     def __call__(
         self,
-        batch: Mapping[str, Any],
+        batch: Collated,
         device: torch.device | str | None = None,
         non_blocking: bool = False,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> Prepared:
         """As `prepare_pair_batch`; the batch needs `label_moving` and, unless scans come alone, `label_fixed`."""
         maps = [plain(batch[key]) for key in ("label_moving", "label_fixed") if key in batch]

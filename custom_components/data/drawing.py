@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .lists import Item, subject_of
+from ..vocabulary import Entry
+from .lists import subject_of
 
 PARTNERS = ("another person", "another scan", "itself", "none")
 
@@ -77,7 +78,7 @@ def pair_with_atlas(num_scans: int, num_pairs: int | None, shuffle: bool) -> Pai
     return SamePairs([(i, num_scans) for i in range(num_scans)], num_pairs)
 
 
-def pair_scans(scans: Sequence[Item], partner: str, num_pairs: int | None, shuffle: bool) -> Pairing:
+def pair_scans(scans: Sequence[Entry], partner: str, num_pairs: int | None, shuffle: bool) -> Pairing:
     """Pairs of scans with their partners.
 
     Args:

@@ -17,12 +17,10 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-Item = dict[str, Any]
-
+from ..vocabulary import Entry
 
 SCAN_FILES = ("image", "contrast", "label", "mask", "landmarks", "affine")
 
@@ -43,7 +41,7 @@ _ALIASES = {f"{side}_image": side for side in ("moving", "fixed")} | {
 
 def load_list(
     path: str | os.PathLike, section: str = "training", base_dir: str | os.PathLike | None = None
-) -> list[Item]:
+) -> list[Entry]:
     """Read one section of a data list and make its paths absolute.
 
     Convention: the keys `fixed_image`, `moving_label`, ... of other projects are renamed to `fixed`, `label_moving`,
@@ -81,12 +79,12 @@ def load_list(
     return items
 
 
-def is_pair(item: Mapping[str, Any]) -> bool:
+def is_pair(item: Mapping[str, object]) -> bool:
     """Whether an item is a pair: it has both images, or both label maps."""
     return {"moving", "fixed"} <= item.keys() or {"label_moving", "label_fixed"} <= item.keys()
 
 
-def subject_of(scan: Mapping[str, Any]) -> str:
+def subject_of(scan: Mapping[str, object]) -> str:
     """The person a scan shows: its `subject`, else the scan's own file name (a person of its own)."""
     return str(scan.get("subject", scan.get("image", scan.get("label"))))
 
@@ -97,13 +95,13 @@ def number_or_text(text: str) -> float | str:
 
 
 def make_pairs(
-    scans: Sequence[Item],
+    scans: Sequence[Entry],
     kind: str = "all",
     *,
-    atlas: Item | str | None = None,
+    atlas: Entry | str | None = None,
     limit: int | None = None,
     seed: int = 0,
-) -> list[Item]:
+) -> list[Entry]:
     """Form ordered pairs of scans; a scan is never paired with itself.
 
     Args:
@@ -137,7 +135,7 @@ def make_pairs(
     return [{"id": f"{_name(moving)}-to-{_name(fixed)}", **pair_of(moving, fixed)} for moving, fixed in drawn]
 
 
-def split_by_person(scans: Sequence[Item], fractions: Mapping[str, float], seed: int = 0) -> dict[str, list[Item]]:
+def split_by_person(scans: Sequence[Entry], fractions: Mapping[str, float], seed: int = 0) -> dict[str, list[Entry]]:
     """Split scans into sections such that all scans of a person are in one section.
 
     Args:
@@ -176,23 +174,23 @@ def _whole_shares(wanted: Mapping[str, float], total: int) -> dict[str, int]:
     return counts
 
 
-def _resolve(item: Any, base: Path, where: str) -> Item:
+def _resolve(item: object, base: Path, where: str) -> Entry:
     if not isinstance(item, Mapping):
         raise ValueError(f"expected an object with the keys of a scan or a pair, got {item!r}: {where}")
-    item = {_ALIASES.get(key, key): value for key, value in item.items()}
-    if not is_pair(item) and not {"image", "label"} & item.keys():
+    entry: Entry = {str(_ALIASES.get(key, key)): value for key, value in item.items()}
+    if not is_pair(entry) and not {"image", "label"} & entry.keys():
         raise ValueError(
             "expected the keys image or label (a scan), or moving and fixed (a pair), "
-            f"got {', '.join(item) or 'none'}: {where}"
+            f"got {', '.join(entry) or 'none'}: {where}"
         )
-    files = PAIR_FILES if is_pair(item) else SCAN_FILES
+    files = PAIR_FILES if is_pair(entry) else SCAN_FILES
     for key in files:
-        if key in item and not isinstance(item[key], str):
-            raise ValueError(f"expected a path for {key!r}, got {item[key]!r}: {where}")
-    return {key: str(base / value) if key in files else value for key, value in item.items()}
+        if key in entry and not isinstance(entry[key], str):
+            raise ValueError(f"expected a path for {key!r}, got {entry[key]!r}: {where}")
+    return {key: str(base / value) if key in files else value for key, value in entry.items()}
 
 
-def _check_files(items: Sequence[Item], path: Path, section: str) -> None:
+def _check_files(items: Sequence[Entry], path: Path, section: str) -> None:
     named = dict.fromkeys(item[k] for item in items for k in (PAIR_FILES if is_pair(item) else SCAN_FILES) if k in item)
     missing = [name for name in named if not os.path.isfile(name)]
     if missing:
@@ -202,15 +200,15 @@ def _check_files(items: Sequence[Item], path: Path, section: str) -> None:
         )
 
 
-def as_scan(atlas: Item | str) -> Item:
+def as_scan(atlas: Entry | str) -> Entry:
     return {"image": str(atlas)} if isinstance(atlas, str | os.PathLike) else dict(atlas)
 
 
-def _same_file(a: Item, b: Item) -> bool:
+def _same_file(a: Entry, b: Entry) -> bool:
     return any(key in a and a[key] == b.get(key) for key in ("image", "label"))
 
 
-def _name(scan: Item) -> str:
+def _name(scan: Entry) -> str:
     name = scan.get("image", scan.get("label"))
     return (
         re.sub(r"\.(nii(\.gz)?|mg[zh]|nrrd|mha)$", "", os.path.basename(name))
@@ -219,7 +217,7 @@ def _name(scan: Item) -> str:
     )
 
 
-def _pair_indices(scans: Sequence[Item], kind: str) -> Iterator[tuple[int, int]]:
+def _pair_indices(scans: Sequence[Entry], kind: str) -> Iterator[tuple[int, int]]:
     """Positions (moving, fixed)."""
     if kind == "neighbours":
         yield from ((i + 1, i) for i in range(len(scans) - 1))
@@ -232,9 +230,9 @@ def _pair_indices(scans: Sequence[Item], kind: str) -> Iterator[tuple[int, int]]
                 yield m, f
 
 
-def pair_of(moving: Item, fixed: Item) -> Item:
+def pair_of(moving: Entry, fixed: Entry) -> Entry:
     """Rename the keys of two scans to those of a pair."""
-    pair: Item = {}
+    pair: Entry = {}
     for side, scan in (("moving", moving), ("fixed", fixed)):
         pair |= {side if key == "image" else f"{key}_{side}": value for key, value in scan.items()}
     return pair

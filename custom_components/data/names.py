@@ -7,10 +7,9 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 
-def pair_files(item: Mapping[str, Any]) -> list[str]:
+def pair_files(item: Mapping[str, object]) -> list[str]:
     """The files of a pair, moving and fixed."""
     files = []
     for role in ("moving", "fixed"):
@@ -19,16 +18,16 @@ def pair_files(item: Mapping[str, Any]) -> list[str]:
     return files
 
 
-def pair_paths(item: Mapping[str, Any]) -> list[str]:
+def pair_paths(item: Mapping[str, object]) -> list[str]:
     """The files of a pair, moving and fixed, by name and folder."""
     return ["/".join(Path(file).parts[-2:]) for file in pair_files(item)]
 
 
-def pair_digest(item: Mapping[str, Any]) -> str:
+def pair_digest(item: Mapping[str, object]) -> str:
     """A short name for the whole paths of a pair."""
     return hashlib.sha256("\n".join(pair_files(item)).encode()).hexdigest()[:8]
 
 
-def pair_name(item: Mapping[str, Any]) -> str:
+def pair_name(item: Mapping[str, object]) -> str:
     names = [re.sub(r"\.(nii(\.gz)?|mg[zh]|nrrd|mha)$", "", os.path.basename(path)) for path in pair_paths(item)]
     return "__".join(names)

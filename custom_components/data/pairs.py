@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +15,9 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..fields import plain
+from ..vocabulary import Entry
 from .drawing import Pairing, SamePairs, pair_scans, pair_with_atlas
-from .lists import Item, as_scan, is_pair, load_list, pair_of
+from .lists import as_scan, is_pair, load_list, pair_of
 
 _FLIPPED = tuple(f"{kind}{side}" for kind in ("", "label_", "mask_", "distance_") for side in ("moving", "fixed"))
 
@@ -36,9 +36,9 @@ class TrainingPairs:
         self,
         data_list: str | os.PathLike,
         base_dir: str | os.PathLike | None,
-        transform: Callable[[Item], Item] | None,
+        transform: Callable[[Entry], Entry] | None,
         *,
-        atlas: Item | str | None = None,
+        atlas: Entry | str | None = None,
         partner: str = "another person",
         flip_probability: float = 0.0,
     ) -> None:
@@ -59,7 +59,7 @@ class TrainingPairs:
         return self._dataset(section, None, num_pairs, False)
 
     def _dataset(
-        self, section: str, flip: Callable[[Item], Item] | None, num_pairs: int | None, shuffle: bool
+        self, section: str, flip: Callable[[Entry], Entry] | None, num_pairs: int | None, shuffle: bool
     ) -> ScanPairDataset:
         scans = load_list(self.data_list, section, self.base_dir)
         return ScanPairDataset(
@@ -105,12 +105,12 @@ class ScanPairDataset(Dataset, Randomizable):
 
     def __init__(
         self,
-        data: Sequence[Item],
-        transform: Callable[[Item], Item] | None = None,
-        pair_transform: Callable[[Item], Item] | None = None,
+        data: Sequence[Entry],
+        transform: Callable[[Entry], Entry] | None = None,
+        pair_transform: Callable[[Entry], Entry] | None = None,
         *,
         num_pairs: int | None = None,
-        atlas: Item | str | None = None,
+        atlas: Entry | str | None = None,
         partner: str = "another person",
         shuffle: bool = True,
         cache: bool = True,
@@ -135,7 +135,7 @@ class ScanPairDataset(Dataset, Randomizable):
     def __len__(self) -> int:
         return len(self.pairing)
 
-    def __getitem__(self, index: int) -> Item:
+    def __getitem__(self, index: int) -> Entry:
         if not -len(self) <= index < len(self):
             raise IndexError(f"item {index} of a dataset of {len(self)} pairs")
         moving, fixed = self.pairing.draw(index % len(self), self.R)
@@ -154,29 +154,29 @@ class ScanPairDataset(Dataset, Randomizable):
                 transform.set_random_state(seed=int(self.R.randint(2**31)))
         return self
 
-    def randomize(self, data: Any = None) -> None:
+    def randomize(self, data: object = None) -> None:
         """Required by `Randomizable`; pairs are drawn when they are asked for."""
 
-    def _load(self, position: int) -> Item:
+    def _load(self, position: int) -> Entry:
         """A transformed scan or pair; the cached tensors are copied, so that no transform can change them."""
         if self._cache is None:
             return self._prepare(position)
         return {k: v.clone() if isinstance(v, Tensor) else v for k, v in self._cache[position].items()}
 
-    def _prepare(self, position: int) -> Item:
+    def _prepare(self, position: int) -> Entry:
         item = dict(self.data[position])
         if self.transform is not None:
             item = self.transform(item)
         return item if self.pairs_given else {key: _compact(key, value) for key, value in item.items()}
 
-    def _fill_cache(self) -> list[Item]:
+    def _fill_cache(self) -> list[Entry]:
         with ThreadPoolExecutor(2) as pool:
             loaded = pool.map(self._prepare, range(len(self.data)))
             bar = tqdm(loaded, total=len(self.data), desc="loading scans", disable=None if self.transform else True)
             return list(bar)
 
 
-def _check(data: Sequence[Item]) -> bool:
+def _check(data: Sequence[Entry]) -> bool:
     """Whether the items are pairs; they must be all pairs, or all scans with an image, or all scans without."""
     if not data:
         raise ValueError("expected at least one scan or pair, got an empty list")
@@ -189,7 +189,7 @@ def _check(data: Sequence[Item]) -> bool:
     return pairs_given
 
 
-def _compact(key: str, value: Any) -> Any:
+def _compact(key: str, value: object) -> object:
     """Tensors as small as they can be: labels and masks int16 (int32 for large ids), every other float float32."""
     if not isinstance(value, torch.Tensor | np.ndarray):
         return value
@@ -199,7 +199,7 @@ def _compact(key: str, value: Any) -> Any:
     return tensor.float().contiguous() if tensor.is_floating_point() else tensor.contiguous()
 
 
-def _with_image(pair: Item) -> Item:
+def _with_image(pair: Entry) -> Entry:
     """The pair with `image`: moving, then fixed; or the moving image alone."""
     moving, fixed = pair.get("moving"), pair.get("fixed")
     if "image" not in pair and isinstance(moving, Tensor) and fixed is None:

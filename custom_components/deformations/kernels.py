@@ -15,10 +15,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 from ..fields import at_least_float32, pad_ends
 
@@ -242,18 +242,22 @@ def smooth_weighted(
     return (factors * kernel.each(factors * momentum.unsqueeze(1), spacing)).sum(1)
 
 
+class _MultiplyContext(FunctionCtx):
+    settings: tuple[Kernel, tuple[float, ...], float, float]
+
+
 class _Multiply(torch.autograd.Function):
     """Multiply by a kernel's symbol; the operator is symmetric, so the gradient goes through the same."""
 
     @staticmethod
     def forward(
-        ctx: Any, values: Tensor, kernel: Kernel, spacing: tuple[float, ...], power: float, floor: float
+        ctx: _MultiplyContext, values: Tensor, kernel: Kernel, spacing: tuple[float, ...], power: float, floor: float
     ) -> Tensor:
         ctx.settings = kernel, spacing, power, floor
         return _multiply(values, kernel, spacing, power, floor)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: _MultiplyContext, grad: Tensor) -> tuple[Tensor | None, ...]:
         return _Multiply.apply(grad, *ctx.settings), None, None, None, None
 
 

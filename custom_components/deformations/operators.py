@@ -6,10 +6,10 @@ Convention: fields have shape (B, C, *S); differences are central. "Neumann" tak
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 
 def coadjoint(momentum: Tensor, velocity: Tensor, voxels: Tensor, spacing: Sequence[float]) -> Tensor:
@@ -36,9 +36,14 @@ def advect(values: Tensor, velocity: Tensor) -> Tensor:
 # The differential operators carry their own derivatives: they keep only their inputs, and need no graph of slices.
 
 
+class _Context(FunctionCtx):
+    saved_tensors: tuple[Tensor, ...]
+    spacing: tuple[float, ...]
+
+
 class _Transport(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, f: Tensor, w: Tensor) -> Tensor:
+    def forward(ctx: _Context, f: Tensor, w: Tensor) -> Tensor:
         ctx.save_for_backward(f, w)
         result = torch.zeros_like(f)
         for j in range(w.shape[1]):
@@ -46,7 +51,7 @@ class _Transport(torch.autograd.Function):
         return result
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor, Tensor]:
         f, w = ctx.saved_tensors
         grad_f, grad_w = torch.zeros_like(f), torch.empty_like(w)
         for j in range(w.shape[1]):
@@ -58,7 +63,7 @@ class _Transport(torch.autograd.Function):
 
 class _Stretch(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, m: Tensor, v: Tensor, spacing: tuple[float, ...]) -> Tensor:
+    def forward(ctx: _Context, m: Tensor, v: Tensor, spacing: tuple[float, ...]) -> Tensor:
         ctx.save_for_backward(m, v)
         ctx.spacing = spacing
         result = torch.empty_like(m)
@@ -67,7 +72,7 @@ class _Stretch(torch.autograd.Function):
         return result
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         m, v = ctx.saved_tensors
         grad_m, grad_v = torch.zeros_like(m), torch.zeros_like(v)
         for k, h in enumerate(ctx.spacing):
@@ -79,7 +84,7 @@ class _Stretch(torch.autograd.Function):
 
 class _Advect(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, f: Tensor, w: Tensor) -> Tensor:
+    def forward(ctx: _Context, f: Tensor, w: Tensor) -> Tensor:
         ctx.save_for_backward(f, w)
         result = torch.zeros_like(f)
         for j in range(w.shape[1]):
@@ -88,7 +93,7 @@ class _Advect(torch.autograd.Function):
         return result
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor, Tensor]:
         f, w = ctx.saved_tensors
         grad_f, grad_w = torch.zeros_like(f), torch.empty_like(w)
         for j in range(w.shape[1]):

@@ -5,19 +5,20 @@ from __future__ import annotations
 import html
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeGuard
 from urllib.parse import quote
 
 from ignite.engine import Engine, Events
 
 from ..files import replacing, write_metrics, write_table
+from ..vocabulary import Metrics, Row
 from .result import Registration
 
 
-def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+def summarize(rows: Sequence[Metrics]) -> dict[str, dict[str, float]]:
     """Mean, sample SD and number of each numeric column over the rows where it is finite.
 
     Returns:
@@ -26,14 +27,15 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     columns = dict.fromkeys(key for row in rows for key, value in row.items() if _is_number(value))
     summary = {}
     for key in columns:
-        values = [float(row[key]) for row in rows if _is_number(row.get(key)) and math.isfinite(row[key])]
+        found = (row.get(key) for row in rows)
+        values = [float(value) for value in found if _is_number(value) and math.isfinite(value)]
         mean = math.fsum(values) / len(values) if values else math.nan
         variance = math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1) if len(values) > 1 else math.nan
         summary[key] = {"mean": mean, "sd": math.sqrt(variance), "n": len(values)}
     return summary
 
 
-def write_cohort(folder: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+def write_cohort(folder: str | os.PathLike, rows: Sequence[Metrics]) -> dict[str, dict[str, float]]:
     """Write the metrics of a cohort: `metrics.csv` (one row a pair) and `metrics.json` (rows, mean, SD, number).
 
     Args:
@@ -53,13 +55,11 @@ def write_cohort(folder: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -
     return summary
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def cohort_page(
-    folder: str | os.PathLike, rows: Sequence[Mapping[str, Any]], *, title: str = "Registration report"
-) -> None:
+def cohort_page(folder: str | os.PathLike, rows: Sequence[Metrics], *, title: str = "Registration report") -> None:
     """Write `index.html` for a cohort: mean and SD of each measure, one row for each pair, and the pictures.
 
     The page needs no other file than the pictures and works from the disk.
@@ -93,15 +93,15 @@ def cohort_page(
         temporary.write_text(page, encoding="utf-8")
 
 
-def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _columns(rows: Sequence[Metrics]) -> list[str]:
     """The columns of the page: measures of single labels are for the CSV file; here they would hide the others."""
     columns = dict.fromkeys(key for row in rows for key in row if key != "picture")
     return [name for name in columns if not name.rpartition("_")[2].isdigit()]
 
 
-def _figure(row: Mapping[str, Any], name: str, folder: Path) -> str:
+def _figure(row: Metrics, name: str, folder: Path) -> str:
     name = html.escape(name)
-    image = f'<img loading="lazy" src="{_link(row["picture"], folder)}" alt="{name}">'
+    image = f'<img loading="lazy" src="{_link(str(row["picture"]), folder)}" alt="{name}">'
     return f"<figure><figcaption>{name}</figcaption>{image}</figure>"
 
 
@@ -111,7 +111,7 @@ def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
 
 
-def _number(value: Any) -> str:
+def _number(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}" if math.isfinite(value) else "n/a"
     return "" if value is None else str(value)
@@ -169,7 +169,7 @@ class Cohort:
         return "\n".join([*lines, "", f"results in {self.folder}"])
 
     @property
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[Row]:
         """The measures of each pair."""
         return [registration.row for registration in self.registrations]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,7 +18,9 @@ from .overlap import present_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 # Name, horizontal axis, vertical axis, is the horizontal axis shown from high to low, letters left and right.
 _PLANES = {
@@ -133,7 +135,7 @@ def percentile(values: Tensor, share: float) -> float:
     return float(values.kthvalue(max(1, round(share * len(values)))).values) if len(values) else 0.0
 
 
-def draw_panel(axes: Axes, name: str, view: View, subject: Subject) -> Any:
+def draw_panel(axes: Axes, name: str, view: View, subject: Subject) -> AxesImage:
     if name == "grid":
         image = draw_image(axes, subject.volumes["warped"], view, "gray", subject.window["intensity"])
         for axis in (view.horizontal, view.vertical):
@@ -158,7 +160,7 @@ def draw_panel(axes: Axes, name: str, view: View, subject: Subject) -> Any:
     return image
 
 
-def draw_image(axes: Axes, volume: Tensor, view: View, cmap: Any, limits: tuple[float, float]) -> Any:
+def draw_image(axes: Axes, volume: Tensor, view: View, cmap: str | Colormap, limits: tuple[float, float]) -> AxesImage:
     pixels = view.cut(volume).numpy()
     aspect = view.spacing[view.vertical] / view.spacing[view.horizontal]
     low, high = limits
@@ -168,7 +170,7 @@ def draw_image(axes: Axes, volume: Tensor, view: View, cmap: Any, limits: tuple[
     return image
 
 
-def _colour_map(colours: Sequence[str]) -> Any:
+def _colour_map(colours: Sequence[str]) -> Colormap:
     from matplotlib.colors import LinearSegmentedColormap
 
     return LinearSegmentedColormap.from_list("morphzoo", colours)
@@ -203,7 +205,7 @@ def finish_panel(axes: Axes, view: View, *, heading: str, letters: bool) -> None
             axes.text(x, 0.5, letter, transform=axes.transAxes, color=FAINT, size=7, ha=align, va="center")
 
 
-def add_colour_bar(figure: Figure, image: Any, *, top: float) -> None:
+def add_colour_bar(figure: Figure, image: AxesImage, *, top: float) -> None:
     width, height = figure.get_size_inches()
     length = min(2.2, height - top - BOTTOM)
     box = (1 - 0.65 / width, (height - top - length) / height, 0.1 / width, length / height)

@@ -8,8 +8,7 @@ NaN where a measure is not defined. Names carry the unit. `pair_metrics` collect
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -24,6 +23,7 @@ from ..fields import (
     transform_points,
     warp,
 )
+from ..vocabulary import Batch, Pred
 from .overlap import check_same_shape, checked_spacing, hausdorff95, integer_labels, label_overlap, present_labels
 
 
@@ -161,7 +161,7 @@ def normalized_mutual_information(a: Tensor, b: Tensor, mask: Tensor | None = No
     return torch.stack(values)
 
 
-def foreground_mask(batch: Mapping[str, Any]) -> Tensor:
+def foreground_mask(batch: Batch) -> Tensor:
     """Where a pair is judged, shape (B, 1, *S), bool: `mask_fixed`, else where fixed is above its least value (the
     background of a skull-stripped or normalised image), else `label_fixed` > 0, else everywhere.
 
@@ -180,8 +180,8 @@ def foreground_mask(batch: Mapping[str, Any]) -> Tensor:
 
 @torch.no_grad()
 def pair_metrics(
-    batch: Mapping[str, Any],
-    pred: Mapping[str, Any],
+    batch: Batch,
+    pred: Pred,
     *,
     spacing_mm: Sequence[float],
     labels: Sequence[int] | None = None,
@@ -244,8 +244,8 @@ def pair_metrics(
 
 
 def _label_metrics(
-    batch: Mapping[str, Any],
-    pred: Mapping[str, Any],
+    batch: Batch,
+    pred: Pred,
     ddf: Tensor,
     spacing: list[float],
     labels: Sequence[int] | None,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from monai.data import MetaTensor
+
+from ..vocabulary import Metrics, Row
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Registration:
     id: str
     folder: Path
     files: Mapping[str, Path]
-    metrics: Mapping[str, Any]
+    metrics: Metrics
     captions: Mapping[str, str] = field(default_factory=dict, repr=False)
     arrays: Mapping[str, MetaTensor] = field(default_factory=dict, repr=False)
 
@@ -48,7 +49,7 @@ class Registration:
         return self.arrays[name]
 
     @property
-    def row(self) -> dict[str, Any]:
+    def row(self) -> Row:
         """The measures as a row of a table, with the path of the picture if there is one."""
         return {**self.metrics, **{key: str(self.files[key]) for key in ("picture",) if key in self.files}}
 

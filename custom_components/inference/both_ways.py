@@ -8,7 +8,8 @@ import torch
 from monai.inferers import Inferer
 from torch import Tensor
 
-from .prediction import Masks, Network, Result
+from ..vocabulary import Result
+from .prediction import Masks, Network
 from .registration import as_pair
 
 
@@ -24,7 +25,7 @@ class BothWaysInferer(Inferer):
         super().__init__()
         self.inferer, self.both = inferer, both
 
-    def __call__(self, inputs: Tensor, network: Network, *, masks: Masks | None = None, **options: Any) -> Result:
+    def __call__(self, inputs: Tensor, network: Network, *, masks: Masks | None = None, **options: object) -> Result:
         """As the inferer is called; its options are the same for both ways."""
         if not self.both:
             return self.inferer(inputs, network, masks=masks, **options)
@@ -37,7 +38,7 @@ class BothWaysInferer(Inferer):
         return {**there, "seconds": there["seconds"] + back.pop("seconds"), "back": back}
 
 
-def _twice(value: Any) -> Any:
+def _twice(value: object) -> object:
     return torch.cat([value, value]) if isinstance(value, Tensor) else value
 
 

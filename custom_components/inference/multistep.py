@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from monai.inferers import Inferer
@@ -13,8 +12,9 @@ from torch import Tensor
 from ..deformations.base import Deformation
 from ..networks.parallel import unwrap
 from ..networks.zero import ZeroField
+from ..vocabulary import Result
 from .maps import Map
-from .prediction import Masks, Network, OptimizingPredictor, Predictor, Refinement, Result
+from .prediction import Masks, Network, OptimizingPredictor, Predictor, Refinement
 from .registration import RegistrationInferer, as_pair, seconds_per_pair
 
 
@@ -66,7 +66,7 @@ class MultiStepInferer(Inferer):
         if refinement is not None:
             self.last = [RegistrationInferer(deformation, OptimizingPredictor(refinement), inverse=inverse)]
 
-    def __call__(self, inputs: Tensor, network: Network, *, masks: Masks | None = None, **options: Any) -> Result:
+    def __call__(self, inputs: Tensor, network: Network, *, masks: Masks | None = None, **options: object) -> Result:
         """As `RegistrationInferer`; `affine` gets no options."""
         image, start = as_pair(inputs), time.perf_counter()
         moving, fixed = image.chunk(2, 1)

@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 
 from ..deformations.base import Deformation
+from ..vocabulary import Pred
 
 # What a network answers depends on the network: mostly a tensor, sometimes several.
 Network = Callable[..., Any]
 Masks = Mapping[str, Tensor]
-# Tensors by name, some of them in lists (steps) or dictionaries (the way back).
-Result = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -34,14 +33,20 @@ class Prediction:
 
     parameters: Tensor
     deformation: Deformation
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    extra: Pred = field(default_factory=dict)
 
 
 class Predictor(Protocol):
     """Parameters for pairs of images."""
 
     def __call__(
-        self, image: Tensor, network: Network, deformation: Deformation, *, masks: Masks | None = None, **options: Any
+        self,
+        image: Tensor,
+        network: Network,
+        deformation: Deformation,
+        *,
+        masks: Masks | None = None,
+        **options: object,
     ) -> Prediction:
         """Predictor.
 
@@ -64,7 +69,7 @@ class Refinement(Protocol):
         parameters: Tensor | None = None,
         masks: Masks | None = None,
         *,
-        constants: Mapping[str, Tensor] | None = None,
+        constants: Mapping[str, object] | None = None,
         deformation: Deformation | None = None,
     ) -> Tensor:
         """Optimise, starting from `parameters` or, without any, from zero.
@@ -94,13 +99,13 @@ class Precision:
         dtype = getattr(torch, self.name)
         return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
-    def ask(self, network: Network, image: Tensor, **options: Any) -> Any:
+    def ask(self, network: Network, image: Tensor, **options: object) -> Any:
         """The network's answer as it comes, in whatever precision."""
         layout = torch.channels_last_3d if image.ndim == 5 else torch.channels_last
         with self.autocast(image.device):
             return network(image.contiguous(memory_format=layout), **options)
 
-    def run(self, network: Network, image: Tensor, **options: Any) -> Tensor:
+    def run(self, network: Network, image: Tensor, **options: object) -> Tensor:
         """The network's output, one tensor, in float32."""
         output: Tensor = self.ask(network, image, **options)
         return output.float().contiguous()
@@ -114,11 +119,17 @@ class NetworkPredictor:
         **options: keyword arguments for each call of the network, beside those of the batch.
     """
 
-    def __init__(self, precision: str = "float32", **options: Any) -> None:
+    def __init__(self, precision: str = "float32", **options: object) -> None:
         self.precision, self.options = Precision(precision), options
 
     def __call__(
-        self, image: Tensor, network: Network, deformation: Deformation, *, masks: Masks | None = None, **options: Any
+        self,
+        image: Tensor,
+        network: Network,
+        deformation: Deformation,
+        *,
+        masks: Masks | None = None,
+        **options: object,
     ) -> Prediction:
         return Prediction(self.precision.run(network, image, **self.options, **options), deformation)
 
@@ -134,7 +145,13 @@ class OptimizingPredictor:
         self.refinement = refinement
 
     def __call__(
-        self, image: Tensor, network: Network, deformation: Deformation, *, masks: Masks | None = None, **options: Any
+        self,
+        image: Tensor,
+        network: Network,
+        deformation: Deformation,
+        *,
+        masks: Masks | None = None,
+        **options: object,
     ) -> Prediction:
         moving, fixed = image.chunk(2, 1)
         parameters = self.refinement(moving, fixed, None, masks, constants=options, deformation=deformation)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import torch
 from monai.inferers import Inferer
@@ -11,7 +10,8 @@ from torch import Tensor
 
 from ..deformations.base import Deformation
 from ..fields import plain, warp
-from .prediction import Masks, Network, NetworkPredictor, Prediction, Predictor, Refinement, Result
+from ..vocabulary import Result
+from .prediction import Masks, Network, NetworkPredictor, Prediction, Predictor, Refinement
 
 
 class RegistrationInferer(Inferer):
@@ -46,7 +46,7 @@ class RegistrationInferer(Inferer):
         self.deformation, self.predict = deformation, NetworkPredictor() if predict is None else predict
         self.refinement, self.inverse, self.draw = refinement, inverse, draw
 
-    def __call__(self, inputs: Tensor, network: Network, *, masks: Masks | None = None, **options: Any) -> Result:
+    def __call__(self, inputs: Tensor, network: Network, *, masks: Masks | None = None, **options: object) -> Result:
         """Register.
 
         Args:
@@ -58,7 +58,9 @@ class RegistrationInferer(Inferer):
         pred = self.register(image, prediction, masks=masks, **options)
         return {**pred, "seconds": seconds_per_pair(image, start)}
 
-    def register(self, image: Tensor, prediction: Prediction, *, masks: Masks | None = None, **options: Any) -> Result:
+    def register(
+        self, image: Tensor, prediction: Prediction, *, masks: Masks | None = None, **options: object
+    ) -> Result:
         """Fields and warped image of predicted parameters, which are refined first."""
         (moving, fixed), deformation = image.chunk(2, 1), prediction.deformation
         parameters = prediction.parameters

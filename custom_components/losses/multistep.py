@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
-from typing import Any
-
 from torch import Tensor, nn
 
 from ..fields import compose, per_channel
+from ..vocabulary import Batch, Result
+from .registration import NamedTerms
 
 
 class MultiStepLoss(nn.Module):
@@ -25,11 +24,11 @@ class MultiStepLoss(nn.Module):
         both ways, not the mean).
     """
 
-    def __init__(self, loss: Any, symmetry: float = 0.0, affine: nn.Module | None = None) -> None:
+    def __init__(self, loss: NamedTerms, symmetry: float = 0.0, affine: nn.Module | None = None) -> None:
         super().__init__()
         self.loss, self.symmetry, self.affine = loss, symmetry, affine
 
-    def forward(self, pred: MutableMapping[str, Any], batch: Mapping[str, Any]) -> Tensor:
+    def forward(self, pred: Result, batch: Batch) -> Tensor:
         """Total loss, a scalar; the weighted, detached terms, summed over the steps, are left in `pred["terms"]`.
 
         Raises:
@@ -62,7 +61,7 @@ def inconsistency(one: Tensor, two: Tensor) -> Tensor:
     return (difference / scale).square().sum(1).mean()
 
 
-def swapped(batch: Mapping[str, Any]) -> dict[str, Any]:
+def swapped(batch: Batch) -> dict[str, Tensor]:
     """The batch of the other way round: moving is fixed, fixed is moving."""
     other = {"moving": "fixed", "fixed": "moving"}
     swapped = {}

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from ..fields import warp
 
@@ -115,11 +114,17 @@ def label_indicators(label_map: Tensor, labels: Sequence[int]) -> Tensor:
     return label_map == ids
 
 
+class _OverlapContext(FunctionCtx):
+    saved_tensors: tuple[Tensor, ...]
+    shape: torch.Size
+    dtype: torch.dtype
+
+
 class _Overlap(torch.autograd.Function):
     """sum_x m_k(phi(x)) f_k(x) and sum_x m_k(phi(x)) for every label k, both (B, K)."""
 
     @staticmethod
-    def forward(ctx: Any, ddf: Tensor, moving: Tensor, fixed: Tensor, num: int) -> tuple[Tensor, Tensor]:
+    def forward(ctx: _OverlapContext, ddf: Tensor, moving: Tensor, fixed: Tensor, num: int) -> tuple[Tensor, Tensor]:
         dtype = torch.float64 if ddf.dtype == torch.float64 else torch.float32
         neighbours, weights, inside = _neighbours(ddf.to(dtype), moving)
         overlap = _bin_sums(_interpolate([(n == fixed).to(dtype) for n in neighbours], weights), fixed, num)
@@ -132,7 +137,7 @@ class _Overlap(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_overlap: Tensor, grad_mass: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _OverlapContext, grad_overlap: Tensor, grad_mass: Tensor) -> tuple[Tensor | None, ...]:
         d = ctx.shape[1]
         fixed, saved = ctx.saved_tensors[0], ctx.saved_tensors[1:]
         neighbours, weights, inside = saved[: 2**d], saved[2**d : 2**d + d], saved[2**d + d :]

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
-from typing import Any
+from typing import Protocol
 
 from torch import Tensor, nn
 
 from ..fields import warp
+from ..vocabulary import Batch, Pred, Result
 from .regularization import FoldingPenalty
+
+
+class NamedTerms(Protocol):
+    """A loss that is a sum of named terms."""
+
+    def terms(self, pred: Pred, batch: Batch) -> dict[str, Tensor]:
+        """The weighted terms by name."""
+        ...
 
 
 class RegistrationLoss(nn.Module):
@@ -51,7 +59,7 @@ class RegistrationLoss(nn.Module):
         self.folding, self.folding_weight = FoldingPenalty(0.2), folding_weight
         self.overlap, self.segmentation_weight = overlap, segmentation_weight
 
-    def forward(self, pred: MutableMapping[str, Any], batch: Mapping[str, Any]) -> Tensor:
+    def forward(self, pred: Result, batch: Batch) -> Tensor:
         """Total loss, a scalar. The (weighted, detached) terms are left in `pred["terms"]` by name, for the logs.
 
         Args:
@@ -62,7 +70,7 @@ class RegistrationLoss(nn.Module):
         pred["terms"] = {name: value.detach() for name, value in terms.items()}
         return sum(terms.values())  # type: ignore[return-value]
 
-    def terms(self, pred: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    def terms(self, pred: Pred, batch: Batch) -> dict[str, Tensor]:
         """The weighted terms by name: those of `comparisons`, "regularization" and, if it has a weight, "folding"."""
         terms = self.comparisons(pred, batch)
         terms["regularization"] = self.weight * self.regularization(pred[self.regularized])
@@ -70,7 +78,7 @@ class RegistrationLoss(nn.Module):
             terms["folding"] = self.folding_weight * self.folding(pred["ddf"])
         return terms
 
-    def comparisons(self, pred: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    def comparisons(self, pred: Pred, batch: Batch) -> dict[str, Tensor]:
         """The weighted terms that compare the two images: "similarity" and "segmentation", as configured.
 
         Raises:
@@ -85,7 +93,7 @@ class RegistrationLoss(nn.Module):
         return terms
 
 
-def compare(term: nn.Module, ddf: Tensor, batch: Mapping[str, Any], kind: str) -> Tensor:
+def compare(term: nn.Module, ddf: Tensor, batch: Batch, kind: str) -> Tensor:
     """`term(ddf, moving, fixed)` of the maps of one kind ("label", say) in the batch; one that is missing is named."""
     for key in (f"{kind}_moving", f"{kind}_fixed"):
         if key not in batch:
@@ -93,7 +101,7 @@ def compare(term: nn.Module, ddf: Tensor, batch: Mapping[str, Any], kind: str) -
     return term(ddf, batch[f"{kind}_moving"], batch[f"{kind}_fixed"])
 
 
-def _common_mask(ddf: Tensor, batch: Mapping[str, Any]) -> Tensor | None:
+def _common_mask(ddf: Tensor, batch: Batch) -> Tensor | None:
     """Where both images count, on the fixed image's grid: the fixed mask times the warped moving one."""
     mask = batch.get("mask_fixed")
     if "mask_moving" in batch:

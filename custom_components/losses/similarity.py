@@ -8,12 +8,11 @@ computed in float32 also under autocast.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from monai.losses import GlobalMutualInformationLoss
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 _BOX_AT_ONCE = 2**18  # larger volumes are summed one by one: their temporaries stay in cache
 
@@ -74,11 +73,19 @@ def _box_count(like: Tensor, window: int) -> Tensor:
     return count
 
 
+class _CorrelationContext(FunctionCtx):
+    saved_tensors: tuple[Tensor, ...]
+    window: int
+    needs_input_grad: tuple[bool, ...]
+
+
 class _SquaredLocalCorrelation(torch.autograd.Function):
     """cov(a, b)^2 / ((var a + floor) (var b + floor)) in each window, with its derivative in closed form."""
 
     @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor, weight: Tensor | None, window: int, floor: float) -> Tensor:
+    def forward(
+        ctx: _CorrelationContext, a: Tensor, b: Tensor, weight: Tensor | None, window: int, floor: float
+    ) -> Tensor:
         # Correlations do not see a shift; without the mean the differences of squares below keep their digits.
         axes = tuple(range(2, a.ndim))
         a, b = a - a.mean(axes, keepdim=True), b - b.mean(axes, keepdim=True)
@@ -94,13 +101,14 @@ class _SquaredLocalCorrelation(torch.autograd.Function):
         var_a = box_sum(wa * a, window).mul_(inverse_count).addcmul_(mean_a, mean_a, value=-1)
         var_b = box_sum(wb * b, window).mul_(inverse_count).addcmul_(mean_b, mean_b, value=-1)
         var_a, var_b = var_a.clamp_(min=0).add_(floor), var_b.clamp_(min=0).add_(floor)
-        ctx.save_for_backward(a, b, weight, mean_a, mean_b, cov, var_a, var_b, inverse_count)
+        # torch's stub forgets that it takes None, too.
+        ctx.save_for_backward(a, b, weight, mean_a, mean_b, cov, var_a, var_b, inverse_count)  # type: ignore[arg-type]
         ctx.window = window
         return cov.square().div_(var_a).div_(var_b)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _CorrelationContext, grad: Tensor) -> tuple[Tensor | None, ...]:
         a, b, weight, mean_a, mean_b, cov, var_a, var_b, inverse_count = ctx.saved_tensors
         alpha = (2 * grad * inverse_count) * cov / (var_a * var_b)
         box_alpha = box_sum(alpha, ctx.window)

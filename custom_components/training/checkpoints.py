@@ -7,16 +7,17 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
 from monai.transforms import Randomizable
 from monai.utils import get_seed
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ..files import save_tensors
 from ..networks.parallel import is_first_process, unwrap
+from ..vocabulary import Stateful
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class ResumableCheckpoint:
     def __init__(
         self,
         path: str | os.PathLike,
-        objects: Mapping[str, Any],
+        objects: Mapping[str, Stateful],
         *,
         interval: int = 1,
         resume: bool = False,
@@ -95,12 +96,12 @@ class ResumableCheckpoint:
         if engine.state.max_epochs is not None and checkpoint["epoch"] >= engine.state.max_epochs:
             logger.warning("%s has all %d epochs: raise max_epochs to continue", self.path, checkpoint["epoch"])
 
-    def _restore(self, name: str, state: Mapping[str, Any], source: str | os.PathLike) -> None:
+    def _restore(self, name: str, state: Mapping[str, object], source: str | os.PathLike) -> None:
         thing = unwrap(self.objects[name])
-        length = getattr(thing, "T_max", None)
+        length = thing.T_max if isinstance(thing, CosineAnnealingLR) else None
         try:
             thing.load_state_dict(state)
-            if length is not None and length != thing.T_max:
+            if isinstance(thing, CosineAnnealingLR) and length is not None and length != thing.T_max:
                 _stretch(thing, length)
         except (RuntimeError, ValueError, TypeError) as error:
             reason = str(error).splitlines()[:2][-1].strip()  # torch's first line names the class alone
@@ -227,7 +228,7 @@ class AverageWeights:
             self.evaluator.add_event_handler(Events.COMPLETED, self.average.exchange)
 
 
-def _stretch(scheduler: Any, length: int) -> None:
+def _stretch(scheduler: CosineAnnealingLR, length: int) -> None:
     """Change the length of a loaded CosineAnnealingLR, and set the learning rates that it then has at this epoch."""
     scheduler.T_max = length
     share = (1 + math.cos(math.pi * min(1, scheduler.last_epoch / length))) / 2

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from ignite.metrics import Average
@@ -12,7 +11,9 @@ from monai.engines import SupervisedEvaluator
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from ..data.batches import Prepare
 from ..networks.parallel import is_distributed
+from ..vocabulary import Output, Result
 from .scores import registration_score
 
 
@@ -27,12 +28,12 @@ def loader(dataset: Dataset, batch_size: int = 1, *, shuffle: bool = True) -> Da
 def validator(
     network: nn.Module,
     dataset: Dataset,
-    inferer: Callable[..., Any],
-    prepare_batch: Callable[..., Any],
+    inferer: Callable[..., Result],
+    prepare_batch: Prepare,
     device: torch.device,
     *,
-    score: Callable[[Mapping[str, Any]], Tensor] = registration_score,
-    val_handlers: Sequence[Any] | None = None,
+    score: Callable[[Output], Tensor] = registration_score,
+    val_handlers: Sequence[object] | None = None,
 ) -> SupervisedEvaluator:
     """MONAI's evaluator on a data set, one item at a time; its key metric is the mean "score", the higher the better.
 

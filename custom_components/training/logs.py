@@ -5,9 +5,8 @@ from __future__ import annotations
 import csv
 import os
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import ignite.handlers
 import torch
@@ -15,9 +14,13 @@ from ignite.engine import Engine, Events
 from torch import Tensor
 
 from ..files import write_table
+from ..vocabulary import Output
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
-def loss_terms(output: Mapping[str, Any]) -> dict[str, Tensor]:
+def loss_terms(output: Output) -> dict[str, Tensor]:
     """The total loss and its named terms, from a trainer's output (for StatsHandler and TensorBoardStatsHandler)."""
     return {"loss": output["loss"], **output["pred"].get("terms", {})}
 
@@ -25,7 +28,7 @@ def loss_terms(output: Mapping[str, Any]) -> dict[str, Tensor]:
 class ProgressBar(ignite.handlers.ProgressBar):
     """ignite's progress bar, one for each epoch, showing the total loss and its terms."""
 
-    def attach(self, engine: Engine, *args: Any, **kwargs: Any) -> None:
+    def attach(self, engine: Engine, *args: object, **kwargs: object) -> None:
         """Attach to the trainer."""
         super().attach(engine, output_transform=lambda output: {k: float(v) for k, v in loss_terms(output).items()})
 
@@ -68,7 +71,7 @@ class TrainingCurve:
 
     def write(self, engine: Engine) -> None:
         """Write the epoch's line."""
-        row: dict[str, Any] = {
+        row: dict[str, float] = {
             "epoch": engine.state.epoch,
             "iteration": engine.state.iteration,
             "seconds": round(time.perf_counter() - self.start[0], 1),
@@ -77,11 +80,11 @@ class TrainingCurve:
         row |= {name: round(value / self.count, 6) for name, value in self.sums.items()}
         row |= {name: round(value, 6) for name, value in self.metrics.items()}
         self.sums, self.count, self.metrics = {}, 0, {}
-        rows = [*self._earlier_rows(engine.state.epoch), row]
-        rows = [{name: str(value) for name, value in line.items()} for line in rows]  # as rounded above
+        line = {name: str(value) for name, value in row.items()}  # as rounded above
+        rows = [*self._earlier_rows(engine.state.epoch), line]
         write_table(self.path, rows)  # the first validation may come later: columns are added to a file without them
 
-    def _earlier_rows(self, epoch: int) -> list[dict[str, Any]]:
+    def _earlier_rows(self, epoch: int) -> list[dict[str, str]]:
         if epoch == 1 or not self.path.exists():
             return []
         with open(self.path, newline="") as file:
@@ -100,7 +103,7 @@ class WarpedPanel:
     def __init__(self, log_dir: str | os.PathLike) -> None:
         self.log_dir = str(log_dir)
         self.panels = 0
-        self.writer: Any = None
+        self.writer: SummaryWriter | None = None
 
     def attach(self, engine: Engine) -> None:
         """Attach to the evaluator."""

@@ -7,14 +7,17 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 from ignite.engine import Engine
 from monai.handlers import LrScheduleHandler, StatsHandler, TensorBoardStatsHandler
+from torch import nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ..networks.parallel import is_first_process, unwrap
+from ..vocabulary import Stateful
 from .checkpoints import AverageWeights, BestCheckpoint, ResumableCheckpoint, WeightAverage
 from .logs import ProgressBar, TrainingCurve, WarpedPanel, loss_terms
 
@@ -60,7 +63,7 @@ class TrainingRecord:
 
     def __init__(
         self,
-        objects: Mapping[str, Any],
+        objects: Mapping[str, Stateful],
         evaluator: Engine,
         best: BestCheckpoint,
         output_dir: str | os.PathLike,
@@ -77,9 +80,10 @@ class TrainingRecord:
         """Attach every part to the trainer, and those of validation to the evaluator."""
         objects = dict(self.objects)
         if "lr_scheduler" not in objects:
-            objects["lr_scheduler"] = CosineAnnealingLR(objects["optimizer"], T_max=engine.state.max_epochs)
+            optimizer = cast(Optimizer, objects["optimizer"])
+            objects["lr_scheduler"] = CosineAnnealingLR(optimizer, T_max=engine.state.max_epochs)
         LrScheduleHandler(objects["lr_scheduler"], print_lr=False).attach(engine)
-        average = WeightAverage(unwrap(objects["network"]), self.ema_decay)
+        average = WeightAverage(cast(nn.Module, unwrap(objects["network"])), self.ema_decay)
         AverageWeights(average, self.evaluator).attach(engine)
         objects |= {"average": average, "best": self.best}
         ResumableCheckpoint(

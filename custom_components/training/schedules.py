@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from ignite.engine import Engine, Events
 
@@ -22,14 +21,14 @@ class Schedule:
         ValueError: if the object has no such attribute, or the mapping has no value for epoch 0.
     """
 
-    def __init__(self, owner: Any, name: str, value: Callable[[int], Any] | Mapping[Any, Any]) -> None:
+    def __init__(self, owner: object, name: str, value: Callable[[int], object] | Mapping[str | int, object]) -> None:
         if not hasattr(owner, name):
             raise ValueError(f"{type(owner).__name__} has no {name!r} to set")
         if isinstance(value, Mapping):
             steps = {int(epoch): one for epoch, one in value.items()}
             if 0 not in steps:
                 raise ValueError(f"expected a value from epoch 0 on, got epochs {sorted(steps)}")
-            self.value: Callable[[int], Any] = lambda epoch: steps[max(e for e in steps if e <= epoch)]
+            self.value: Callable[[int], object] = lambda epoch: steps[max(e for e in steps if e <= epoch)]
         else:
             self.value = value
         self.owner, self.name = owner, name

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from ..evaluation.metrics import normalized_cross_correlation
 from ..evaluation.overlap import mean_dice
 from ..fields import warp
+from ..vocabulary import Output
 
 
-def registration_score(output: Mapping[str, Any]) -> Tensor:
+def registration_score(output: Output) -> Tensor:
     """The higher, the better: mean Dice after registration where labels exist, else normalised cross-correlation.
 
     Args:

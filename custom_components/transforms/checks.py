@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
+
+from ..vocabulary import Data, Item
 
 
 class CheckLabelsd(MapTransform):
@@ -27,7 +28,7 @@ class CheckLabelsd(MapTransform):
         self.source = str(known) if isinstance(known, str | os.PathLike) else "the configured labels"
         self.known = torch.tensor(sorted(_ids_of(known)))
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    def __call__(self, data: Data) -> Item:
         for key in self.key_iterator(dict(data)):
             name = data.get(f"{key}_path", key)
             present = torch.as_tensor(data[key]).unique()

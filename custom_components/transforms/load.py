@@ -9,9 +9,9 @@ of a pair carry the volumes that were read (`ScanPath`), so that nobody reads a 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from ..space.files import read_affine_transform
 from ..space.grids import center_of_mass, fixed_size_grid, model_grid
 from ..space.resampling import resample
 from ..space.volumes import Volume, load_image, load_labels
+from ..vocabulary import Data, Item
 
 logger = logging.getLogger(__name__)
 
@@ -63,9 +64,24 @@ class ScanPath(str):
         return path.volume
 
 
-def release(item: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+def release(item: Data) -> Item:
     """The item with plain paths, so that the volumes it carried can leave the memory."""
     return {key: str(value) if isinstance(value, ScanPath) else value for key, value in item.items()}
+
+
+class GridOptions(TypedDict, total=False):
+    """Arguments of `LoadPaird` on the model grid and the learned alignment, by keyword."""
+
+    spatial_dims: int | None
+    multiple: int
+    aligner: Callable[[Volume, Volume], np.ndarray] | None
+
+
+class LoadOptions(GridOptions, total=False):
+    """All arguments of `LoadPaird`, by keyword."""
+
+    spacing: float | Sequence[float] | None
+    affine: str
 
 
 class LoadPaird(Transform):
@@ -100,7 +116,7 @@ class LoadPaird(Transform):
         self.multiple = multiple
         self.aligner = aligner
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    def __call__(self, data: Data) -> Item:
         """Raises ValueError, FileNotFoundError: if a file is no image, or the two do not go together."""
         result = dict(data)
         volumes = {role: load_image(path_of(data, role)) for role in ("moving", "fixed")}
@@ -151,7 +167,7 @@ class LoadPaird(Transform):
         return matrix
 
 
-def path_of(data: Mapping[Hashable, Any], key: str) -> str:
+def path_of(data: Data, key: str) -> str:
     if not data.get(key):
         raise ValueError(
             f"expected an item with the path of an image under {key!r}, got the keys {sorted(map(str, data))}"
@@ -209,7 +225,7 @@ class LoadScand(Transform):
         self.size = size
         self.center = center
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    def __call__(self, data: Data) -> Item:
         """Raises ValueError, FileNotFoundError: if a file is no image, or the item has neither image nor labels."""
         result = dict(data)
         images = {key: load_image(str(data[key])) for key in ("image", "contrast") if data.get(key)}

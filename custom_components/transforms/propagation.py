@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Transform
 
 from ..space.resampling import resample
-from .load import LoadPaird, path_of, release
+from ..vocabulary import Data, Item
+from .load import LoadOptions, LoadPaird, path_of, release
 from .registered import RegisteredPair
 from .save import warp_labels
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class LoadAtlasPaird(LoadPaird):
@@ -27,13 +30,13 @@ class LoadAtlasPaird(LoadPaird):
         **options: of `LoadPaird`.
     """
 
-    def __init__(self, *, atlas: str, atlas_labels: str, **options: Any) -> None:
+    def __init__(self, *, atlas: str, atlas_labels: str, **options: Unpack[LoadOptions]) -> None:
         super().__init__(**options)
         self.atlas, self.atlas_labels = atlas, atlas_labels
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    def __call__(self, data: Data) -> Item:
         """Raises ValueError: also if an item brings a moving image without labels."""
-        pair: dict[Hashable, Any] = {"fixed": path_of(data, "image")}
+        pair: Item = {"fixed": path_of(data, "image")}
         pair |= {"moving": self.atlas, "label_moving": self.atlas_labels}
         if data.get("moving"):
             pair |= {"moving": data["moving"], "label_moving": data.get("label_moving") or data.get("label")}
@@ -53,7 +56,7 @@ class PropagateLabelsd(Transform):
     is the moving image itself, interpolated once, float32.
     """
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    def __call__(self, data: Data) -> Item:
         """Raises ValueError: if the answer is neither, the label ids do not fit into int16, or the fields not to the
         grid."""
         answer = data.get("answer", "labels")

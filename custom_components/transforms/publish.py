@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from ..files import write_metrics
 from ..space.files import publish_together, write_displacement_field, write_image
 from ..space.grids import Grid
 from ..space.volumes import Volume
+from ..vocabulary import Data, Item, Metrics
 from .load import release
 from .registered import RegisteredPair
 
@@ -51,7 +52,7 @@ class OutputFile:
 class Report:
     """What a reporter says about a pair: measures by name, files by kind, and a caption for measures of the summary."""
 
-    metrics: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Metrics = field(default_factory=dict)
     files: Mapping[str, OutputFile] = field(default_factory=dict)
     captions: Mapping[str, str] = field(default_factory=dict)
 
@@ -100,7 +101,7 @@ class Publishd(Transform):
         self.output_dir, self.reporters = output_dir, list(reporters)
         self.brain_only, self.keep_arrays = brain_only, keep_arrays
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    def __call__(self, data: Data) -> Item:
         """Raises OSError: if the folder cannot be written to; ValueError: if the fields do not fit the grid."""
         pair = RegisteredPair.of(data, brain_only=self.brain_only)
         report = Report()
@@ -150,7 +151,7 @@ def _is_bare(name: str) -> bool:
     return name not in ("", ".", "..", MANIFEST) and not any(mark in name for mark in ("/", "\\", os.sep, "\0"))
 
 
-def _write(metrics: Mapping[str, Any], path: Path) -> None:
+def _write(metrics: Metrics, path: Path) -> None:
     write_metrics(path, metrics)
 
 

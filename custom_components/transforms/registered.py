@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from ..fields import plain
 from ..space.grids import Grid
 from ..space.resampling import DisplacementField, Step
 from ..space.volumes import Volume
+from ..vocabulary import Data
 from .load import ScanPath
 
 _IMAGES = ("moving", "fixed", "label_moving", "label_fixed", "mask_moving", "mask_fixed")
@@ -46,7 +46,7 @@ class RegisteredPair:
     brain_only: bool = False
 
     @classmethod
-    def of(cls, item: Mapping[Hashable, Any], *, brain_only: bool = False) -> RegisteredPair:
+    def of(cls, item: Data, *, brain_only: bool = False) -> RegisteredPair:
         """The pair in a (decollated) item as `LoadPaird` made it, with a prediction under `pred`.
 
         Raises:
@@ -119,5 +119,5 @@ def file_stem(path: str) -> str:
     return name.removesuffix(".gz").rpartition(".")[0] or name
 
 
-def _on_cpu(value: Any) -> Tensor:
+def _on_cpu(value: Tensor | np.ndarray | float) -> Tensor:
     return plain(torch.as_tensor(value)).detach().cpu()

@@ -6,7 +6,6 @@ import importlib.util
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from ..evaluation.overlap import label_overlap, present_labels
 from ..evaluation.pictures import pair_picture
 from ..space.resampling import resample
 from ..space.volumes import Volume
+from ..vocabulary import Row
 from .publish import OutputFile, Report
 from .registered import RegisteredPair
 
@@ -51,7 +51,7 @@ class PairReport:
         self.labels, self.picture, self.surfaces = labels, picture, surfaces
 
     def __call__(self, pair: RegisteredPair, earlier: Report) -> Report:
-        metrics: dict[str, Any] = {"id": pair.name}
+        metrics: Row = {"id": pair.name}
         metrics |= {role: pair.volumes[role].path for role in ("moving", "fixed")}
         batch = dict(pair.judged)
         if self.surfaces:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from ...deformations.base import Deformation
@@ -25,7 +23,13 @@ class KeypointPredictor:
         self.keypoints, self.precision = keypoints, Precision(precision)
 
     def __call__(
-        self, image: Tensor, network: Network, deformation: Deformation, *, masks: Masks | None = None, **options: Any
+        self,
+        image: Tensor,
+        network: Network,
+        deformation: Deformation,
+        *,
+        masks: Masks | None = None,
+        **options: object,
     ) -> Prediction:
         if not self.keypoints:
             return Prediction(self.precision.run(network, image, **options), deformation)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, MutableMapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ...affine import compose_affine, invert_affine
+from ...vocabulary import Batch, Pred, Result
 
 
 class AffineLoss(nn.Module):
@@ -49,7 +49,7 @@ class AffineLoss(nn.Module):
         self.similarity, self.points, self.penalty, self.symmetry = similarity, points, penalty, symmetry
         self.anchors, self.lattice = anchors, lattice
 
-    def forward(self, pred: MutableMapping[str, Any], batch: Mapping[str, Any]) -> Tensor:
+    def forward(self, pred: Result, batch: Batch) -> Tensor:
         """Total loss, a scalar; the weighted, detached terms are left in `pred["terms"]` by name.
 
         Args:
@@ -84,7 +84,7 @@ class AffineLoss(nn.Module):
         pred["terms"] = {name: value.detach() for name, value in terms.items()}
         return sum(terms.values())  # type: ignore[return-value]
 
-    def _from_lattice(self, pred: Mapping[str, Any], batch: Mapping[str, Any]) -> Tensor:
+    def _from_lattice(self, pred: Pred, batch: Batch) -> Tensor:
         if "keypoints" not in pred or "matrix_fixed" not in batch:
             raise ValueError("the anchors need pred['keypoints'] and batch['matrix_fixed'], of synthesised pairs")
         values = []

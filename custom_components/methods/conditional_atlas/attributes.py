@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Kinds = Mapping[str, str | Sequence[Any]]
+from ...vocabulary import Config
+
+# A number, or a category by name; in a collated batch a number is a tensor.
+Attribute = float | str | Tensor
+Attributes = Mapping[str, Attribute]
+
+Kinds = Mapping[str, str | Sequence[Attribute]]
 
 
 _TAKEN = ("image", "contrast", "label", "mask", "moving", "fixed", "affine", "id")
@@ -81,7 +86,7 @@ class AttributeEncoder(nn.Module):
         self.lowest.copy_(raw.amin(0))
         self.highest.copy_(raw.amax(0))
 
-    def values(self, attributes: Mapping[str, Any]) -> Tensor:
+    def values(self, attributes: Attributes) -> Tensor:
         """Raw values (A,) of attributes given by name: numbers, and categories by name."""
         unknown = [name for name in attributes if name not in self.names]
         missing = [name for name in self.names if name not in attributes]
@@ -116,12 +121,12 @@ class AttributeEncoder(nn.Module):
         return found
 
 
-def _category(value: Any) -> str:
+def _category(value: Attribute) -> str:
     """Its name; 2 and 2.0 (of a table, or of a collated batch) are one."""
     value = value.item() if isinstance(value, Tensor) else value
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def read_description(state: Tensor) -> dict[str, Any]:
+def read_description(state: Tensor) -> Config:
     """The `description` of a template, from its extra state."""
     return json.loads(bytes(state.tolist()).decode())

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ...deformations.base import Deformation
 from ...fields import warp
 
 
@@ -16,7 +16,7 @@ from ...fields import warp
 def average_scans(
     scans: Tensor,
     optimizer: Callable[..., Tensor],
-    deformation: Any,
+    deformation: Deformation,
     *,
     later: Callable[..., Tensor] | None = None,
     rounds: int = 4,
@@ -55,7 +55,8 @@ def average_scans(
                 bar.update()
             together = torch.cat([v for v in velocities if v is not None])
             together = together - together.mean(0, keepdim=True)
-            velocities = list(together.split(1))
-            warped = [warp(s[None], deformation(v, s.shape[1:])["ddf"]) for s, v in zip(scans, velocities, strict=True)]
+            centred = together.split(1)
+            velocities = list(centred)
+            warped = [warp(s[None], deformation(v, s.shape[1:])["ddf"]) for s, v in zip(scans, centred, strict=True)]
             template = torch.cat(warped).mean(0, keepdim=True)
     return template, together

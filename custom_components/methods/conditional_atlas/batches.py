@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Generator, Tensor
 
 from ...data.batches import Prepare, Prepared, prepare_pair_batch
-from ...synthesis.contrast import RandomContrast
+from ...synthesis.contrast import ContrastDraw, RandomContrast
 from ...synthesis.noise import uniform
+from ...vocabulary import Collated
+from .attributes import AttributeEncoder
 
 
 class AtlasBatch:
@@ -28,17 +30,17 @@ class AtlasBatch:
 
     def __init__(
         self,
-        encoder: Any,
+        encoder: AttributeEncoder,
         prepare: Prepare = prepare_pair_batch,
     ) -> None:
         self.encoder, self.prepare = encoder, prepare
 
     def __call__(
         self,
-        batch: Mapping[str, Any],
+        batch: Collated,
         device: torch.device | str | None = None,
         non_blocking: bool = False,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> Prepared:
         """As `prepare` returns it, with `attributes`."""
         _image, targets, _args, options = self.prepare(batch, device, non_blocking, **kwargs)
@@ -51,6 +53,13 @@ class AtlasBatch:
             raise ValueError(f"the scans have no attribute {', '.join(missing)}: add it to the data list")
         rows = [self.encoder.values({name: batch[key][i] for name, key in keys.items()}) for i in range(len(scan))]
         return scan, targets, (), {**options, "attributes": torch.stack(rows).to(scan.device)}
+
+
+class ScanDraw(TypedDict):
+    """What `SynthesizeScan` draws: which maps lose labels, (B,), and the contrast."""
+
+    strip: Tensor
+    contrast: ContrastDraw
 
 
 class SynthesizeScan:
@@ -69,7 +78,7 @@ class SynthesizeScan:
         *,
         strip: float = 0.0,
         first_extracerebral: int = 500,
-        groups: Mapping[Any, int] | None = None,
+        groups: Mapping[str | int, int] | None = None,
     ) -> None:
         self.contrast, self.strip, self.first_extracerebral = contrast, strip, first_extracerebral
         self.groups: Tensor | None = None
@@ -78,14 +87,14 @@ class SynthesizeScan:
             for label, group in groups.items():
                 self.groups[int(label)] = int(group)
 
-    def draw(self, batch: int, size: Sequence[int], generator: Generator) -> dict[str, Any]:
+    def draw(self, batch: int, size: Sequence[int], generator: Generator) -> ScanDraw:
         """Draw "strip" (B,) and "contrast"."""
         return {
             "strip": uniform((0, 1), (batch,), generator) < self.strip,
             "contrast": self.contrast.draw(batch, size, generator),
         }
 
-    def __call__(self, label_moving: Tensor, draw: Mapping[str, Any]) -> dict[str, Tensor]:
+    def __call__(self, label_moving: Tensor, draw: ScanDraw) -> dict[str, Tensor]:
         """`moving`, the images (B, 1, *S), and `label_moving`, for integer maps (B, 1, *S)."""
         shape = (-1, *[1] * (label_moving.ndim - 1))
         labels = label_moving.masked_fill((label_moving >= self.first_extracerebral) & draw["strip"].view(shape), 0)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,16 +17,22 @@ from ...evaluation.overlap import present_labels
 from ...files import write_metrics, write_table
 from ...space.files import publish_together, write_image
 from ...space.grids import voxel_spacing
-from ...transforms.load import LoadPaird
+from ...transforms.load import GridOptions, LoadPaird
 from ...transforms.registered import file_stem
+from ...vocabulary import Config, Data, Item
+from .attributes import Attribute, Attributes
+from .network import AtlasNetwork
 from .pictures import template_animation, template_picture
 from .template import template_settings
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
-def render(network: Any, attributes: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
+def render(network: AtlasNetwork, attributes: Attributes) -> tuple[Tensor, Tensor | None]:
     """The template image (C, *S) for attributes given by name, and its label map (1, *S) int32 if it has one.
 
     Negative intensities, where the learned image overshoots beside edges, are set to 0; registration has them.
@@ -45,7 +51,7 @@ def render(network: Any, attributes: Mapping[str, Any]) -> tuple[Tensor, Tensor 
 
 
 def write_template(
-    folder: Path, network: Any, attributes: Mapping[str, Any], *, picture: bool = True
+    folder: Path, network: AtlasNetwork, attributes: Attributes, *, picture: bool = True
 ) -> dict[str, str]:
     """Write a template with its affine into a folder; the paths of the files by kind.
 
@@ -74,7 +80,7 @@ def write_template(
 
 
 def write_sweep(
-    folder: Path, network: Any, attributes: Mapping[str, Any], name: str, values: Sequence[Any]
+    folder: Path, network: AtlasNetwork, attributes: Attributes, name: str, values: Sequence[Attribute]
 ) -> dict[str, str]:
     """Write the templates for several values of one attribute: sweep.nii.gz (and sweep_label.nii.gz), 4-D, sweep.gif,
     an animation, and sweep.csv, the attributes of each frame.
@@ -120,17 +126,23 @@ class LoadToTemplated(Transform):
     """
 
     def __init__(
-        self, network: Any, output_dir: str, affine: str = "none", *, template_label: str | None = None, **options: Any
+        self,
+        network: AtlasNetwork,
+        output_dir: str,
+        affine: str = "none",
+        *,
+        template_label: str | None = None,
+        **options: Unpack[GridOptions],
     ) -> None:
         self.network, self.output_dir, self.template_label = network, Path(output_dir), template_label
         self.load = LoadPaird(None, affine, **options)
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    def __call__(self, data: Data) -> Item:
         scan = data.get("image") or data.get("moving")
         if not scan or data.get("fixed"):
             raise ValueError(f"expected an item with one scan under 'image', got the keys {sorted(map(str, data))}")
         names = self.network.template.encoder.names
-        attributes = {name: data[name] for name in names if name in data}
+        attributes: dict[str, Attribute] = {name: data[name] for name in names if name in data}
         files = write_template(self.output_dir, self.network, attributes, picture=False)
         pair = {"fixed": files["template"], "label_fixed": self.template_label or files.get("label")}
         loaded = self.load(_pair(str(scan), data, pair))
@@ -138,7 +150,7 @@ class LoadToTemplated(Transform):
             raise ValueError("expected a template whose axes are R, A, S: train it with LoadScand")
         if "label_moving" in loaded and "label" in files and self.template_label is None:
             self._warn_of_other_ids(loaded["label_moving"], file_stem(str(scan)))
-        return {**loaded, **attributes}
+        return loaded | {**attributes}
 
     def _warn_of_other_ids(self, labels: Tensor, name: str) -> None:
         ids = self.network.template.label_ids
@@ -152,20 +164,20 @@ class LoadToTemplated(Transform):
             )
 
 
-def _pair(scan: str, data: Mapping[Hashable, Any], template: Mapping[str, Any]) -> dict[Hashable, Any]:
+def _pair(scan: str, data: Data, template: Mapping[str, str | None]) -> Item:
     """The item of a scan as one of a pair; `template` is its fixed half."""
     pair = {"moving": scan, "id": data.get("id") or _name(scan, data), "affine": data.get("affine"), **template}
     pair |= {f"{key}_moving": data.get(key) or data.get(f"{key}_moving") for key in ("label", "mask")}
     return {key: value for key, value in pair.items() if value}
 
 
-def _name(scan: str, data: Mapping[Hashable, Any]) -> str:
+def _name(scan: str, data: Data) -> str:
     """A scan's file name, after its subject and session where the name does not tell them."""
     stem = file_stem(str(scan))
     return "_".join([*(str(data[k]) for k in ("subject", "session") if k in data and str(data[k]) not in stem), stem])
 
 
-def inference_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+def inference_settings(weights: Mapping[str, Tensor]) -> Config:
     """The settings of inference.json that follow from the weights of a template.
 
     Raises:
@@ -183,5 +195,5 @@ def _spacing(affine: np.ndarray) -> list[float]:
     return [float(s) for s in voxel_spacing(affine)]
 
 
-def _text(value: Any) -> str:
+def _text(value: Attribute) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ...deformations.velocity import StationaryVelocity
 from ...fields import plain, warp
-from ...inference.prediction import Masks, Network, Precision, Result
+from ...inference.prediction import Masks, Network, Precision
 from ...inference.registration import RegistrationInferer
 from ...networks.parallel import unwrap
+from ...vocabulary import Result
 from .network import AtlasNetwork
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...networks.parallel import is_distributed
 from .template import ConditionalTemplate
+
+# A group of parameters, "params", and their learning rate, "lr", as torch's optimisers take it.
+Group = dict[str, list[nn.Parameter] | float]
 
 
 class AtlasNetwork(nn.Module):
@@ -34,7 +36,7 @@ class AtlasNetwork(nn.Module):
             template = self.template(attributes)
         return self.registration(torch.cat([template.expand_as(image).to(image.dtype), image], 1))
 
-    def parameter_groups(self, learning_rate: float, template_learning_rate: float) -> list[dict[str, Any]]:
+    def parameter_groups(self, learning_rate: float, template_learning_rate: float) -> list[Group]:
         """For an optimiser: the networks; the template's image and slopes; its labels' logits, ten times as fast (they
         span about ten units where intensities span one)."""
         template = self.template

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ...losses.overlap import label_indicators
 from ...losses.regularization import GradientPenalty
+from ...vocabulary import Batch, Result
 
 
 class TemplateLoss(nn.Module):
@@ -49,7 +49,7 @@ class TemplateLoss(nn.Module):
         self.size_weight, self.smoothness_weight = size_weight, smoothness_weight
         self.labels, self.label_weight = list(labels or []), label_weight
 
-    def forward(self, pred: MutableMapping[str, Any], batch: Mapping[str, Any]) -> Tensor:
+    def forward(self, pred: Result, batch: Batch) -> Tensor:
         """Total loss, a scalar. The (weighted, detached) terms are left in `pred["terms"]` by name, for the logs.
 
         Args:

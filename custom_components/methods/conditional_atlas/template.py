@@ -7,13 +7,13 @@ import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...networks.blocks import convolution, crop
+from ...vocabulary import Config
 from .attributes import AttributeEncoder, Kinds, read_description
 
 
@@ -173,7 +173,7 @@ class ConditionalTemplate(nn.Module):
         ids = torch.tensor(self.label_ids, dtype=torch.int32, device=scores.device)
         return ids[scores.argmax(1, keepdim=True)]
 
-    def description(self) -> dict[str, Any]:
+    def description(self) -> Config:
         """What it was made for: `attributes` and `labels`."""
         pairs = zip(self.encoder.names, self.encoder.categories, strict=True)
         return {"attributes": {name: c or "numeric" for name, c in pairs}, "labels": self.label_ids or None}
@@ -188,7 +188,7 @@ class ConditionalTemplate(nn.Module):
             raise RuntimeError(f"weights of a template with {found}, not {self.description()}")
 
 
-def template_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+def template_settings(weights: Mapping[str, Tensor]) -> Config:
     """What a `ConditionalTemplate` must be made with for the weights of an `AtlasNetwork`.
 
     Returns:

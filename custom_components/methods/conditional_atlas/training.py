@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from ignite.engine import Engine
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from ...data.batches import Prepare
 from ...evaluation.metrics import normalized_cross_correlation
 from ...evaluation.overlap import mean_dice
 from ...losses.overlap import label_indicators
 from ...networks.parallel import share_weights
+from ...vocabulary import Output
 from .network import AtlasNetwork
 from .template import ConditionalTemplate
 
 
-def template_score(output: Mapping[str, Any]) -> Tensor:
+def template_score(output: Output) -> Tensor:
     """The higher, the better: mean Dice of the template's most likely labels with the scans' where it has labels, else
     normalised cross-correlation of scans and warped template.
 
@@ -54,7 +54,7 @@ class InitializeTemplate:
     def __init__(
         self,
         network: AtlasNetwork,
-        dataloader: Any,
+        dataloader: DataLoader,
         prepare_batch: Prepare,
         *,
         registration_weights: str | os.PathLike | None = None,
@@ -69,7 +69,7 @@ class InitializeTemplate:
         template = self.network.template
         encoder = template.encoder
         if template.conditional:
-            scans = self.dataloader.dataset.data
+            scans = self.dataloader.dataset.data  # type: ignore[attr-defined]  # torch's class does not know it
             encoder.fit(torch.stack([encoder.values({n: s[n] for n in encoder.names if n in s}) for s in scans]))
         regression = self._regress()
         template.initialize(*regression.coefficients())

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...data.batches import Prepare, Prepared, prepare_pair_batch
+from ...vocabulary import Collated
 
 
 class HyperBatch:
@@ -27,7 +28,7 @@ class HyperBatch:
 
     def __init__(
         self,
-        hyper: Callable[[int], Tensor] | Sequence[Any],
+        hyper: Callable[[int], Tensor] | Sequence[float | Sequence[float]],
         prepare: Prepare = prepare_pair_batch,
         num_hyper: int = 1,
     ) -> None:
@@ -43,10 +44,10 @@ class HyperBatch:
 
     def __call__(
         self,
-        batch: Mapping[str, Any],
+        batch: Collated,
         device: torch.device | str | None = None,
         non_blocking: bool = False,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> Prepared:
         """As `prepare` returns it, with `hyper`."""
         image, targets, _args, options = self.prepare(batch, device, non_blocking, **kwargs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from monai.inferers import Inferer
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ...deformations.base import Deformation
 from ...fields import plain
-from ...inference.prediction import Masks, Network, Precision, Result
+from ...inference.prediction import Masks, Network, Precision
 from ...networks.parallel import unwrap
+from ...vocabulary import Result
 from .network import HyperMorphUNet
 from .tuning import Criterion, tune_hyper
 
@@ -65,7 +66,7 @@ class HyperInferer(Inferer):
         *,
         masks: Masks | None = None,
         hyper: Tensor | None = None,
-        **options: Any,
+        **options: object,
     ) -> Result:
         """As the inferer inside; `hyper` (1 or B, H) goes before the values given at construction."""
         image: Tensor = plain(inputs)
@@ -118,7 +119,7 @@ class SweepInferer(Inferer):
         self.inferer, self.deformation = inferer, deformation
         self.sweep, self.precision = sweep, Precision(precision)
 
-    def __call__(self, inputs: Tensor, network: Network, *, masks: Masks | None = None, **options: Any) -> Result:
+    def __call__(self, inputs: Tensor, network: Network, *, masks: Masks | None = None, **options: object) -> Result:
         if not self.sweep:
             return self.inferer(inputs, network, masks=masks, **options)
         inner = unwrap(network)

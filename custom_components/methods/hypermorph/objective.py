@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from ...fields import jacobian_determinant
 from ...losses.overlap import LabelDice
 from ...losses.registration import RegistrationLoss
 from ...losses.similarity import LNCC, MutualInformation
+from ...vocabulary import Batch, Pred, Result
 
 
 class HyperLoss(nn.Module):
@@ -52,7 +52,7 @@ class HyperLoss(nn.Module):
             if name not in (*self.settings, "lambda", "gamma"):
                 raise ValueError(f"hyper-parameter {name!r} is neither lambda nor gamma and has no setting")
 
-    def forward(self, pred: MutableMapping[str, Any], batch: Mapping[str, Any]) -> Tensor:
+    def forward(self, pred: Result, batch: Batch) -> Tensor:
         """As `RegistrationLoss`; the batch also has "hyper", (B, H) or (1, H) for all, in [0, 1]."""
         hyper, num = batch["hyper"], len(pred["ddf"])
         if hyper.ndim == 2 and len(hyper) == 1:
@@ -87,7 +87,7 @@ class LabelCriterion(nn.Module):
         super().__init__()
         self.dice = LabelDice(labels)
 
-    def forward(self, pred: Mapping[str, Any], batch: Mapping[str, Any]) -> Tensor:
+    def forward(self, pred: Pred, batch: Batch) -> Tensor:
         return self.dice(pred["ddf"], batch["label_moving"], batch["label_fixed"])
 
 
@@ -107,7 +107,7 @@ class RegularityCriterion(nn.Module):
         super().__init__()
         self.similarity, self.limit, self.weight = similarity, limit, weight
 
-    def forward(self, pred: Mapping[str, Any], batch: Mapping[str, Any]) -> Tensor:
+    def forward(self, pred: Pred, batch: Batch) -> Tensor:
         inside = foreground_mask(batch).to(pred["ddf"].dtype)
         logarithm = jacobian_determinant(pred["ddf"]).clamp(min=0.01).log()
         axes = tuple(range(1, inside.ndim))
@@ -119,12 +119,16 @@ class RegularityCriterion(nn.Module):
         return similarity + self.weight * (spread.to(similarity.dtype) - self.limit).clamp(min=0)
 
 
-def term_weights(hyper: Mapping[str, Any]) -> dict[str, Any]:
+Number = float | Tensor
+
+
+def term_weights(hyper: Mapping[str, Number]) -> dict[str, Number]:
     """Factor of each term of the objective for the hyper-parameters "lambda" and "gamma", as far as they are given."""
-    images = labels = 1.0
+    images: Number = 1.0
+    labels: Number = 1.0
     if "gamma" in hyper:
         images, labels = 1 - hyper["gamma"], hyper["gamma"]
-    factors = {"similarity": images, "segmentation": labels, "regularization": 1.0}
+    factors: dict[str, Number] = {"similarity": images, "segmentation": labels, "regularization": 1.0}
     if "lambda" in hyper:
         factors = {name: factor * (1 - hyper["lambda"]) for name, factor in factors.items()}
         factors["regularization"] = hyper["lambda"]
@@ -141,7 +145,7 @@ def mi_bins(loss: RegistrationLoss, value: float) -> None:
     loss.similarity = MutualInformation(round(8 * 8**value))
 
 
-def _one(things: Mapping[str, Any], i: int, num: int) -> dict[str, Any]:
+def _one(things: Pred, i: int, num: int) -> dict[str, Tensor]:
     """Sample i of all tensors; those of one sample serve all."""
     sizes = {k: len(v) for k, v in things.items() if isinstance(v, Tensor) and v.ndim}
     return {k: things[k][i : i + 1] if size == num else things[k] for k, size in sizes.items() if size in (1, num)}

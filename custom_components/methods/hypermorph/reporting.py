@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,9 +30,10 @@ from ...files import replacing, write_table
 from ...space.resampling import resample
 from ...transforms.publish import OutputFile, Report, image_file
 from ...transforms.registered import RegisteredPair
+from ...vocabulary import Metrics, Row
 from .tuning import best_values
 
-Rows = list[dict[str, Any]]
+Rows = list[Row]
 
 
 class HyperReport:
@@ -98,7 +98,7 @@ class HyperReport:
             rows.append(row | pair_metrics(image, pred, spacing_mm=pair.spacing_mm))
         return rows
 
-    def _headings(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    def _headings(self, rows: Sequence[Metrics]) -> list[str]:
         score, text = ("dice", "Dice") if "dice" in rows[0] else ("ncc_after", "NCC")
         return [f"{self.names[0]} {row[self.names[0]]:.2f}, {text} {row[score]:.3f}" for row in rows]
 

@@ -7,7 +7,6 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from monai.bundle import ConfigParser
@@ -18,12 +17,14 @@ from ...data.batches import prepare_pair_batch
 from ...evaluation.overlap import label_overlap, present_labels
 from ...fields import warp
 from ...files import write_metrics, write_table
+from ...vocabulary import Batch, Entry, Result, Row
+from .network import HyperMorphUNet
 from .objective import LabelCriterion
 
 logger = logging.getLogger(__name__)
 
 
-Criterion = Callable[[dict[str, Any], Mapping[str, Any]], Tensor]
+Criterion = Callable[[Result, Batch], Tensor]
 
 
 @torch.enable_grad()
@@ -39,7 +40,7 @@ def tune_hyper(
     learning_rate: float = 0.5,
     seed: int = 0,
     progress: bool = False,
-) -> tuple[list[float], list[dict[str, Any]]]:
+) -> tuple[list[float], list[Row]]:
     """The hyper-parameters that minimise a criterion over pairs, by descent on their logits; no weight changes.
 
     If each step sees some of the pairs, drawn anew, the optimiser is Adam, and its step falls to nothing along a
@@ -67,7 +68,7 @@ def tune_hyper(
     exact = len(pairs) <= pairs_per_step
     optimizer, schedule = _optimizer(logits, learning_rate, None if exact else iterations)
     generator = torch.Generator().manual_seed(seed)
-    history: list[dict[str, Any]] = []
+    history: list[Row] = []
     with _frozen(network):
         for _ in tqdm(range(iterations), desc="tuning", disable=not progress, leave=False):
             optimizer.zero_grad()
@@ -119,7 +120,7 @@ def _frozen(network: torch.nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def sweep_dice(
-    network: Any,
+    network: HyperMorphUNet,
     deformation: Callable[..., dict[str, Tensor]],
     pairs: Sequence[tuple[Tensor, Mapping[str, Tensor]]],
     hyper: Tensor,
@@ -148,7 +149,7 @@ def sweep_dice(
 
 def tune_bundle(
     parser: ConfigParser,
-    items: Sequence[Mapping[str, Any]],
+    items: Sequence[Entry],
     output: Path,
     *,
     labels: Sequence[int] | None = None,
@@ -197,7 +198,7 @@ def tune_bundle(
     rows = [{**dict(zip(names, h["hyper"], strict=True)), "criterion": h["criterion"]} for h in history]
     write_table(output / "tuning.csv", rows)
     found = {name: round(value, 6) for name, value in zip(names, values, strict=True)}
-    used: dict[str, Any] = {"criterion": "labels" if by_labels else "regularity"}
+    used: Row = {"criterion": "labels" if by_labels else "regularity"}
     used |= {"pairs": len(pairs), "iterations": iterations}
     for name in ("sweep.csv", "structures.csv"):
         (output / name).unlink(missing_ok=True)  # of an earlier tuning
@@ -218,7 +219,7 @@ def _check_tuning(criterion: str, iterations: int, sweep: int) -> None:
         )
 
 
-def _load_pairs(parser: ConfigParser, items: Sequence[Mapping[str, Any]]) -> list[tuple[Tensor, dict[str, Tensor]]]:
+def _load_pairs(parser: ConfigParser, items: Sequence[Entry]) -> list[tuple[Tensor, dict[str, Tensor]]]:
     """Image and targets of each pair, as `tune_hyper` takes them."""
     load, pairs = parser.get_parsed_content("preprocessing"), []
     for item in tqdm(items, desc="loading", leave=False):
@@ -259,7 +260,7 @@ def _write_sweep(output: Path, name: str, values: Sequence[float], dice: Tensor,
     return columns[-1]["dice"]
 
 
-def best_values(values: Sequence[float], dice: Tensor, labels: Sequence[int], name: str) -> list[dict[str, Any]]:
+def best_values(values: Sequence[float], dice: Tensor, labels: Sequence[int], name: str) -> list[Row]:
     """The value of a setting that is best for each label: rows with "label", the value under `name`, and "dice".
 
     Args:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from monai.transforms import Randomizable
@@ -20,10 +20,13 @@ from tqdm import tqdm
 
 from ...data.batches import Prepare, Prepared, prepare_pair_batch, seeded_batch
 from ...data.names import pair_name, pair_paths
+from ...deformations.momentum import VectorMomentum
 from ...fields import plain, resize_field
 from ...files import save_tensors
+from ...inference.refinement import PairwiseOptimizer
 from ...inference.registration import RegistrationInferer
 from ...networks.parallel import is_distributed
+from ...vocabulary import Collated
 from .inference import PatchPredictor
 from .patches import brightest, cut, pad_to_patches
 
@@ -57,18 +60,18 @@ class OptimizedMomenta:
     def __init__(
         self,
         pairs: Dataset,
-        optimizer: Any,
+        optimizer: PairwiseOptimizer,
         cache_dir: str | os.PathLike,
         *,
         prepare: Prepare = prepare_pair_batch,
-        settings: Mapping[str, Any] | None = None,
+        settings: Mapping[str, object] | None = None,
         batch_size: int = 1,
         device: torch.device | str = "cpu",
     ) -> None:
         self.pairs, self.optimizer, self.cache_dir = pairs, optimizer, Path(cache_dir)
         self.prepare, self.device = prepare, device
         self.deformation = optimizer.deformation
-        description = {"kernel": str(self.deformation.kernel), **(settings or {})}
+        description = {"kernel": str(cast(VectorMomentum, self.deformation).kernel), **(settings or {})}
         self.description = json.loads(json.dumps(description))
         self._files = self._make(batch_size)
 
@@ -108,11 +111,12 @@ class OptimizedMomenta:
             time.sleep(1)
         return files
 
-    def _optimize(self, items: Mapping[int, Any], files: Sequence[Path]) -> None:
+    def _optimize(self, items: Mapping[int, Mapping[str, object]], files: Sequence[Path]) -> None:
         """Register pairs, by their numbers, in one batch and write their files."""
         images = [seeded_batch(self.prepare, item, i, self.device)[0].float() for i, item in items.items()]
         image = torch.cat(images).to(self.device)
-        momenta = self.optimizer(*image.chunk(2, 1)).cpu()
+        moving, fixed = image.chunk(2, 1)
+        momenta = self.optimizer(moving, fixed).cpu()
         for (i, item), shown, momentum in zip(items.items(), image.cpu().half(), momenta, strict=True):
             description = json.dumps({**self.description, "pair": pair_paths(item)})
             # Clones, or each file would hold the whole batch.
@@ -180,7 +184,7 @@ class MomentumPatchDataset(Dataset, Randomizable):
             "momentum": cut(momentum, start, self.patch),
         }
 
-    def randomize(self, data: Any = None) -> None:
+    def randomize(self, data: object = None) -> None:
         """Required by `Randomizable`; patches are drawn when they are asked for."""
 
     def _shown(self, index: int, image: Tensor) -> Tensor:
@@ -230,7 +234,7 @@ class ContrastBatch:
 
     def __call__(
         self,
-        batch: Mapping[str, Any],
+        batch: Collated,
         device: torch.device | str | None = None,
         non_blocking: bool = False,
         **kwargs: Any,

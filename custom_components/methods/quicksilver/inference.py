@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import torch
 from monai.inferers import Inferer
@@ -14,9 +13,10 @@ from torch import Tensor, nn
 
 from ...deformations.base import Deformation
 from ...fields import plain, warp
-from ...inference.prediction import Masks, Network, Precision, Prediction, Result
+from ...inference.prediction import Masks, Network, Precision, Prediction
 from ...inference.registration import RegistrationInferer, as_pair, seconds_per_pair
 from ...networks.parallel import unwrap
+from ...vocabulary import Result
 from .network import QuicksilverNetwork
 from .patches import predict_in_patches
 
@@ -32,7 +32,7 @@ class PatchInferer(Inferer):
         super().__init__()
         self.precision = Precision(precision)
 
-    def __call__(self, inputs: Tensor, network: Network, **options: Any) -> dict[str, Tensor]:
+    def __call__(self, inputs: Tensor, network: Network, **options: object) -> dict[str, Tensor]:
         return {"prediction": self.precision.run(network, plain(inputs), **options)}
 
 
@@ -70,7 +70,13 @@ class PatchPredictor:
         )
 
     def __call__(
-        self, image: Tensor, network: Network, deformation: Deformation, *, masks: Masks | None = None, **options: Any
+        self,
+        image: Tensor,
+        network: Network,
+        deformation: Deformation,
+        *,
+        masks: Masks | None = None,
+        **options: object,
     ) -> Prediction:
         self._check_correction(network)
         image, momentum = self.before(image, deformation)
@@ -130,16 +136,15 @@ class DropoutSamplesInferer(Inferer):
             raise ValueError("samples are drawn of the prediction alone: leave the correction out (correction: none)")
         self.inferer, self.samples, self.seed = inferer, samples, seed
 
-    def __call__(self, inputs: Tensor, network: nn.Module, *, masks: Masks | None = None, **options: Any) -> Result:
+    def __call__(self, inputs: Tensor, network: nn.Module, *, masks: Masks | None = None, **options: object) -> Result:
         """As the inferer inside."""
         if not self.samples:
             return self.inferer(inputs, network, masks=masks, **options)
         image, start = as_pair(inputs), time.perf_counter()
-        deformation = self.inferer.deformation
+        predict, deformation = self.inferer.predict, self.inferer.deformation
         with _dropout(network, self.seed, image.device):
-            momenta = torch.stack(
-                [self.inferer.predict(image, network, deformation, **options).parameters for _ in range(self.samples)]
-            )
+            drawn = [predict(image, network, deformation, masks=None, **options) for _ in range(self.samples)]
+            momenta = torch.stack([prediction.parameters for prediction in drawn])
         pred = self.inferer.register(image, Prediction(momenta.mean(0), deformation), masks=masks, **options)
         pred["seconds"] = seconds_per_pair(image, start)
         fields = [deformation(momentum, image.shape[2:]) for momentum in momenta]

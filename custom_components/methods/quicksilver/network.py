@@ -8,7 +8,6 @@ import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -94,7 +93,7 @@ class QuicksilverNetwork(nn.Module):
         levels = [torch.cat([m1, f1], 1), torch.cat([m2, f2], 1), torch.cat([m3, f3], 1)]
         return torch.cat([decoder(levels) for decoder in self.decoders], 1)
 
-    def description(self) -> dict[str, Any]:
+    def description(self) -> dict[str, object]:
         """What the weights are for."""
         settings = {
             "kernel": self.kernel,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
-from typing import Any
-
 from torch import Tensor, nn
 
 from ...deformations.kernels import Kernel, Spacing
 from ...fields import pad_ends
+from ...vocabulary import Batch, Result
 
 
 class MomentumLoss(nn.Module):
@@ -44,7 +42,7 @@ class MomentumLoss(nn.Module):
         self.penalty, self.kernel, self.exponent = penalty, kernel, exponent
         self.spacing = spacing * stride if isinstance(spacing, int | float) else [h * stride for h in spacing]
 
-    def forward(self, pred: MutableMapping[str, Any], batch: Mapping[str, Any]) -> Tensor:
+    def forward(self, pred: Result, batch: Batch) -> Tensor:
         """Loss, a scalar, of pred["prediction"] and batch["momentum"], (B, D, *P)."""
         difference = pred["prediction"].float() - batch["momentum"]
         if self.kernel is not None:

@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch.utils.data import Dataset
 from ...data.batches import Prepare, Prepared, prepare_pair_batch, seeded_batch
 from ...data.names import pair_digest, pair_name
 from ...files import save_tensors
+from ...vocabulary import Collated
 
 
 class SteadyPairs(Dataset):
@@ -34,7 +34,7 @@ class SteadyPairs(Dataset):
     def __len__(self) -> int:
         return len(self.pairs)  # type: ignore[arg-type]
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> dict[str, str | Tensor]:
         if not 0 <= index < len(self):
             raise IndexError(f"item {index} of {len(self)} pairs")
         item = self.pairs[index]
@@ -54,7 +54,7 @@ class MomentumStore:
         settings: what the momenta depend on (kernel, spacing): written to the files and compared.
     """
 
-    def __init__(self, folder: str | os.PathLike, settings: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, folder: str | os.PathLike, settings: Mapping[str, object] | None = None) -> None:
         self.folder = Path(folder)
         self.description = json.dumps({key: str(value) for key, value in (settings or {}).items()}, sort_keys=True)
 
@@ -93,7 +93,7 @@ class MomentumStore:
 
 
 def prepare_labelled_batch(
-    batch: Mapping[str, Any], device: torch.device | str | None = None, non_blocking: bool = False, **kwargs: Any
+    batch: Collated, device: torch.device | str | None = None, non_blocking: bool = False, **kwargs: object
 ) -> Prepared:
     """As `prepare_pair_batch`, with the moving image's label map, if there is one, for the inferer, "labels"."""
     image, targets, args, options = prepare_pair_batch(batch, device, non_blocking, **kwargs)
@@ -101,7 +101,7 @@ def prepare_labelled_batch(
 
 
 def prepare_named_batch(
-    batch: Mapping[str, Any], device: torch.device | str | None = None, non_blocking: bool = False, **kwargs: Any
+    batch: Collated, device: torch.device | str | None = None, non_blocking: bool = False, **kwargs: object
 ) -> Prepared:
     """As `prepare_pair_batch`, with the pairs' names for the inferer, "pairs" (`data.SteadyPairs`)."""
     image, targets, args, options = prepare_pair_batch(batch, device, non_blocking, **kwargs)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,7 +55,7 @@ class RegionPredictor:
         *,
         masks: Masks | None = None,
         labels: Tensor | None = None,
-        **options: Any,
+        **options: object,
     ) -> Prediction:
         if labels is None:
             raise ValueError("the metric is that of the moving image's regions: give its label map (label_moving)")
@@ -108,7 +107,7 @@ class MetricPredictor:
         *,
         masks: Masks | None = None,
         pairs: Sequence[str] = (),
-        **options: Any,
+        **options: object,
     ) -> Prediction:
         moving, fixed = image.chunk(2, 1)
         stored = None if self.store is None else self.store.load(pairs)

@@ -6,8 +6,7 @@ Weights are (B, N, *S), one channel for each Gaussian. Integrals over the domain
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, MutableMapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,9 @@ from torch import Tensor, nn
 from ...deformations.kernels import Spacing, gaussian_kernel, per_axis
 from ...fields import at_least_float32, per_channel, resize_map, spatial_gradient
 from ...inference.refinement import ScheduledLoss
+from ...losses.registration import NamedTerms
 from ...training.schedules import falling_weight
+from ...vocabulary import Batch, Pred, Result
 
 
 class OMTPenalty(nn.Module):
@@ -173,7 +174,7 @@ class RegionLoss(nn.Module, ScheduledLoss):
 
     def __init__(
         self,
-        loss: Any,
+        loss: NamedTerms,
         *,
         omt: nn.Module | None = None,
         base_range: nn.Module | None = None,
@@ -194,8 +195,9 @@ class RegionLoss(nn.Module, ScheduledLoss):
         """The factors of the range's and of the omt's weight at this epoch; None if they do not change."""
         if self.rate is None:
             return None
-        options: dict[str, Any] = {"static": self.static, "rate": self.rate, "floor": self.floor}
-        return range_weight(self.epoch, **options), omt_weight(self.epoch, **options)
+        falling = range_weight(self.epoch, static=self.static, rate=self.rate, floor=self.floor)
+        rising = omt_weight(self.epoch, static=self.static, rate=self.rate, floor=self.floor)
+        return falling, rising
 
     def on_iteration(self, iteration: int) -> bool:
         """Let the schedule follow an optimisation; whether that changed the weights."""
@@ -204,13 +206,13 @@ class RegionLoss(nn.Module, ScheduledLoss):
         before, self.epoch = self.schedule, iteration // 2
         return self.schedule != before
 
-    def forward(self, pred: MutableMapping[str, Any], batch: Mapping[str, Any]) -> Tensor:
+    def forward(self, pred: Result, batch: Batch) -> Tensor:
         """Total loss, a scalar; the weighted, detached terms are left in `pred["terms"]`."""
         terms = self.terms(pred, batch)
         pred["terms"] = {name: value.detach() for name, value in terms.items()}
         return sum(terms.values())  # type: ignore[return-value]
 
-    def terms(self, pred: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    def terms(self, pred: Pred, batch: Batch) -> dict[str, Tensor]:
         """The weighted terms by name: those of the loss, and as configured omt and range."""
         terms = dict(self.loss.terms(pred, batch))
         falling, rising = self.schedule or (1.0, 1.0)
@@ -238,7 +240,7 @@ class MetricLearningLoss(nn.Module):
 
     def __init__(
         self,
-        loss: Any,
+        loss: NamedTerms,
         *,
         omt: nn.Module | None = None,
         variation: nn.Module | None = None,
@@ -252,13 +254,13 @@ class MetricLearningLoss(nn.Module):
         self.omt_weight, self.variation_weight = omt_weight, variation_weight
         self.input_range_weight = input_range_weight
 
-    def forward(self, pred: MutableMapping[str, Any], batch: Mapping[str, Any]) -> Tensor:
+    def forward(self, pred: Result, batch: Batch) -> Tensor:
         """Total loss, a scalar; the weighted, detached terms are left in `pred["terms"]`."""
         terms = self.terms(pred, batch)
         pred["terms"] = {name: value.detach() for name, value in terms.items()}
         return sum(terms.values())  # type: ignore[return-value]
 
-    def terms(self, pred: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    def terms(self, pred: Pred, batch: Batch) -> dict[str, Tensor]:
         """The weighted terms by name: those of the loss, and as configured omt, variation, input_range."""
         terms = dict(self.loss.terms(pred, batch))
         if self.omt is not None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from monai.config import KeysCollection
@@ -12,6 +11,7 @@ from torch import Generator, Tensor
 
 from ...fields import warp
 from ...synthesis.noise import smooth_noise, uniform
+from ...vocabulary import Data, Item
 
 
 class RandomShapes:
@@ -68,6 +68,6 @@ class DrawShapesd(MapTransform):
         super().__init__(keys, allow_missing_keys=True)
         self.shapes, self.seed_key = shapes, seed_key
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    def __call__(self, data: Data) -> Item:
         generator = Generator().manual_seed(int(data[self.seed_key]))
         return {**data, **{key: self.shapes.draw(generator) for key in self.keys}}

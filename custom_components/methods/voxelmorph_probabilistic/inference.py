@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from monai.inferers import Inferer
 from torch import Tensor
 
 from ...deformations.base import Deformation
-from ...inference.prediction import Masks, Network, Result
+from ...inference.prediction import Masks, Network
+from ...vocabulary import Result
 
 
 class SamplesInferer(Inferer):
@@ -37,7 +36,7 @@ class SamplesInferer(Inferer):
             )
         self.inferer, self.deformation, self.samples, self.seed = inferer, deformation, samples, seed
 
-    def __call__(self, inputs: Tensor, network: Network, *, masks: Masks | None = None, **options: Any) -> Result:
+    def __call__(self, inputs: Tensor, network: Network, *, masks: Masks | None = None, **options: object) -> Result:
         """As the inferer inside."""
         pred: Result = self.inferer(inputs, network, masks=masks, **options)
         if not self.samples:

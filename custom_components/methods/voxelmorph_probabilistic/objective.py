@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from ...fields import sample, transform_points, warp
 from ...losses.multistep import swapped
 from ...losses.overlap import LabelDice, LabelLikelihood
 from ...losses.registration import RegistrationLoss, compare
+from ...vocabulary import Batch, Result
 from .gaussian import default_smoothing, kernel_energy, prior_trace
 
 
@@ -31,7 +31,7 @@ class ProbabilisticLoss(nn.Module):
         super().__init__()
         self.loss, self.surface, self.bidirectional = loss, surface, bidirectional
 
-    def forward(self, pred: MutableMapping[str, Any], batch: Mapping[str, Any]) -> Tensor:
+    def forward(self, pred: Result, batch: Batch) -> Tensor:
         """Total loss, a scalar; the weighted, detached terms are left in `pred["terms"]`, as `RegistrationLoss` does.
 
         Raises:
@@ -42,7 +42,7 @@ class ProbabilisticLoss(nn.Module):
         if self.bidirectional:
             if "inverse_ddf" not in pred:
                 raise ValueError("a bidirectional loss needs pred['inverse_ddf']: let the inferer make inverse fields")
-            back: dict[str, Any] = {"ddf": pred["inverse_ddf"]}
+            back: Result = {"ddf": pred["inverse_ddf"]}
             if self.loss.similarity is not None:
                 back["warped"] = warp(batch["fixed"], back["ddf"])
             ways.append((back, swapped(batch)))

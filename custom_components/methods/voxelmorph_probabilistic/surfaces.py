@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ from monai.transforms import Transform
 from torch import Tensor
 
 from ...space.grids import voxel_spacing
+from ...vocabulary import Data, Item
 
 
 class SignedDistanced(Transform):
@@ -29,7 +29,7 @@ class SignedDistanced(Transform):
         self.labels = None if labels is None else list(labels)
         self.label_key = label_key
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    def __call__(self, data: Data) -> Item:
         """Raises ValueError: if the scan has no label map."""
         if self.labels is None:
             return dict(data)
