@@ -1,7 +1,7 @@
 """Training with MONAI's engines: the handler that records a run, checkpoints, schedules, logs, validation."""
 
 from .checkpoints import BestCheckpoint
-from .engines import loader, validator
+from .engines import loader, trainer, validator
 from .record import TrainingRecord, default_precision
 from .schedules import Schedule, falling_weight
 from .scores import registration_score
@@ -14,5 +14,6 @@ __all__ = [
     "falling_weight",
     "loader",
     "registration_score",
+    "trainer",
     "validator",
 ]

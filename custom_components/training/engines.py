@@ -1,4 +1,4 @@
-"""The parts of MONAI's engines that are the same in every training: data loaders and the validation."""
+"""The parts of MONAI's engines that are the same in every training: data loaders, the trainer and the validation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from ignite.metrics import Average
 from monai.data import DataLoader, DistributedSampler
-from monai.engines import SupervisedEvaluator
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from monai.handlers import ValidationHandler
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -23,6 +24,45 @@ def loader(dataset: Dataset, batch_size: int = 1, *, shuffle: bool = True) -> Da
         return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle)
     sampler = DistributedSampler(dataset, even_divisible=True, shuffle=shuffle)
     return DataLoader(dataset, batch_size=batch_size, sampler=sampler)
+
+
+def trainer(
+    network: nn.Module,
+    dataset: Dataset,
+    inferer: Callable[..., Any],
+    prepare_batch: Callable[..., Any],
+    device: torch.device,
+    *,
+    loss_function: Callable[..., Tensor],
+    optimizer: torch.optim.Optimizer,
+    evaluator: SupervisedEvaluator,
+    max_epochs: int,
+    batch_size: int = 1,
+    val_interval: int = 1,
+    amp: bool = False,
+    train_handlers: Sequence[Any] = (),
+) -> SupervisedTrainer:
+    """MONAI's trainer on a data set, which is shuffled, with a validation after some epochs.
+
+    Args:
+        network, inferer, prepare_batch, device, loss_function, optimizer, max_epochs, amp: as for `SupervisedTrainer`.
+        dataset: the training items; their number is the length of an epoch.
+        evaluator: runs after every `val_interval` epochs, before the handlers of that event.
+        train_handlers: further handlers, attached in this order.
+    """
+    return SupervisedTrainer(
+        device=device,
+        max_epochs=max_epochs,
+        train_data_loader=loader(dataset, batch_size),
+        network=network,
+        optimizer=optimizer,
+        loss_function=loss_function,
+        inferer=inferer,
+        prepare_batch=prepare_batch,
+        train_handlers=[ValidationHandler(val_interval, evaluator), *train_handlers],
+        amp=amp,
+        decollate=False,
+    )
 
 
 def validator(
