@@ -6,9 +6,9 @@ CONSTRAINTS ?= constraints-cpu.txt
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
-# Test processes, each of one thread; all tests of a file run in the same one.
+# Test processes, each of one thread; tests/conftest.py shares out the tests.
 WORKERS ?= 2
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --no-loadscope-reorder
 
 .PHONY: help demo test test-fast lint bench clean
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,23 +21,32 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.set_num_threads(1)
 
 
+def group_of(nodeid: str) -> str:
+    """Tests of a group share fixtures: those of a file or, in a folder, of a bundle, which is the first parameter."""
+    path, _, name = nodeid.partition("::")
+    bundle = re.search(r"\[(\w+)[]-]", name)
+    if bundle and (REPOSITORY / "bundles" / bundle[1] / "configs").is_dir():
+        return f"{Path(path).parent}/{bundle[1]}"
+    return path
+
+
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give the tests of a file, or of a bundle, to one process, so that their fixtures are made once.
-
-    Groups with slow tests start first: at the end no process waits long for the other.
-    """
-    groups = {item: _group_of(item) for item in items}
-    slow = {groups[item] for item in items if item.get_closest_marker("slow")}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(groups[item]))
-    items.sort(key=lambda item: groups[item] not in slow)
+    """Groups with slow tests start first: at the end no process waits long for the other."""
+    slow = {group_of(item.nodeid) for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: group_of(item.nodeid) not in slow)
 
 
-def _group_of(item: pytest.Item) -> str:
-    parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-    if isinstance(parameters.get("bundle"), Path):
-        return f"{item.path.parent.name}-{parameters['bundle'].name}"
-    return str(item.path.relative_to(REPOSITORY))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each group to one process. (`--dist loadgroup` of pytest-xdist 3.8 does not with pytest 9.2.)"""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    return ByGroup(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,8 @@ import setuptools
 
 from custom_components.data.phantoms import write_phantom_scans
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGE = REPOSITORY / "docs" / "add_a_method.md"
 

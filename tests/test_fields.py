@@ -226,6 +226,7 @@ def test_points_follow_the_field():
     torch.testing.assert_close(moved, points @ matrix[0, :, :3].T + matrix[0, :, 3])
 
 
+@pytest.mark.slow
 @both
 def test_every_operator_is_differentiable(size):
     size = tuple(n // 2 + 1 for n in size)

@@ -207,6 +207,7 @@ def test_a_pair_is_not_for_an_atlas(atlas, tmp_path):
     assert message.endswith("registers single scans to its template, not pairs: morphzoo atlas SCAN")
 
 
+@pytest.mark.slow
 def test_scans_of_a_list_are_evaluated_with_their_attributes(atlas, tmp_path, capsys):
     image, label = (str(path) for path in atlas[2:])
     scans = [{"id": sex, "image": image, "label": label, "age": 40, "sex": sex} for sex in "FM"]

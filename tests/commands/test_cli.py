@@ -45,6 +45,7 @@ def test_evaluation_of_a_list_writes_a_table(scans, tmp_path):
     assert {"metrics.csv", "metrics.json", "index.html"} <= {p.name for p in (tmp_path / "out").iterdir()}
 
 
+@pytest.mark.slow
 def test_an_evaluation_keeps_no_volume_of_an_earlier_pair(scans, tmp_path, monkeypatch):
     pair = {key: str(path) for key, path in zip(("moving", "fixed"), (scans[0][0], scans[1][0]), strict=True)}
     path = tmp_path / "list.json"

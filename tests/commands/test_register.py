@@ -30,6 +30,7 @@ def test_a_pair_is_registered_without_a_network(registered):
         assert (registered / name).is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["svf", "lddmm", "vsvf", "ddf"])
 def test_other_models_register_without_a_network(model, scans, tmp_path):
     (moving, label_moving), (fixed, label_fixed) = scans[:2]
@@ -41,6 +42,7 @@ def test_other_models_register_without_a_network(model, scans, tmp_path):
     assert metrics["folding_percent"] < 0.1
 
 
+@pytest.mark.slow
 def test_a_bundle_of_several_steps_is_optimised_without_its_network(scans, tmp_path):
     (moving, label_moving), (fixed, label_fixed) = scans[:2]
     words = ["optimize", moving, fixed, "-o", tmp_path, "--label_moving", label_moving, "--label_fixed", label_fixed]
@@ -50,6 +52,7 @@ def test_a_bundle_of_several_steps_is_optimised_without_its_network(scans, tmp_p
     assert metrics["dice_after"] > metrics["dice_before"] + 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bundle", ["avsm", "rdmm", "metric_learning"])
 def test_another_model_is_optimised_once_with_both_masks_whatever_the_bundles_steps(
     bundle, scans, tmp_path, monkeypatch
@@ -119,6 +122,7 @@ def test_the_shipped_weights_register_a_pair(scans, tmp_path):
     assert after > before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bundle", ["avsm", "voxelmorph"])
 def test_the_learned_affine_aligns_a_pair_for_any_bundle(bundle, scans, tmp_path):
     """Equal images whose headers are 60 mm apart: the map is that shift, found by the shipped network."""

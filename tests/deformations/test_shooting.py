@@ -278,6 +278,7 @@ def test_shooting_is_differentiable(model, size, checkpoint):
     assert gradcheck(parts, (momentum.requires_grad_(),), fast_mode=len(size) == 3 or checkpoint)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", [HelmholtzKernel(1.0, 1.0, 0.5), MultiGaussianKernel((1.0, 2.0))], ids=str)
 def test_shooting_is_differentiable_with_every_kernel(kernel):
     momentum, _ = random_case((5, 6))

@@ -171,6 +171,7 @@ def optimized(optimizer, moving, fixed):
     return pred["ddf"], *losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stationary", [False, True], ids=["geodesic", "stationary"])
 @pytest.mark.parametrize(("similarity", "weight"), [(LNCC(7), 1e-3), (MSE(), 1e-5)], ids=["LNCC", "MSE"])
 def test_a_shot_deformation_is_found_again(similarity, weight, stationary):

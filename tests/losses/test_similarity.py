@@ -51,6 +51,7 @@ def test_best_for_equal_images(similarity, size):
     assert similarity(image, image) < similarity(other, image)
 
 
+@pytest.mark.slow
 @each
 @both
 def test_gradcheck(similarity, size):

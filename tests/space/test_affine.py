@@ -28,6 +28,7 @@ def test_known_rigid_transform_between_t1_and_epi_is_recovered(test_data: Path, 
     assert np.linalg.norm(distance, axis=1).mean() < tolerance_mm
 
 
+@pytest.mark.slow
 def test_affine_in_the_plane_finds_an_origin_that_is_off_by_100_mm(test_data: Path) -> None:
     pytest.importorskip("itk")
     fixed, moving = (load_image(test_data / "pairs2d_multimodal" / f"{name}.nii.gz") for name in ("r16", "r64"))

@@ -38,7 +38,9 @@ from custom_components.networks.voxelmorph_unet import VoxelMorphUNet
 def test_the_scan_is_moving_and_the_template_fixed(size):
     network, scans = moved(size, smooth(size), spread=0.3), random(3, 1, *size)
     pred = template_inferer()(scans, network, attributes=SOME)
-    assert {"ddf", "inverse_ddf", "svf", "warped", "warped_template", "template", "seconds"} == pred.keys()
+    fields = {"ddf", "inverse_ddf", "svf", "warped", "warped_template", "template", "fixed", "seconds"}
+    assert pred.keys() == fields
+    assert torch.equal(pred["fixed"], pred["template"])
     assert pred["ddf"].shape == pred["inverse_ddf"].shape == (3, len(size), *size)
     torch.testing.assert_close(pred["template"], network.template(SOME))
     torch.testing.assert_close(pred["warped"], warp(scans, pred["ddf"]))

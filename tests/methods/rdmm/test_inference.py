@@ -16,6 +16,7 @@ from custom_components.methods.rdmm.weights import label_weights
 from custom_components.networks.zero import ZeroField
 
 
+@pytest.mark.slow
 @both
 def test_the_metric_is_that_of_the_moving_images_regions(size):
     image = pair(size)
