@@ -29,8 +29,8 @@ def loader(dataset: Dataset, batch_size: int = 1, *, shuffle: bool = True) -> Da
 def trainer(
     network: nn.Module,
     dataset: Dataset,
-    inferer: Callable[..., Any],
-    prepare_batch: Callable[..., Any],
+    inferer: Callable[..., Result],
+    prepare_batch: Prepare,
     device: torch.device,
     *,
     loss_function: Callable[..., Tensor],
@@ -40,7 +40,7 @@ def trainer(
     batch_size: int = 1,
     val_interval: int = 1,
     amp: bool = False,
-    train_handlers: Sequence[Any] = (),
+    train_handlers: Sequence[object] = (),
 ) -> SupervisedTrainer:
     """MONAI's trainer on a data set, which is shuffled, with a validation after some epochs.
 
