@@ -28,7 +28,7 @@ def loader(dataset: Dataset[Entry], batch_size: int = 1, *, shuffle: bool = True
 
 def trainer(
     network: nn.Module,
-    dataset: Dataset,
+    dataset: Dataset[Entry],
     inferer: Callable[..., Result],
     prepare_batch: Prepare,
     device: torch.device,
