@@ -17,14 +17,14 @@ from torch import nn
 from .vocabulary import Metrics
 
 
-def write_metrics(path: str | os.PathLike, metrics: Metrics) -> None:
+def write_metrics(path: str | os.PathLike[str], metrics: Metrics) -> None:
     """Write metrics as JSON (numbers that are not finite become null); an existing file is replaced in one step."""
     text = json.dumps(_jsonable(metrics), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_table(path: str | os.PathLike, rows: Sequence[Metrics]) -> None:
+def write_table(path: str | os.PathLike[str], rows: Sequence[Metrics]) -> None:
     """Write rows as CSV, a column for every key, empty where a row lacks it; a file there is replaced in one step."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     table = io.StringIO()
@@ -36,7 +36,7 @@ def write_table(path: str | os.PathLike, rows: Sequence[Metrics]) -> None:
 
 
 @contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Path]:
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends well, and vanishes when it fails.
 
     The temporary name keeps the suffix, by which writers choose the format; missing folders are made.
@@ -63,14 +63,14 @@ def _jsonable(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def save_tensors(path: str | os.PathLike, content: Mapping[str, object]) -> None:
+def save_tensors(path: str | os.PathLike[str], content: Mapping[str, object]) -> None:
     """Write what `torch.load(..., weights_only=True)` reads: tensors, numbers and text; a file there is replaced in one
     step."""
     with replacing(path) as partial:
         torch.save(content, partial)
 
 
-def load_weights(network: nn.Module, path: str | os.PathLike, name: str) -> None:
+def load_weights(network: nn.Module, path: str | os.PathLike[str], name: str) -> None:
     """Load a state file into a network, where its parameters are.
 
     Args:
@@ -88,7 +88,7 @@ def load_weights(network: nn.Module, path: str | os.PathLike, name: str) -> None
         raise ValueError(f"{path}: these are not weights of this {name} network") from error
 
 
-def load_parts(network: nn.Module, files: Mapping[str, str | os.PathLike]) -> None:
+def load_parts(network: nn.Module, files: Mapping[str, str | os.PathLike[str]]) -> None:
     """Load the state of parts of a network, by name, each from a file of its own; no file for "none".
 
     Raises:

@@ -73,7 +73,7 @@ Without `itk` scans cannot be aligned by it and no whole transforms are written,
 """
 
 
-def export_bundle(bundle: Path, output: str | os.PathLike, *, zipped: bool = False) -> list[Path]:
+def export_bundle(bundle: Path, output: str | os.PathLike[str], *, zipped: bool = False) -> list[Path]:
     """Write OUTPUT/<bundle>, and with `zipped` OUTPUT/<bundle>_v<version>.zip and its SHA-256 beside it.
 
     Args:

@@ -24,7 +24,7 @@ _IMAGES = (".nii", ".nii.gz", ".nrrd", ".mha")  # that are one file each
 
 def export_for_monai_label(
     bundle: Path,
-    output: str | os.PathLike,
+    output: str | os.PathLike[str],
     *,
     atlas: str,
     atlas_labels: str,

@@ -25,8 +25,11 @@ AMPLITUDE_MM = 12.0
 
 NUM_POINTS = 20_000
 
+# Paths by role: moving, fixed, label_moving, label_fixed.
+Pair = dict[str, str]
 
-def make_subjects(folder: Path, seed: int = 0, size: tuple[int, ...] | None = None) -> tuple[dict, Tensor, np.ndarray]:
+
+def make_subjects(folder: Path, seed: int = 0, size: tuple[int, ...] | None = None) -> tuple[Pair, Tensor, np.ndarray]:
     """Write two subjects; returns their files as a pair, the true displacement and the grid's affine.
 
     Args:
@@ -48,7 +51,8 @@ def make_subjects(folder: Path, seed: int = 0, size: tuple[int, ...] | None = No
     velocities = [
         random_velocity(half, amplitude=AMPLITUDE_MM / 2, spacings=(10.0, 20.0), generator=generator) for _ in "ab"
     ]
-    pair, maps = {}, []
+    pair: Pair = {}
+    maps = []
     for role, velocity in zip(("moving", "fixed"), velocities, strict=True):
         ddf = resize_field(integrate_velocity(velocity), full)
         maps.append((velocity, ddf))

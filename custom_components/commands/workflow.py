@@ -150,7 +150,7 @@ def as_list(value: str | Sequence[str]) -> list[str]:
     return value.split(",") if isinstance(value, str) else [str(item) for item in value]
 
 
-def writable_folder(output: str | os.PathLike) -> Path:
+def writable_folder(output: str | os.PathLike[str]) -> Path:
     """Make the output folder, or say at once why that is impossible."""
     folder = Path(output)
     try:

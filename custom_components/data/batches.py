@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from monai.data import list_data_collate
-from torch import Tensor
+from torch import Generator, Tensor
 
 from ..fields import plain
-from ..vocabulary import Collated
+from ..vocabulary import Collated, Entry
 
 # What a `prepare_batch` returns: network input, targets of the loss, (), keyword arguments of the inferer.
 Prepared = tuple[Tensor, dict[str, Tensor], tuple[()], dict[str, Any]]
@@ -42,6 +42,30 @@ def prepare_pair_batch(
     return image, targets, (), {"masks": masks} if masks else {}
 
 
+class Synthesis(Protocol):
+    """Images of label maps: `draw` takes all random numbers, the call is a pure function of the maps and the draw."""
+
+    def draw(self, batch: int, size: Sequence[int], generator: Generator, /) -> Mapping[str, object]:
+        """The random numbers of `batch` maps of `size`."""
+        ...
+
+    def __call__(self, *maps_and_draw: object) -> dict[str, Tensor]:
+        """Images and label maps (B, 1, *S) by role."""
+        ...
+
+
+class Slices(Protocol):
+    """2-D slices of label maps, split in the same way."""
+
+    def draw(self, generator: Generator, /) -> Mapping[str, object]:
+        """Where the maps are cut."""
+        ...
+
+    def __call__(self, *maps_and_draw: object) -> list[Tensor]:
+        """The maps, cut."""
+        ...
+
+
 class SynthesizedBatch:
     """`prepare_batch` for label maps: images are made of them on the training device, anew at each call.
 
@@ -54,7 +78,7 @@ class SynthesizedBatch:
             so that a seeded run can be repeated, and each process of a distributed run goes its own way.
     """
 
-    def __init__(self, synthesis: Any, slices: Any | None = None, seed: int | None = None) -> None:
+    def __init__(self, synthesis: Synthesis, slices: Slices | None = None, seed: int | None = None) -> None:
         self.synthesis, self.slices, self.seed = synthesis, slices, seed
 
     @torch.no_grad()
@@ -77,7 +101,7 @@ class SynthesizedBatch:
         return torch.cat([targets[role] for role in ("moving", "fixed") if role in targets], 1), targets, (), {}
 
 
-def seeded_batch(prepare: Prepare, item: Any, seed: int, device: torch.device | str = "cpu") -> Any:
+def seeded_batch(prepare: Prepare, item: Entry, seed: int, device: torch.device | str = "cpu") -> Prepared:
     """A batch of one pair, whose random numbers are the seed's."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

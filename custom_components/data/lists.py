@@ -40,7 +40,7 @@ _ALIASES = {f"{side}_image": side for side in ("moving", "fixed")} | {
 
 
 def load_list(
-    path: str | os.PathLike, section: str = "training", base_dir: str | os.PathLike | None = None
+    path: str | os.PathLike[str], section: str = "training", base_dir: str | os.PathLike[str] | None = None
 ) -> list[Entry]:
     """Read one section of a data list and make its paths absolute.
 

@@ -34,8 +34,8 @@ class TrainingPairs:
 
     def __init__(
         self,
-        data_list: str | os.PathLike,
-        base_dir: str | os.PathLike | None,
+        data_list: str | os.PathLike[str],
+        base_dir: str | os.PathLike[str] | None,
         transform: Callable[[Entry], Entry] | None,
         *,
         atlas: Entry | str | None = None,
@@ -73,7 +73,7 @@ class TrainingPairs:
         )
 
 
-class ScanPairDataset(Dataset, Randomizable):
+class ScanPairDataset(Dataset[Entry], Randomizable):
     """Pairs for training: drawn from single scans, or read as given.
 
     Convention: an item has the keys `moving fixed label_moving label_fixed mask_moving mask_fixed`, as far as the data

@@ -146,7 +146,7 @@ def phantom_pair(
 
 
 def write_phantom_scans(
-    folder: str | os.PathLike,
+    folder: str | os.PathLike[str],
     n: int = 6,
     size: Sequence[int] = (32, 32, 32),
     *,

@@ -35,7 +35,7 @@ def summarize(rows: Sequence[Metrics]) -> dict[str, dict[str, float]]:
     return summary
 
 
-def write_cohort(folder: str | os.PathLike, rows: Sequence[Metrics]) -> dict[str, dict[str, float]]:
+def write_cohort(folder: str | os.PathLike[str], rows: Sequence[Metrics]) -> dict[str, dict[str, float]]:
     """Write the metrics of a cohort: `metrics.csv` (one row a pair) and `metrics.json` (rows, mean, SD, number).
 
     Args:
@@ -59,7 +59,7 @@ def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def cohort_page(folder: str | os.PathLike, rows: Sequence[Metrics], *, title: str = "Registration report") -> None:
+def cohort_page(folder: str | os.PathLike[str], rows: Sequence[Metrics], *, title: str = "Registration report") -> None:
     """Write `index.html` for a cohort: mean and SD of each measure, one row for each pair, and the pictures.
 
     The page needs no other file than the pictures and works from the disk.
@@ -117,7 +117,7 @@ def _number(value: object) -> str:
     return "" if value is None else str(value)
 
 
-def _link(picture: str | os.PathLike, folder: Path) -> str:
+def _link(picture: str | os.PathLike[str], folder: Path) -> str:
     path = Path(picture)
     return quote(Path(os.path.relpath(path, folder) if path.is_absolute() else path).as_posix())
 
@@ -186,7 +186,7 @@ class CohortReport:
         output_dir: folder of the run.
     """
 
-    def __init__(self, output_dir: str | os.PathLike) -> None:
+    def __init__(self, output_dir: str | os.PathLike[str]) -> None:
         self.output_dir = Path(output_dir)
         self.registrations: list[Registration] = []
 

@@ -52,7 +52,7 @@ _HEADINGS = {
 
 
 def pair_picture(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     moving: Tensor,
     fixed: Tensor,
     warped: Tensor,
@@ -127,7 +127,7 @@ def _draw_pair(subject: Subject, views: Sequence[View], title: str) -> Figure:
 
 
 def maps_picture(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     image: Tensor,
     maps: Mapping[str, Tensor],
     *,

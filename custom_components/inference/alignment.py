@@ -35,7 +35,7 @@ class NetworkAligner:
     """
 
     def __init__(
-        self, network: nn.Module, spacing: float, size: Sequence[int], weights: str | os.PathLike | None = None
+        self, network: nn.Module, spacing: float, size: Sequence[int], weights: str | os.PathLike[str] | None = None
     ) -> None:
         self.network, self.spacing, self.size = network, float(spacing), tuple(size)
         self.weights = weights

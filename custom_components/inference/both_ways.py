@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from monai.inferers import Inferer
 from torch import Tensor
@@ -49,10 +47,14 @@ def _both_masks(masks: Masks) -> dict[str, Tensor]:
     return {"mask_moving": torch.cat([moving, fixed]), "mask_fixed": torch.cat([fixed, moving])}
 
 
-def _samples(value: Any, part: slice) -> Any:
+def _samples(pred: Result, part: slice) -> Result:
     """Some of the batch's samples, in every tensor of a result."""
+    return {key: _some(value, part) for key, value in pred.items()}
+
+
+def _some(value: object, part: slice) -> object:
     if isinstance(value, Tensor):
         return value[part]
     if isinstance(value, dict):
-        return {key: _samples(entry, part) for key, entry in value.items()}
-    return [_samples(entry, part) for entry in value] if isinstance(value, list) else value
+        return _samples(value, part)
+    return [_some(entry, part) for entry in value] if isinstance(value, list) else value

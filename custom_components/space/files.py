@@ -33,7 +33,7 @@ _AFFINE_CLASSES = ("AffineTransform", "MatrixOffsetTransformBase")
 
 
 @contextlib.contextmanager
-def publish_together(folder: str | os.PathLike) -> Iterator[Path]:
+def publish_together(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a scratch folder; when the block succeeds its files move into `folder`, when it fails nothing changes there.
 
     Raises:
@@ -59,7 +59,7 @@ def publish_together(folder: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _publish(path: str | os.PathLike) -> Iterator[str]:
+def _publish(path: str | os.PathLike[str]) -> Iterator[str]:
     """A temporary path with the same ending; renamed to `path` when the block succeeds."""
     path = Path(path)
     with publish_together(path.parent) as scratch:
@@ -67,7 +67,7 @@ def _publish(path: str | os.PathLike) -> Iterator[str]:
 
 
 def write_image(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     image: Tensor,
     affine: np.ndarray,
     *,
@@ -97,7 +97,7 @@ def write_image(
         _save_nifti(array, _embed(affine), temporary)
 
 
-def write_displacement_field(path: str | os.PathLike, ddf: Tensor, grid: Grid) -> None:
+def write_displacement_field(path: str | os.PathLike[str], ddf: Tensor, grid: Grid) -> None:
     """Write a displacement field (D, *S), voxels of `grid`, as an ITK vector NIfTI in LPS mm.
 
     The file has shape (X, Y, Z, 1, 3), or (X, Y, 1, 1, 2) in 2-D, float32, intent "vector"; voxel axes as in `grid`.
@@ -108,7 +108,7 @@ def write_displacement_field(path: str | os.PathLike, ddf: Tensor, grid: Grid) -
         _save_nifti(vectors.reshape(*grid.size, *[1] * (4 - d), d), _embed(grid.affine), temporary, intent="vector")
 
 
-def read_displacement_field(path: str | os.PathLike) -> DisplacementField:
+def read_displacement_field(path: str | os.PathLike[str]) -> DisplacementField:
     """Read a field as `write_displacement_field` writes it (as ANTs and ITK do).
 
     Raises:
@@ -139,7 +139,7 @@ def read_displacement_field(path: str | os.PathLike) -> DisplacementField:
     return _field_from_lps(vectors if intent == _VECTOR else vectors @ flip_lps(d)[:d, :d], affine)
 
 
-def write_affine_transform(path: str | os.PathLike, world_matrix: np.ndarray) -> None:
+def write_affine_transform(path: str | os.PathLike[str], world_matrix: np.ndarray) -> None:
     """Write a world matrix (D + 1, D + 1), RAS mm, as an ITK text transform (.tfm or .txt, LPS mm)."""
     d = len(world_matrix) - 1
     lps = flip_lps(d) @ world_matrix @ flip_lps(d)
@@ -152,7 +152,7 @@ def write_affine_transform(path: str | os.PathLike, world_matrix: np.ndarray) ->
         Path(temporary).write_text(text)
 
 
-def read_affine_transform(path: str | os.PathLike) -> np.ndarray:
+def read_affine_transform(path: str | os.PathLike[str]) -> np.ndarray:
     """Read one affine transform as a world matrix (D + 1, D + 1), RAS mm: ITK text, or any ITK file if `itk` is there.
 
     Raises:
@@ -168,7 +168,7 @@ def read_affine_transform(path: str | os.PathLike) -> np.ndarray:
     return matrix
 
 
-def read_transform(path: str | os.PathLike) -> list[Step]:
+def read_transform(path: str | os.PathLike[str]) -> list[Step]:
     """Read a transform file as steps from fixed to moving points, in the order of application.
 
     NIfTI displacement fields and ITK text affines need nothing else; composites (.h5), ANTs `0GenericAffine.mat` and
@@ -219,7 +219,7 @@ def _world_matrix(linear_lps: np.ndarray, offset_lps: np.ndarray) -> np.ndarray:
     return flip_lps(d) @ matrix @ flip_lps(d)
 
 
-def write_composite_transform(path: str | os.PathLike, steps: Sequence[Step]) -> bool:
+def write_composite_transform(path: str | os.PathLike[str], steps: Sequence[Step]) -> bool:
     """Write steps, first applied first, as one ITK composite transform (.h5, LPS mm, float32). Needs `itk`.
 
     Returns:

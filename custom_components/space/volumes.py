@@ -10,7 +10,7 @@ import logging
 import os
 import zlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import nibabel as nib
 import numpy as np
@@ -48,7 +48,18 @@ class Volume:
         return Grid(self.affine, tuple(self.data.shape[1:]))
 
 
-def load_image(path: str | os.PathLike) -> Volume:
+class _Header(TypedDict):
+    """The arguments of `Volume` beside the data."""
+
+    affine: np.ndarray
+    path: str
+    file_affine: np.ndarray
+    file_shape: tuple[int, ...]
+    file_dtype: np.dtype
+    has_frame: bool
+
+
+def load_image(path: str | os.PathLike[str]) -> Volume:
     """Read a scalar 2-D or 3-D intensity image as float32.
 
     NIfTI and MGZ are read by nibabel, everything else by `itk`. A NIfTI file without a frame (qform and sform code 0)
@@ -66,7 +77,7 @@ def load_image(path: str | os.PathLike) -> Volume:
     return Volume(torch.from_numpy(array.astype(np.float32))[None], **header)
 
 
-def spatial_dims_of(path: str | os.PathLike) -> int:
+def spatial_dims_of(path: str | os.PathLike[str]) -> int:
     """Whether a file holds a 2-D or a 3-D image, by its header alone. Errors as `load_image`, as far as it tells."""
     path = str(path)
     if not os.path.isfile(path):
@@ -92,7 +103,7 @@ def _itk_size(path: str) -> list[int]:
     return [reader.GetDimensions(i) for i in range(reader.GetNumberOfDimensions())]
 
 
-def load_labels(path: str | os.PathLike) -> Volume:
+def load_labels(path: str | os.PathLike[str]) -> Volume:
     """Read a label map (or mask) as int16, or int32 where int16 is too small. Errors as `load_image`.
 
     Raises:
@@ -108,7 +119,7 @@ def load_labels(path: str | os.PathLike) -> Volume:
     return Volume(torch.from_numpy(array.astype(dtype))[None], **header)
 
 
-def _read_volume(path: str | os.PathLike) -> tuple[np.ndarray, dict[str, Any]]:
+def _read_volume(path: str | os.PathLike[str]) -> tuple[np.ndarray, _Header]:
     """A checked array of 2 or 3 axes and the remaining arguments of `Volume`."""
     path = str(path)
     if not os.path.isfile(path):
@@ -128,10 +139,16 @@ def _read_volume(path: str | os.PathLike) -> tuple[np.ndarray, dict[str, Any]]:
         raise ValueError(f"{path}: expected an invertible affine, got {np.round(affine[:3], 4).tolist()}")
     if not has_frame:
         _warn_once(f"{path}: the file has no world frame; placed at the origin with its voxel spacing, as ITK does")
-    header = {"path": path, "file_affine": affine, "file_shape": shape, "file_dtype": dtype, "has_frame": has_frame}
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
-    return array, {"affine": affine if array.ndim == 3 else plane_affine(affine), **header}
+    return array, {
+        "affine": affine if array.ndim == 3 else plane_affine(affine),
+        "path": path,
+        "file_affine": affine,
+        "file_shape": shape,
+        "file_dtype": dtype,
+        "has_frame": has_frame,
+    }
 
 
 def _read_nibabel(path: str) -> tuple[np.ndarray, np.ndarray, bool]:

@@ -30,7 +30,7 @@ class BrainContrast(RandomContrast):
 
     def __init__(
         self,
-        statistics: str | os.PathLike,
+        statistics: str | os.PathLike[str],
         contrast: str | Sequence[str] = "t1",
         *,
         std: Range = (2.5, 10),
@@ -60,7 +60,7 @@ class T1Brains(SynthesizePair):
 
     def __init__(
         self,
-        statistics: str | os.PathLike,
+        statistics: str | os.PathLike[str],
         *,
         rotation_degrees: float = 5.0,
         scaling: float = 0.1,

@@ -36,7 +36,7 @@ class LabelIntensities:
         *,
         std: Range = (5, 25),
         background_std: Range = (0, 25),
-        statistics: str | os.PathLike | None = None,
+        statistics: str | os.PathLike[str] | None = None,
         contrast: str | Sequence[str] = "t1",
         statistics_share: float = 1.0,
     ) -> None:
@@ -69,7 +69,7 @@ class LabelIntensities:
         return torch.addcmul(mean, draw["std"].gather(1, index).view(labels.shape), draw["noise"])
 
 
-def read_statistics(path: str | os.PathLike, num_labels: int = 531, contrast: str = "t1") -> tuple[Tensor, Tensor]:
+def read_statistics(path: str | os.PathLike[str], num_labels: int = 531, contrast: str = "t1") -> tuple[Tensor, Tensor]:
     """Mean and spread of each label id, 0 to 255, shape (num_labels,); NaN for ids that the file does not have."""
     with open(path, newline="") as file:
         rows = [row for row in csv.DictReader(file) if int(row["id"]) < num_labels]

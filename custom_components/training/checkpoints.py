@@ -48,12 +48,12 @@ class ResumableCheckpoint:
 
     def __init__(
         self,
-        path: str | os.PathLike,
+        path: str | os.PathLike[str],
         objects: Mapping[str, Stateful],
         *,
         interval: int = 1,
         resume: bool = False,
-        initial_weights: str | os.PathLike | None = None,
+        initial_weights: str | os.PathLike[str] | None = None,
         fresh: Sequence[str] = (),
     ) -> None:
         self.path, self.objects, self.interval, self.resume = Path(path), dict(objects), interval, resume
@@ -96,7 +96,7 @@ class ResumableCheckpoint:
         if engine.state.max_epochs is not None and checkpoint["epoch"] >= engine.state.max_epochs:
             logger.warning("%s has all %d epochs: raise max_epochs to continue", self.path, checkpoint["epoch"])
 
-    def _restore(self, name: str, state: Mapping[str, object], source: str | os.PathLike) -> None:
+    def _restore(self, name: str, state: Mapping[str, object], source: str | os.PathLike[str]) -> None:
         thing = unwrap(self.objects[name])
         length = thing.T_max if isinstance(thing, CosineAnnealingLR) else None
         try:
@@ -126,7 +126,7 @@ class BestCheckpoint:
         networks: networks by the names of their files; by default the evaluator's network as `model.pt`.
     """
 
-    def __init__(self, folder: str | os.PathLike, networks: Mapping[str, nn.Module] | None = None) -> None:
+    def __init__(self, folder: str | os.PathLike[str], networks: Mapping[str, nn.Module] | None = None) -> None:
         self.folder, self.networks = Path(folder), dict(networks or {})
         self.score: float | None = None
 

@@ -14,11 +14,11 @@ from torch.utils.data import Dataset
 
 from ..data.batches import Prepare
 from ..networks.parallel import is_distributed
-from ..vocabulary import Output, Result
+from ..vocabulary import Entry, Output, Result
 from .scores import registration_score
 
 
-def loader(dataset: Dataset, batch_size: int = 1, *, shuffle: bool = True) -> DataLoader:
+def loader(dataset: Dataset[Entry], batch_size: int = 1, *, shuffle: bool = True) -> DataLoader:
     """Batches of a data set; in a distributed run, of this process's share of it."""
     if not is_distributed():
         return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle)
@@ -28,7 +28,7 @@ def loader(dataset: Dataset, batch_size: int = 1, *, shuffle: bool = True) -> Da
 
 def trainer(
     network: nn.Module,
-    dataset: Dataset,
+    dataset: Dataset[Entry],
     inferer: Callable[..., Result],
     prepare_batch: Prepare,
     device: torch.device,
@@ -67,7 +67,7 @@ def trainer(
 
 def validator(
     network: nn.Module,
-    dataset: Dataset,
+    dataset: Dataset[Entry],
     inferer: Callable[..., Result],
     prepare_batch: Prepare,
     device: torch.device,

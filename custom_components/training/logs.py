@@ -45,7 +45,7 @@ class TrainingCurve:
         evaluator: the validation engine whose metrics are written beside the losses.
     """
 
-    def __init__(self, path: str | os.PathLike, evaluator: Engine | None = None) -> None:
+    def __init__(self, path: str | os.PathLike[str], evaluator: Engine | None = None) -> None:
         self.path, self.evaluator = Path(path), evaluator
         self.sums: dict[str, float] = {}
         self.count = 0
@@ -100,7 +100,7 @@ class WarpedPanel:
         log_dir: TensorBoard's folder.
     """
 
-    def __init__(self, log_dir: str | os.PathLike) -> None:
+    def __init__(self, log_dir: str | os.PathLike[str]) -> None:
         self.log_dir = str(log_dir)
         self.panels = 0
         self.writer: SummaryWriter | None = None

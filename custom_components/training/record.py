@@ -66,11 +66,11 @@ class TrainingRecord:
         objects: Mapping[str, Stateful],
         evaluator: Engine,
         best: BestCheckpoint,
-        output_dir: str | os.PathLike,
+        output_dir: str | os.PathLike[str],
         *,
         ema_decay: float = 0.0,
         resume: bool = False,
-        initial_weights: str | os.PathLike | None = None,
+        initial_weights: str | os.PathLike[str] | None = None,
         fresh: Sequence[str] = (),
     ) -> None:
         self.objects, self.evaluator, self.best, self.output_dir = dict(objects), evaluator, best, Path(output_dir)

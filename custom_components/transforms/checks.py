@@ -23,7 +23,7 @@ class CheckLabelsd(MapTransform):
         ValueError: names the file and the ids.
     """
 
-    def __init__(self, keys: KeysCollection, known: Sequence[int] | str | os.PathLike) -> None:
+    def __init__(self, keys: KeysCollection, known: Sequence[int] | str | os.PathLike[str]) -> None:
         super().__init__(keys)
         self.source = str(known) if isinstance(known, str | os.PathLike) else "the configured labels"
         self.known = torch.tensor(sorted(_ids_of(known)))
@@ -41,7 +41,7 @@ class CheckLabelsd(MapTransform):
         return dict(data)
 
 
-def _ids_of(known: Sequence[int] | str | os.PathLike) -> list[int]:
+def _ids_of(known: Sequence[int] | str | os.PathLike[str]) -> list[int]:
     if not isinstance(known, str | os.PathLike):
         return [int(i) for i in known]
     with open(known, newline="") as file:

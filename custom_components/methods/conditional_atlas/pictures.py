@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def template_picture(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     image: Tensor,
     labels: Tensor | None = None,
     *,
@@ -52,7 +52,7 @@ def template_picture(
 
 
 def template_animation(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     images: Sequence[Tensor],
     headings: Sequence[str],
     *,

@@ -14,7 +14,7 @@ from ...evaluation.metrics import normalized_cross_correlation
 from ...evaluation.overlap import mean_dice
 from ...losses.overlap import label_indicators
 from ...networks.parallel import share_weights
-from ...vocabulary import Output
+from ...vocabulary import Entry, Output
 from .network import AtlasNetwork
 from .template import ConditionalTemplate
 
@@ -54,10 +54,10 @@ class InitializeTemplate:
     def __init__(
         self,
         network: AtlasNetwork,
-        dataloader: DataLoader,
+        dataloader: DataLoader[Entry],
         prepare_batch: Prepare,
         *,
-        registration_weights: str | os.PathLike | None = None,
+        registration_weights: str | os.PathLike[str] | None = None,
         num_scans: int = 100,
     ) -> None:
         self.network, self.dataloader, self.prepare_batch = network, dataloader, prepare_batch

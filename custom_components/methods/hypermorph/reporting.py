@@ -119,7 +119,7 @@ def _write_rows(rows: Rows, path: Path) -> None:
 
 
 def sweep_picture(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     fixed: Tensor,
     warped: Sequence[Tensor],
     ddfs: Sequence[Tensor],

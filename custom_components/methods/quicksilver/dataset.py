@@ -26,7 +26,7 @@ from ...files import save_tensors
 from ...inference.refinement import PairwiseOptimizer
 from ...inference.registration import RegistrationInferer
 from ...networks.parallel import is_distributed
-from ...vocabulary import Collated
+from ...vocabulary import Collated, Entry
 from .inference import PatchPredictor
 from .patches import brightest, cut, pad_to_patches
 
@@ -59,9 +59,9 @@ class OptimizedMomenta:
 
     def __init__(
         self,
-        pairs: Dataset,
+        pairs: Dataset[Entry],
         optimizer: PairwiseOptimizer,
-        cache_dir: str | os.PathLike,
+        cache_dir: str | os.PathLike[str],
         *,
         prepare: Prepare = prepare_pair_batch,
         settings: Mapping[str, object] | None = None,
@@ -111,7 +111,7 @@ class OptimizedMomenta:
             time.sleep(1)
         return files
 
-    def _optimize(self, items: Mapping[int, Mapping[str, object]], files: Sequence[Path]) -> None:
+    def _optimize(self, items: Mapping[int, Entry], files: Sequence[Path]) -> None:
         """Register pairs, by their numbers, in one batch and write their files."""
         images = [seeded_batch(self.prepare, item, i, self.device)[0].float() for i, item in items.items()]
         image = torch.cat(images).to(self.device)
@@ -123,7 +123,7 @@ class OptimizedMomenta:
             save_tensors(files[i], {"image": shown.clone(), "momentum": momentum.clone(), "description": description})
 
 
-class MomentumPatchDataset(Dataset, Randomizable):
+class MomentumPatchDataset(Dataset[dict[str, Tensor]], Randomizable):
     """Patches of image pairs and of their momenta.
 
     Item i is a random patch of a random pair, `image` (2, *[patch * stride]) and `momentum` (D, *[patch]), out of those

@@ -134,7 +134,7 @@ class QuicksilverNetwork(nn.Module):
                 module.p = self.dropout
 
 
-def load_network(network: nn.Module, path: str | os.PathLike | None) -> QuicksilverNetwork | None:
+def load_network(network: nn.Module, path: str | os.PathLike[str] | None) -> QuicksilverNetwork | None:
     """Another network like this one, of any number of features, with a file's weights.
 
     None for no path or "none", and where the network is not Quicksilver's (a registration without one).
@@ -153,7 +153,7 @@ def load_network(network: nn.Module, path: str | os.PathLike | None) -> Quicksil
     return other.to(device).eval()
 
 
-def load_predictor(network: QuicksilverNetwork, path: str | os.PathLike | None) -> QuicksilverNetwork | None:
+def load_predictor(network: QuicksilverNetwork, path: str | os.PathLike[str] | None) -> QuicksilverNetwork | None:
     """The network whose predictions `network` is to correct, which is noted in it; see `load_network`."""
     predictor = load_network(network, path)
     network.corrects = "" if predictor is None else predictor.digest()

@@ -14,10 +14,10 @@ from torch.utils.data import Dataset
 from ...data.batches import Prepare, Prepared, prepare_pair_batch, seeded_batch
 from ...data.names import pair_digest, pair_name
 from ...files import save_tensors
-from ...vocabulary import Collated
+from ...vocabulary import Collated, Entry
 
 
-class SteadyPairs(Dataset):
+class SteadyPairs(Dataset[dict[str, str | Tensor]]):
     """Pairs that are the same at each visit: random images are seeded with the pair's number.
 
     Item i has `image` (2, *S), moving and fixed, what else the loss needs (labels), and `pair`, a name of its own, made
@@ -28,7 +28,7 @@ class SteadyPairs(Dataset):
         prepare: makes the images of a batch of pairs (`SynthesizedBatch`).
     """
 
-    def __init__(self, pairs: Dataset, prepare: Prepare = prepare_pair_batch) -> None:
+    def __init__(self, pairs: Dataset[Entry], prepare: Prepare = prepare_pair_batch) -> None:
         self.pairs, self.prepare = pairs, prepare
 
     def __len__(self) -> int:
@@ -54,7 +54,7 @@ class MomentumStore:
         settings: what the momenta depend on (kernel, spacing): written to the files and compared.
     """
 
-    def __init__(self, folder: str | os.PathLike, settings: Mapping[str, object] | None = None) -> None:
+    def __init__(self, folder: str | os.PathLike[str], settings: Mapping[str, object] | None = None) -> None:
         self.folder = Path(folder)
         self.description = json.dumps({key: str(value) for key, value in (settings or {}).items()}, sort_keys=True)
 
