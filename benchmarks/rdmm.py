@@ -38,18 +38,19 @@ from custom_components.data.lists import load_list
 
 OVERLAYS = BUNDLES / "overlays"
 KERNEL = {"_target_": "custom_components.deformations.kernels.MultiGaussianKernel", "sigmas": [2.0, 4.0, 8.0, 16.0]}
+CONSTANT_RATE = {"_target_": "torch.optim.lr_scheduler.ConstantLR", "optimizer": "@optimizer", "factor": 1.0}
 SEARCH = {"levels": [4, 2, 1], "iterations": [20, 20, 15]}
 NETWORK = {"learning_rate": 0.001, "integration_steps": 5}
 # Network: bundle, share of the steps, batch size, settings of its training.
 NETWORKS: dict[str, tuple[str, float, int, dict[str, Any]]] = {
     "RDMM": ("rdmm", 1.0, 4, {**NETWORK, "static_epochs": 2, "falling_rate": 2.0, "folding_weight": 10.0}),
     "LDDMM": ("avsm", 1.0, 4, {**NETWORK, "deformation#stationary": False}),
-    "local": ("metric_learning", 0.1, 8, {"visit_iterations": 3, "lr_scheduler#T_max": 100000}),
+    "local": ("metric_learning", 0.1, 8, {"visit_iterations": 3, "record#objects#lr_scheduler": CONSTANT_RATE}),
     "global": (
         "metric_learning",
         0.1,
         8,
-        {"visit_iterations": 3, "lr_scheduler#T_max": 100000, "global_epochs": EPOCHS},
+        {"visit_iterations": 3, "record#objects#lr_scheduler": CONSTANT_RATE, "global_epochs": EPOCHS},
     ),
 }
 

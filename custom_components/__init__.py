@@ -43,7 +43,13 @@ __all__ = sorted([*_PLACES, "__version__"])
 def __getattr__(name: str) -> Any:
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_PLACES[name]}", __name__), name)
+    try:
+        return getattr(importlib.import_module(f".{_PLACES[name]}", __name__), name)
+    except ModuleNotFoundError as error:
+        if error.name != f"{__name__}.commands":
+            raise
+        # An exported bundle carries the components, but not the commands.
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}: the commands are not here") from error
 
 
 def __dir__() -> list[str]:

@@ -61,7 +61,7 @@ def abilities(bundle: Path) -> Config:
 
 def takes_scans(bundle: Path) -> bool:
     """Whether a bundle registers single scans, each to its own template, instead of pairs."""
-    return abilities(bundle)["input"] == "scan"
+    return abilities(bundle).get("input", "pair") == "scan"
 
 
 def settings_of(bundle: Path) -> set[str]:

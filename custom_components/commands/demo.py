@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +52,7 @@ def demo(
     Returns:
         The registration, and its error against the known deformation.
     """
+    from ..files import write_metrics
     from .subjects import make_subjects
 
     folder = writable_folder(output)
@@ -62,8 +62,7 @@ def demo(
     settings = {"optimize": 25, "output_dir": str(folder), **settings}
     registration = infer(bundle, [pair], overlay, settings)[0]
     result = _compare(registration, truth, affine, Path(pair["label_fixed"]))
-    text = json.dumps({**result.metrics, "folder": str(registration.folder)}, indent=1, default=str)
-    (registration.folder / "demo.json").write_text(text)
+    write_metrics(registration.folder / "demo.json", {**result.metrics, "folder": str(registration.folder)})
     return result
 
 

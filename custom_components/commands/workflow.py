@@ -145,8 +145,10 @@ def _check_architecture(weights: str, network: nn.Module) -> None:
         raise ValueError(f"{weights}: these are not weights of this bundle's network ({len(wanted)} tensors expected)")
 
 
-def as_list(value: str | Sequence[str]) -> list[str]:
-    """The parts of a text with commas, or the items of a sequence as texts."""
+def as_list(value: str | os.PathLike[str] | Sequence[str]) -> list[str]:
+    """The parts of a text with commas, a path, or the items of a sequence as texts."""
+    if isinstance(value, os.PathLike):
+        return [str(value)]
     return value.split(",") if isinstance(value, str) else [str(item) for item in value]
 
 

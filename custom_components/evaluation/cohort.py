@@ -206,3 +206,6 @@ class CohortReport:
         if len(self.registrations) > 1:
             write_cohort(self.output_dir, self.cohort.rows)
             cohort_page(self.output_dir, self.cohort.rows)
+        else:
+            for name in ("metrics.csv", "metrics.json", "index.html"):  # of an earlier run with more pairs
+                (self.output_dir / name).unlink(missing_ok=True)

@@ -51,7 +51,7 @@ class Registration:
     @property
     def row(self) -> Row:
         """The measures as a row of a table, with the path of the picture if there is one."""
-        return {**self.metrics, **{key: str(self.files[key]) for key in ("picture",) if key in self.files}}
+        return {**self.metrics, **{key: str(self.files[key].absolute()) for key in ("picture",) if key in self.files}}
 
     def __str__(self) -> str:
         """The most important measures, one a line, and where the files are."""

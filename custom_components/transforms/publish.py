@@ -129,8 +129,8 @@ def publish(folder: Path, files: Iterable[OutputFile]) -> None:
         for file in files:
             file.write(scratch / file.name)
         (scratch / MANIFEST).write_text(json.dumps(names, indent=1) + "\n")
-        # Deleted before the new files come: a run cut in between leaves files missing, but none of another run.
-        for name in set(listed(folder)) - set(names):
+        # All are deleted before the new ones come: a run cut in between leaves files missing, but none of another run.
+        for name in listed(folder):
             (folder / name).unlink(missing_ok=True)
 
 
@@ -158,7 +158,8 @@ def _write(metrics: Metrics, path: Path) -> None:
 def _arrays(pair: RegisteredPair, report: Report) -> dict[str, MetaTensor]:
     found = {kind: (file.image, file.affine) for kind, file in report.files.items()}
     for name, tensor in pair.pred.items():
-        if tensor.shape[1:] == pair.grid.size and name not in found:
+        # The inferer's "warped" is on the model grid; under that name the result has the native grid alone.
+        if tensor.shape[1:] == pair.grid.size and name not in found and name != "warped":
             found[name] = (tensor, pair.grid.affine)
     return {
         name: MetaTensor(image, affine=torch.from_numpy(affine))

@@ -55,7 +55,7 @@ class RegisteredPair:
         volumes = {role: ScanPath.volume_of(item[f"{role}_path"]) for role in ("moving", "fixed")}
         labels = [f"label_{role}" for role in ("moving", "fixed") if item.get(f"label_{role}_path")]
         volumes |= {key: ScanPath.volume_of(item[f"{key}_path"]) for key in labels}
-        images = {key: _on_cpu(item[key]) for key in _IMAGES if key in item}
+        images = {key: _on_cpu(item[key]) for key in _IMAGES if item.get(key) is not None}
         # Of several steps an inferer also returns what each of them did: it is of no interest here.
         found = {str(key): value for key, value in item["pred"].items() if isinstance(value, Tensor | int | float)}
         pred = {key: _on_cpu(value) for key, value in found.items()}

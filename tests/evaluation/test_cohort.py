@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,27 @@ def test_cohort_report_writes_a_table_numbers_and_a_page(tmp_path):
 def test_one_pair_needs_no_cohort_report(tmp_path):
     run_cohort(tmp_path, [[registered(id="a")]])
     assert not list(tmp_path.iterdir())
+
+
+def test_one_pair_takes_the_place_of_an_earlier_cohort(tmp_path):
+    run_cohort(tmp_path, [[registered(id="a"), registered(id="b")]])
+    assert (tmp_path / "index.html").exists()
+    run_cohort(tmp_path, [[registered(id="a")]])
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_page_shows_pictures_of_a_relative_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pairs = []
+    for name in ("a", "b"):
+        picture = Path("evaluated") / name / "picture.png"
+        picture.parent.mkdir(parents=True)
+        picture.write_bytes(b"png")
+        pairs.append({"registration": Registration(name, picture.parent, {"picture": picture}, {"id": name})})
+    run_cohort("evaluated", [pairs])
+    page = (tmp_path / "evaluated" / "index.html").read_text()
+    links = re.findall('src="([^"]+)"', page)
+    assert [(tmp_path / "evaluated" / link).read_bytes() for link in links] == [b"png", b"png"]
 
 
 def test_items_without_measures_are_passed_over(tmp_path):

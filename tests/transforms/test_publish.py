@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 import pickle
 import weakref
 from functools import partial
@@ -19,6 +20,7 @@ from custom_components.methods.hypermorph.reporting import HyperReport
 from custom_components.methods.rdmm.reporting import SigmaReport
 from custom_components.space import load_image, volumes, write_affine_transform
 from custom_components.transforms.load import LoadPaird, ScanPath, release
+from custom_components.transforms.propagation import LoadAtlasPaird, PropagateLabelsd
 from custom_components.transforms.publish import OutputFile, Publishd, Report, listed, publish
 from custom_components.transforms.report import PairReport
 from custom_components.transforms.save import PairFiles
@@ -124,6 +126,25 @@ def test_a_reporter_that_fails_leaves_the_earlier_run_alone(paths, tmp_path):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+def test_a_run_cut_while_its_files_come_leaves_none_of_an_earlier_run(tmp_path, monkeypatch):
+    def files(text):
+        return [OutputFile(name, lambda path: path.write_text(text)) for name in ("a.txt", "b.txt", "c.txt")]
+
+    publish(tmp_path, files("old"))
+    replace, moved = os.replace, []
+
+    def cut(source, target):
+        if moved:
+            raise KeyboardInterrupt
+        moved.append(target)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", cut)
+    with pytest.raises(KeyboardInterrupt):
+        publish(tmp_path, files("new"))
+    assert {path.name: path.read_text() for path in tmp_path.glob("*.txt")} == {"a.txt": "new"}
+
+
 # Reporters
 
 
@@ -219,3 +240,18 @@ def test_arrays_are_kept_on_request_with_their_affines(paths, tmp_path):
     assert set(result.arrays) == {"warped", "warped_label", "ddf"}
     with pytest.raises(ValueError, match="keep_arrays=True"):
         _ = report().warped
+
+
+def test_the_warped_image_of_the_model_grid_never_passes_for_that_of_the_native_grid(paths, tmp_path):
+    item = registered(LoadPaird()(paths))
+    result = published(item, tmp_path, PairFiles(("composite",)), PairReport(picture=False), keep_arrays=True)
+    with pytest.raises(ValueError, match="expected the array 'warped'"):
+        _ = result.warped
+
+
+def test_a_moving_scan_without_labels_can_itself_be_the_answer(paths):
+    load = LoadAtlasPaird(atlas=paths["moving"], atlas_labels=paths["label_moving"])
+    item = registered(load({"image": paths["fixed"], "moving": paths["moving"], "answer": "image"}))
+    answer = PropagateLabelsd()(item)["pred"]
+    assert answer.shape == load_image(paths["fixed"]).data.shape
+    assert answer.dtype == torch.float32
