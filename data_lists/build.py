@@ -23,12 +23,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from custom_components.data.lists import Item, make_pairs, number_or_text, split_by_person
+from custom_components.data.lists import make_pairs, number_or_text, split_by_person
+from custom_components.vocabulary import Entry
 
 
 def scans_from_folder(
     folder: str | os.PathLike, *, image: str | None = None, label: str | None = None, mask: str | None = None
-) -> list[Item]:
+) -> list[Entry]:
     """Find the scans of a plain folder by patterns.
 
     A pattern is a path relative to the folder with fields in braces, for instance
@@ -76,7 +77,7 @@ def scans_from_bids(
     derivatives: str | None = None,
     label_suffix: str | None = None,
     mask_suffix: str | None = None,
-) -> list[Item]:
+) -> list[Entry]:
     """Find the anatomical scans of a BIDS data set: `sub-*/[ses-*]/anat/*_<suffix>.nii.gz`.
 
     Label maps and masks are looked for in `<folder>/<derivatives>` under the same sub-folders: files that begin with
@@ -113,7 +114,7 @@ def scans_from_bids(
     return scans
 
 
-def scans_from_neurite_oasis(folder: str | os.PathLike, *, labels: int | None = 35) -> list[Item]:
+def scans_from_neurite_oasis(folder: str | os.PathLike, *, labels: int | None = 35) -> list[Entry]:
     """Find the scans of the neurite-OASIS data set: `OASIS_OAS1_xxxx_MR1/aligned_norm.nii.gz` with `aligned_seg35`.
 
     Args:
@@ -140,7 +141,7 @@ def scans_from_neurite_oasis(folder: str | os.PathLike, *, labels: int | None = 
     return [found[name] for name in wanted]
 
 
-def list_from_learn2reg(path: str | os.PathLike) -> dict[str, list[Item]]:
+def list_from_learn2reg(path: str | os.PathLike) -> dict[str, list[Entry]]:
     """Convert the JSON file of a Learn2Reg data set.
 
     Scans or pairs of `training`, pairs of `training_paired_images`, `registration_val` and `registration_test` become
@@ -197,14 +198,14 @@ def list_from_learn2reg(path: str | os.PathLike) -> dict[str, list[Item]]:
 
 
 def make_list(
-    scans: Sequence[Item],
+    scans: Sequence[Entry],
     *,
     validation: float = 0.2,
     test: float = 0.0,
     seed: int = 0,
     pair_kind: str = "between_people",
     max_pairs: int = 100,
-) -> dict[str, list[Item]]:
+) -> dict[str, list[Entry]]:
     """Make the sections of a data list: scans split by person, and fixed pairs for validation and test.
 
     Args:
@@ -235,7 +236,7 @@ def cut_slices(
     axis: str = "S",
     pairs: str | os.PathLike | None = None,
     pairs_section: str = "between_people",
-) -> dict[str, list[Item]]:
+) -> dict[str, list[Entry]]:
     """Cut every volume of a list of scans in a common space into 2-D slices, files with their own place in the world.
 
     The slices of one level form a `group`: pairs for training are only drawn within it.
@@ -255,7 +256,7 @@ def cut_slices(
     source, target = Path(data_list), Path(output)
     along = "RAS".index(axis)
     lists = json.loads(source.read_text())
-    sections: dict[str, list[Item]] = {}
+    sections: dict[str, list[Entry]] = {}
     levels = 0
     for section in ("training", "validation", "test"):
         for scan in lists.get(section, []):
@@ -263,7 +264,7 @@ def cut_slices(
             volumes = {key: nib.as_closest_canonical(volume) for key, volume in volumes.items()}
             levels = next(iter(volumes.values())).shape[along]
             for level in range(levels):
-                item: Item = {"subject": scan["subject"], "group": level}
+                item: Entry = {"subject": scan["subject"], "group": level}
                 for key, volume in volumes.items():
                     item[key] = _slice_name(scan[key], level)
                     affine = volume.affine.copy()
@@ -307,7 +308,7 @@ def add_attributes(
     if len(people) < len(rows):
         raise ValueError(f"{table}: expected one row for each person, got {len(rows)} rows for {len(people)} people")
 
-    def attributes(item: Item) -> Item:
+    def attributes(item: Entry) -> Entry:
         if "subject" not in item:
             raise ValueError(f"{data_list}: {item.get('image', item.get('label'))} has no subject to look up")
         row = people.get(str(item["subject"]).removeprefix("sub-"))
@@ -336,7 +337,7 @@ def add_share(
 
     folder = Path(data_list).parent if dataset_dir is None else Path(dataset_dir)
 
-    def share(item: Item) -> Item:
+    def share(item: Entry) -> Entry:
         if "label" not in item:
             raise ValueError(f"{data_list}: {item.get('image')} has no label map")
         values = np.asarray(nib.load(folder / item["label"]).dataobj)
@@ -348,7 +349,7 @@ def add_share(
     return _extend(data_list, share)
 
 
-def _extend(data_list: str | os.PathLike, entries: Callable[[Item], Item]) -> dict[str, Any]:
+def _extend(data_list: str | os.PathLike, entries: Callable[[Entry], Entry]) -> dict[str, Any]:
     """A list with further entries for each of its scans; all else stays."""
     lists = json.loads(Path(data_list).read_text())
     for section in ("training", "validation", "test"):
@@ -396,7 +397,7 @@ def _dump(value: Any) -> str:
     return "[\n" + ",\n".join("  " + json.dumps(item, ensure_ascii=False) for item in value) + "\n]"
 
 
-def _check_companions(scans: Sequence[Item], folder: Path) -> None:
+def _check_companions(scans: Sequence[Entry], folder: Path) -> None:
     for key in ("label", "mask"):
         missing = [scan[key] for scan in scans if key in scan and not (folder / scan[key]).is_file()]
         if missing:
@@ -441,10 +442,10 @@ def _find_derivative(root: Path, stem: str, ending: str) -> str:
     return found[0].relative_to(root).as_posix()
 
 
-def _learn2reg_item(item: Any, root: Path) -> Item:
+def _learn2reg_item(item: Any, root: Path) -> Entry:
     if isinstance(item, str):
         item = {"image": item}
-    converted: Item = {}
+    converted: Entry = {}
     for key, side in (("image", ""), ("moving", "_moving"), ("fixed", "_fixed")):
         if key not in item:
             continue

@@ -59,14 +59,18 @@ class ScanPath(str):
         Raises:
             ValueError: if it carries none.
         """
-        if not isinstance(path, ScanPath):
+        # Not by the class: MONAI Label imports a bundle's code anew between the transforms before and after inference.
+        volume: Volume | None = getattr(path, "volume", None)
+        if volume is None:
             raise ValueError(f"{path}: expected an item as LoadPaird made it, got a path whose file was not read")
-        return path.volume
+        return volume
 
 
 def release(item: Data) -> Item:
     """The item with plain paths, so that the volumes it carried can leave the memory."""
-    return {key: str(value) if isinstance(value, ScanPath) else value for key, value in item.items()}
+    return {
+        key: str(value) if isinstance(value, str) and hasattr(value, "volume") else value for key, value in item.items()
+    }
 
 
 class GridOptions(TypedDict, total=False):

@@ -207,6 +207,15 @@ def test_a_path_with_its_volume_can_be_sent_from_a_worker(paths):
     assert torch.equal(ScanPath.volume_of(path).data, load_image(paths["fixed"]).data)
 
 
+def test_a_volume_is_found_whoever_imported_the_class_of_its_path(paths):
+    class ImportedAnew(str):
+        volume = load_image(paths["moving"])
+
+    path = ImportedAnew(paths["moving"])
+    assert ScanPath.volume_of(path) is ImportedAnew.volume
+    assert type(release({"moving_path": path})["moving_path"]) is str
+
+
 def test_a_cohort_keeps_no_volume_of_an_earlier_pair(paths, tmp_path):
     alive, results = [], []
     for i in range(3):
