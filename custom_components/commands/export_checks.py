@@ -63,7 +63,7 @@ def check_config(bundle: str, name: str, text: str, packages: Mapping[str, str])
         if "/../" in own_weights(value):
             raise ValueError(f"{bundle}/configs/{name}: {value!r} is outside of the bundle")
         imported = re.match(r"\$(?:from ([\w.]+) )?import (.+)", value)
-        targets = [value] if key == "_target_" else []
+        targets = [value] if key == "_target_" and not value.startswith("$@") else []  # else a method of a component
         if imported:
             words = [word.split()[0] for word in imported[2].split(",")]  # without "as name"
             targets = [".".join(filter(None, (imported[1], word))) for word in words]

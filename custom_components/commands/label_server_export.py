@@ -62,8 +62,23 @@ def export_for_monai_label(
     parser.update({"preprocessing": {"_target_": "Compose", "transforms": [parser.get("preprocessing")]}})
     files["configs/inference.json"] = json_bytes(parser.get())
     files["configs/metadata.json"] = json_bytes(_label_metadata(json.loads(files["configs/metadata.json"]), names))
-    files["configs/train.json"] = json_bytes(json.loads(files["configs/train.json"]) | {"val_interval": 1})
+    files["configs/train.json"] = json_bytes(_label_training(json.loads(files["configs/train.json"])))
     return write_bundle(_for_monai_label(files), f"{bundle.name}_atlas", Path(output), zipped)
+
+
+def _label_training(config: Config) -> Config:
+    """A training that MONAI Label can start: it validates after each epoch.
+
+    MONAI Label looks into each handler's config, and cannot follow the macros ("%record") that MONAI's parser expands.
+    It hands over its items as `train#dataset#data` and `validate#dataset#data`, so the data sets have to be components.
+    """
+    train, validate = dict(config["train"]), dict(config["validate"])
+    train["handlers"] = [config[entry[1:]] if isinstance(entry, str) else entry for entry in train["handlers"]]
+    for part in (train, validate):
+        call = re.fullmatch(r"\$(@pairs\.\w+)\((@\w+)\)", str(part["dataset"]))
+        if call:
+            part["dataset"] = {"_target_": f"${call[1]}", "num_pairs": call[2]}
+    return {**config, "val_interval": 1, "train": train, "validate": validate}
 
 
 def _checked_ids(atlas: str, atlas_labels: str) -> list[int]:
@@ -90,8 +105,9 @@ def _for_monai_label(files: Mapping[str, bytes]) -> dict[str, bytes]:
         if folder == "configs" and name.endswith(".json"):
             if not re.fullmatch(r"(metadata|inference|train\w*|smoke|multi_gpu_train)\.json", name):
                 continue
-            text = re.sub(r"'/models/(?!model\.pt')", "'/models/parts/", content.decode())
-            content = text.replace("'/last.pt'", "'/last.ckpt'").encode()
+            content = re.sub(r"'/models/(?!model\.pt')", "'/models/parts/", content.decode()).encode()
+        elif path == "scripts/training/record.py":
+            content = content.replace(b'"last.pt"', b'"last.ckpt"')
         elif folder == "models" and name != "model.pt":
             path = f"models/parts/{name}"
         kept[path] = content

@@ -46,22 +46,34 @@ class TrainingPairs:
         self.atlas, self.partner, self.flip_probability = atlas, partner, flip_probability
 
     def training(
-        self, num_pairs: int | None = None, *, section: str = "training", shuffle: bool = True
+        self,
+        num_pairs: int | None = None,
+        *,
+        section: str = "training",
+        shuffle: bool = True,
+        data: Sequence[Entry] | None = None,
     ) -> ScanPairDataset:
-        """The data set for training: `num_pairs` an epoch; without `shuffle` the same ones in each epoch."""
+        """The data set for training: `num_pairs` an epoch; without `shuffle` the same ones in each epoch.
+
+        `data` takes the place of the list: MONAI Label hands its items over as `train#dataset#data`.
+        """
         flip = None
         if self.flip_probability:
             flip = RandFlipd(_FLIPPED, prob=self.flip_probability, spatial_axis=0, allow_missing_keys=True)
-        return self._dataset(section, flip, num_pairs, shuffle)
+        return self._dataset(self._scans(section, data), flip, num_pairs, shuffle)
 
-    def validation(self, num_pairs: int | None = None, *, section: str = "validation") -> ScanPairDataset:
-        """The data set for validation: the same `num_pairs` each time, unflipped."""
-        return self._dataset(section, None, num_pairs, False)
+    def validation(
+        self, num_pairs: int | None = None, *, section: str = "validation", data: Sequence[Entry] | None = None
+    ) -> ScanPairDataset:
+        """The data set for validation: the same `num_pairs` each time, unflipped; `data` as for `training`."""
+        return self._dataset(self._scans(section, data), None, num_pairs, False)
+
+    def _scans(self, section: str, data: Sequence[Entry] | None) -> Sequence[Entry]:
+        return load_list(self.data_list, section, self.base_dir) if data is None else data
 
     def _dataset(
-        self, section: str, flip: Callable[[Entry], Entry] | None, num_pairs: int | None, shuffle: bool
+        self, scans: Sequence[Entry], flip: Callable[[Entry], Entry] | None, num_pairs: int | None, shuffle: bool
     ) -> ScanPairDataset:
-        scans = load_list(self.data_list, section, self.base_dir)
         return ScanPairDataset(
             scans,
             self.transform,

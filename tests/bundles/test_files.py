@@ -25,8 +25,9 @@ def configs_of(bundle: Path) -> list[Path]:
 
 def targets_in(config: Any) -> Iterator[str]:
     if isinstance(config, dict):
-        if isinstance(config.get("_target_"), str):
-            yield config["_target_"]
+        target = config.get("_target_")
+        if isinstance(target, str) and not target.startswith("$@"):  # else a method of a component
+            yield target
         yield from (name for value in config.values() for name in targets_in(value))
     elif isinstance(config, list):
         yield from (name for value in config for name in targets_in(value))

@@ -13,6 +13,7 @@ def entries():
 def ids():
     paths = [path for path in (REPOSITORY / "bundles").rglob("*.json") if path.name != "metadata.json"]
     found = {name.lstrip("+").split("#")[0] for path in paths for name in read_json(path)}
+    found |= {name for path in paths for name in read_json(path) if re.fullmatch(r"(train|validate)#\w+", name)}
     for bundle in BUNDLES:
         config = read_json(bundle / "configs" / "train.json")
         found |= {f"{part}#{name}" for part in ("train", "validate") for name in config[part]}

@@ -38,12 +38,22 @@ def test_in_it_there_is_nothing_that_monai_label_could_take_for_the_network(stud
     assert "models/parts/avsm_affine.pt" in named
     assert all((folder / name).is_file() for name in named if "2d" not in name)
     assert not {"evaluate.json", "learned_affine.json", "inference_2d.json"} & configs.keys()
-    assert "last.pt" not in "".join(configs.values())
+    record = (folder / "scripts" / "training" / "record.py").read_text()
+    assert '"last.ckpt"' in record
+    assert '"last.pt"' not in record + "".join(configs.values())
 
 
 def test_its_page_shows_a_study(label_bundle):
     text = (label_bundle / "docs" / "README.md").read_text()
     assert "{'image': 'study.nii.gz'}" in text
+
+
+def test_its_training_has_handlers_that_monai_label_can_look_into(label_bundle):
+    config = json.loads((label_bundle / "configs" / "train.json").read_text())
+    assert [handler["_target_"] for handler in config["train"]["handlers"]] == ["scripts.training.TrainingRecord"]
+    assert config["val_interval"] == 1
+    for part, number in (("train", "@num_pairs"), ("validate", "@num_val_pairs")):
+        assert config[part]["dataset"]["num_pairs"] == number, "a component takes the server's items as its data"
 
 
 def test_its_metadata_say_what_monai_label_shows(label_bundle):
