@@ -55,6 +55,11 @@ def weights_name(sibling: str | None, name: str) -> str:
     return f"{sibling}_{name}" if sibling else name
 
 
+def _names_code(key: str, value: str) -> bool:
+    # An expression of a reference is a method of another component.
+    return key == "_target_" and not value.startswith("$@")
+
+
 def check_config(bundle: str, name: str, text: str, packages: Mapping[str, str]) -> None:
     """Raises ValueError: if a config names a path of this machine, or code that does not travel with the bundle."""
     for key, value in _strings(json.loads(text)):
@@ -63,7 +68,7 @@ def check_config(bundle: str, name: str, text: str, packages: Mapping[str, str])
         if "/../" in own_weights(value):
             raise ValueError(f"{bundle}/configs/{name}: {value!r} is outside of the bundle")
         imported = re.match(r"\$(?:from ([\w.]+) )?import (.+)", value)
-        targets = [value] if key == "_target_" and not value.startswith("$@") else []  # else a method of a component
+        targets = [value] * _names_code(key, value)
         if imported:
             words = [word.split()[0] for word in imported[2].split(",")]  # without "as name"
             targets = [".".join(filter(None, (imported[1], word))) for word in words]
