@@ -39,7 +39,7 @@ class InitializeTemplate:
     """Start a training from a template that is the linear regression of the scans on their attributes, or their mean.
 
     Otherwise registration absorbs the variation that the attributes should explain, and the template never learns them.
-    The scans, unregistered, come from the training's data loader, in whole batches until there are `num_scans`. The
+    The scans, unregistered, are drawn as in the training, in whole batches until there are `num_scans`. The
     mean and deviation of the attributes are those of all scans. Weights that are resumed or loaded afterwards replace
     all of it, so this handler stands before `TrainingRecord`.
 
