@@ -25,7 +25,10 @@ def write_metrics(path: str | os.PathLike[str], metrics: Metrics) -> None:
 
 
 def write_table(path: str | os.PathLike[str], rows: Sequence[Metrics]) -> None:
-    """Write rows as CSV, a column for every key, empty where a row lacks it; a file there is replaced in one step."""
+    """Write rows as CSV, a column for every key, empty where a row lacks it; a file there is replaced in one step.
+
+    A list of texts becomes one cell, joined by semicolons.
+    """
     columns = list(dict.fromkeys(key for row in rows for key in row))
     table = io.StringIO()
     writer = csv.DictWriter(table, columns, restval="", lineterminator="\n")
@@ -52,6 +55,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _plain_number(value: object) -> object:
+    if isinstance(value, list) and all(isinstance(one, str) for one in value):
+        return "; ".join(value)
     return f"{value:.6g}" if isinstance(value, float) else value
 
 

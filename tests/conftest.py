@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from custom_components import notices
 from custom_components.data.phantoms import phantom_pair, write_phantom_scans
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -47,6 +48,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return group_of(nodeid)
 
     return ByGroup(config, log)
+
+
+@pytest.fixture(autouse=True)
+def _every_warning_is_new() -> None:
+    """A process logs a warning once; each test hears all of its own."""
+    notices._log_once.cache_clear()
 
 
 @pytest.fixture(scope="session")

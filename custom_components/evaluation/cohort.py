@@ -94,8 +94,8 @@ def cohort_page(folder: str | os.PathLike[str], rows: Sequence[Metrics], *, titl
 
 
 def _columns(rows: Sequence[Metrics]) -> list[str]:
-    """The columns of the page: measures of single labels are for the CSV file; here they would hide the others."""
-    columns = dict.fromkeys(key for row in rows for key in row if key != "picture")
+    """The columns of the page. Measures of single labels are for the CSV file; here they would hide the others."""
+    columns = dict.fromkeys(key for row in rows for key, value in row.items() if key != "picture" and value != [])
     return [name for name in columns if not name.rpartition("_")[2].isdigit()]
 
 
@@ -114,6 +114,8 @@ def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _number(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}" if math.isfinite(value) else "n/a"
+    if isinstance(value, list) and all(isinstance(one, str) for one in value):
+        return "; ".join(value)
     return "" if value is None else str(value)
 
 
@@ -160,12 +162,13 @@ class Cohort:
         return self.registrations[index]
 
     def __str__(self) -> str:
-        """Mean and SD of each measure, one a line, and where the files are."""
+        """Mean and SD of each measure and the warnings of each pair, one a line, and where the files are."""
         lines = [
             f"{name:32s} {column['mean']:10.4f} +- {column['sd']:.4f}  (n = {column['n']})"
             for name, column in self.summary().items()
             if column["n"] > 0
         ]
+        lines += [f"warning: {one.id}: {warning}" for one in self.registrations for warning in one.warnings]
         return "\n".join([*lines, "", f"results in {self.folder}"])
 
     @property

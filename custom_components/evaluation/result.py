@@ -19,7 +19,7 @@ class Registration:
         id: name of the pair.
         folder: where its files are.
         files: path of each file, by kind: "warped", "transform", "metrics", "picture", ...
-        metrics: measures by name, as in metrics.json.
+        metrics: measures by name, as in metrics.json, and the list `warnings`.
         captions: one line of text for each measure that a summary shows, in the order of the lines. A measure "x" may
             stand in `metrics` as "x_before" and "x_after".
         arrays: images by kind with their affines (RAS mm), shape (C, *S). Empty unless they were asked for.
@@ -42,6 +42,12 @@ class Registration:
         """The displacement (D, *S) on the model grid, in its voxels, without a pre-alignment."""
         return self._array("ddf")
 
+    @property
+    def warnings(self) -> list[str]:
+        """What is doubtful about this result, one sentence each; see `notices`."""
+        found = self.metrics.get("warnings")
+        return list(found) if isinstance(found, list | tuple) else []
+
     def _array(self, name: str) -> MetaTensor:
         if name not in self.arrays:
             kept = ", ".join(self.arrays) or "none"
@@ -54,7 +60,7 @@ class Registration:
         return {**self.metrics, **{key: str(self.files[key].absolute()) for key in ("picture",) if key in self.files}}
 
     def __str__(self) -> str:
-        """The most important measures, one a line, and where the files are."""
+        """The most important measures and the warnings, one a line, and where the files are."""
         lines = []
         for key, text in self.captions.items():
             if f"{key}_before" in self.metrics:
@@ -62,4 +68,5 @@ class Registration:
                 lines.append(f"{text:44s} {values[0]:8.4f} -> {values[1]:.4f}")
             elif key in self.metrics:
                 lines.append(f"{text:44s} {self.metrics[key]:8.4f}")
+        lines += [f"warning: {warning}" for warning in self.warnings]
         return "\n".join([*lines, "", f"results in {self.folder}"])

@@ -5,8 +5,6 @@ Convention: affines map voxels to RAS millimetres, whatever the file's own conve
 
 from __future__ import annotations
 
-import functools
-import logging
 import os
 import zlib
 from dataclasses import dataclass
@@ -18,10 +16,8 @@ import torch
 from nibabel.filebasedimages import ImageFileError
 from torch import Tensor
 
+from ..notices import warn
 from .grids import Grid, flip_lps
-
-logger = logging.getLogger(__name__)
-
 
 _NIBABEL_ENDINGS = (".nii", ".nii.gz", ".mgz", ".mgh")
 
@@ -138,7 +134,7 @@ def _read_volume(path: str | os.PathLike[str]) -> tuple[np.ndarray, _Header]:
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-9:
         raise ValueError(f"{path}: expected an invertible affine, got {np.round(affine[:3], 4).tolist()}")
     if not has_frame:
-        _warn_once(f"{path}: the file has no world frame; placed at the origin with its voxel spacing, as ITK does")
+        warn(f"{path}: the file has no world frame; placed at the origin with its voxel spacing, as ITK does")
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
     return array, {
@@ -193,11 +189,6 @@ def import_itk(purpose: str) -> Any:
     except ImportError as error:
         raise ImportError(f"{purpose} needs the package itk: pip install 'morphzoo[demo]'") from error
     return itk
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    logger.warning(message)
 
 
 def plane_affine(affine: np.ndarray) -> np.ndarray:

@@ -3,7 +3,8 @@
 Convention: a loaded item holds tensors (1, *S) on one grid under `moving`, `fixed` and, where the list gives them,
 `label_moving`, `label_fixed`, `mask_moving`, `mask_fixed`; the network's input `image` (2, *S) is moving, then fixed.
 Beside them travels what is needed to go back to the files: `grid_affine`, `world_matrix`, and `*_path`, where the paths
-of a pair carry the volumes that were read (`ScanPath`), so that nobody reads a scan twice.
+of a pair carry the volumes that were read (`ScanPath`), so that nobody reads a scan twice. `warnings` holds the lines
+that loading a pair gave rise to (see `notices`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from monai.transforms import Transform
 from torch import Tensor
 
+from ..notices import collecting, warn
 from ..space.affine import register_affine
 from ..space.files import read_affine_transform
 from ..space.grids import center_of_mass, fixed_size_grid, model_grid
@@ -122,6 +124,12 @@ class LoadPaird(Transform):
 
     def __call__(self, data: Data) -> Item:
         """Raises ValueError, FileNotFoundError: if a file is no image, or the two do not go together."""
+        with collecting() as warnings:
+            result = self._load(data)
+        # One text, for collation knows no lists of unequal lengths.
+        return {**result, "warnings": "\n".join(warnings)}
+
+    def _load(self, data: Data) -> Item:
         result = dict(data)
         volumes = {role: load_image(path_of(data, role)) for role in ("moving", "fixed")}
         fixed, moving = volumes["fixed"], volumes["moving"]
@@ -199,7 +207,7 @@ def load_labels_for(path: str, image: Volume) -> Volume:
     elif not same_size or not np.allclose(labels.affine, image.affine, atol=1e-3):
         logger.info("%s: labels on another grid than %s, looked up in world coordinates", path, image.path)
     if not labels.data.any():
-        logger.warning("%s: the label map is empty, every voxel is 0", path)
+        warn(f"{path}: the label map is empty, every voxel is 0")
     return labels
 
 

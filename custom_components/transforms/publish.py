@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..evaluation.result import Registration
 from ..files import write_metrics
+from ..notices import collecting
 from ..space.files import publish_together, write_displacement_field, write_image
 from ..space.grids import Grid
 from ..space.volumes import Volume
@@ -85,7 +86,8 @@ class Publishd(Transform):
 
     Expects one (decollated) item as `LoadPaird` made it, with `pred` holding the inferer's answer. Without an `id` in
     the item the folder is called <fixed>__<moving>. The files appear there all together or not at all. `files.json`
-    lists them; files that an earlier run listed and this one did not write are deleted, and no others.
+    lists them; files that an earlier run listed and this one did not write are deleted, and no others. The measures'
+    `warnings` are those of loading the pair and of the reporters.
 
     Args:
         output_dir: folder of the run.
@@ -105,9 +107,12 @@ class Publishd(Transform):
         """Raises OSError: if the folder cannot be written to; ValueError: if the fields do not fit the grid."""
         pair = RegisteredPair.of(data, brain_only=self.brain_only)
         report = Report()
-        for reporter in self.reporters:
-            report = report | reporter(pair, report)
-        if report.metrics:
+        with collecting() as warnings:
+            for reporter in self.reporters:
+                report = report | reporter(pair, report)
+        warnings = list(dict.fromkeys([*str(data.get("warnings", "")).splitlines(), *warnings]))
+        if report.metrics or warnings:
+            report = report | Report({"warnings": warnings})
             report = report | Report(files={"metrics": OutputFile("metrics.json", partial(_write, report.metrics))})
         folder = Path(self.output_dir) / pair.name
         publish(folder, report.files.values())

@@ -162,7 +162,7 @@ def test_reporters_touch_no_disk_and_hear_what_earlier_ones_said(paths, tmp_path
 
     result = published(registered(LoadPaird()(paths)), tmp_path, first, second)
     assert heard == [{}, {"first": 1}]
-    assert json.loads((result.folder / "metrics.json").read_text()) == {"first": 1, "second": 1}
+    assert json.loads((result.folder / "metrics.json").read_text()) == {"first": 1, "second": 1, "warnings": []}
     assert (result.folder / "note.txt").read_text() == result.id
     assert str(result).splitlines() == ["number of files".ljust(44) + "   1.0000", "", f"results in {result.folder}"]
 

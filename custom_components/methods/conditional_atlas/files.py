@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from ...evaluation.overlap import present_labels
 from ...files import write_metrics, write_table
+from ...notices import collecting, warn
 from ...space.files import publish_together, write_image
 from ...space.grids import voxel_spacing
 from ...transforms.load import GridOptions, LoadPaird
@@ -27,8 +27,6 @@ from .template import template_settings
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -44,7 +42,7 @@ def render(network: AtlasNetwork, attributes: Attributes) -> tuple[Tensor, Tenso
     raw = template.encoder.values(attributes)
     outside = template.encoder.outside(raw)
     if outside:
-        logger.warning("beyond the training data: %s", ", ".join(outside))
+        warn(f"beyond the training data: {', '.join(outside)}")
     images, logits = template.render(raw[None].to(template.image.device))
     image = images[0].float().clamp(min=0).cpu()
     return image, template.most_likely(logits)[0].cpu() if template.label_ids else None
@@ -143,25 +141,25 @@ class LoadToTemplated(Transform):
             raise ValueError(f"expected an item with one scan under 'image', got the keys {sorted(map(str, data))}")
         names = self.network.template.encoder.names
         attributes: dict[str, Attribute] = {name: data[name] for name in names if name in data}
+        with collecting() as warnings:
+            loaded = self._load(str(scan), data, attributes)
+        return loaded | {**attributes} | {"warnings": "\n".join(warnings)}
+
+    def _load(self, scan: str, data: Data, attributes: Attributes) -> Item:
         files = write_template(self.output_dir, self.network, attributes, picture=False)
         pair = {"fixed": files["template"], "label_fixed": self.template_label or files.get("label")}
-        loaded = self.load(_pair(str(scan), data, pair))
+        loaded = self.load(_pair(scan, data, pair))
         if not np.allclose(loaded["grid_affine"], self.network.affine.cpu(), atol=1e-3):
             raise ValueError("expected a template whose axes are R, A, S: train it with LoadScand")
         if "label_moving" in loaded and "label" in files and self.template_label is None:
-            self._warn_of_other_ids(loaded["label_moving"], file_stem(str(scan)))
-        return loaded | {**attributes}
+            self._warn_of_other_ids(loaded["label_moving"], file_stem(scan))
+        return loaded
 
     def _warn_of_other_ids(self, labels: Tensor, name: str) -> None:
         ids = self.network.template.label_ids
         unknown = sorted({*present_labels(labels)} - {*ids})
         if unknown:
-            logger.warning(
-                "%s: the template, with labels %s, lacks its label ids %s; overlap is of equal ids",
-                name,
-                ids,
-                unknown[:9],
-            )
+            warn(f"{name}: the template, with labels {ids}, lacks its label ids {unknown[:9]}; overlap is of equal ids")
 
 
 def _pair(scan: str, data: Data, template: Mapping[str, str | None]) -> Item:
