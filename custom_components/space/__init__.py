@@ -31,7 +31,7 @@ from .resampling import (
     transform_points_world,
     transform_steps,
 )
-from .volumes import Volume, load_image, load_labels
+from .volumes import Volume, load_grid, load_image, load_labels
 
 __all__ = [
     "DisplacementField",
@@ -41,6 +41,7 @@ __all__ = [
     "canonical_grid",
     "center_of_mass",
     "fixed_size_grid",
+    "load_grid",
     "load_image",
     "load_labels",
     "model_grid",

@@ -5,6 +5,7 @@ Convention: affines map voxels to RAS millimetres, whatever the file's own conve
 
 from __future__ import annotations
 
+import math
 import os
 import zlib
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from ..notices import warn
 from .grids import Grid, flip_lps
+
+_ROUNDING = 1e-3  # scale factors are stored as float32: 3 may come back as 2.99995
 
 _NIBABEL_ENDINGS = (".nii", ".nii.gz", ".mgz", ".mgh")
 
@@ -75,18 +78,9 @@ def load_image(path: str | os.PathLike[str]) -> Volume:
 
 def spatial_dims_of(path: str | os.PathLike[str]) -> int:
     """Whether a file holds a 2-D or a 3-D image, by its header alone. Errors as `load_image`, as far as it tells."""
-    path = str(path)
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path}: no such image file")
-    size = _nibabel_size(path) if path.lower().endswith(_NIBABEL_ENDINGS) else _itk_size(path)
+    path = _existing(path)
+    size = list(_open_nibabel(path).shape) if path.lower().endswith(_NIBABEL_ENDINGS) else _itk_size(path)
     return 2 if all(n == 1 for n in size[2:]) else 3
-
-
-def _nibabel_size(path: str) -> list[int]:
-    try:
-        return list(nib.load(path).shape)
-    except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
-        raise ValueError(f"{path}: cannot be read as an image, the file is truncated or damaged ({error})") from error
 
 
 def _itk_size(path: str) -> list[int]:
@@ -102,25 +96,58 @@ def _itk_size(path: str) -> list[int]:
 def load_labels(path: str | os.PathLike[str]) -> Volume:
     """Read a label map (or mask) as int16, or int32 where int16 is too small. Errors as `load_image`.
 
+    Integers that a scale factor or a floating-point type has moved by up to 1e-3 are rounded. `file_dtype` of such a
+    file is the integer type.
+
     Raises:
         ValueError: also if a value is not an integer.
     """
     array, header = _read_volume(path)
-    if array.dtype.kind == "f" and not np.array_equal(array, np.round(array)):
-        raise ValueError(f"{path}: expected a label map of integers, got values such as {array[array % 1 != 0][0]:g}")
+    if array.dtype.kind == "f":
+        whole = np.round(array)
+        fractions = np.abs(array - whole) > _ROUNDING
+        if fractions.any():
+            raise ValueError(f"{path}: expected a label map of integers, got values such as {array[fractions][0]:g}")
+        array = whole
     low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
     if not -(2**31) <= low <= high < 2**31:
         raise ValueError(f"{path}: expected labels that fit 32 bits, got {low} to {high}")
     dtype = np.int16 if low >= -(2**15) and high < 2**15 else np.int32
+    if array.dtype.kind == "f":
+        header["file_dtype"] = np.dtype(dtype)
     return Volume(torch.from_numpy(array.astype(dtype))[None], **header)
+
+
+def load_grid(path: str | os.PathLike[str]) -> Volume:
+    """Where an image lies. Its voxels may be blank, NaN, colours or several frames: they are not read, `data` is 0.
+
+    Raises:
+        FileNotFoundError, ImportError: as `load_image`.
+        ValueError: if the file is damaged, or its affine cannot be inverted.
+    """
+    path = _existing(path)
+    if path.lower().endswith(_NIBABEL_ENDINGS):
+        image = _open_nibabel(path)
+        shape, dtype, (affine, has_frame) = tuple(image.shape), image.get_data_dtype(), _nibabel_frame(image)
+    else:
+        array, affine, d = read_itk_components(path)
+        shape, dtype, has_frame = array.shape[:d], array.dtype, True
+    header = _header(path, shape[:3], dtype, affine, has_frame)
+    size = shape[:2] if len(header["affine"]) == 3 else shape[:3]
+    return Volume(torch.zeros(1).expand(1, *size), **header)
+
+
+def _existing(path: str | os.PathLike[str]) -> str:
+    path = str(path)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path}: no such image file")
+    return path
 
 
 def _read_volume(path: str | os.PathLike[str]) -> tuple[np.ndarray, _Header]:
     """A checked array of 2 or 3 axes and the remaining arguments of `Volume`."""
-    path = str(path)
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path}: no such image file")
-    read = _read_nibabel if path.lower().endswith(_NIBABEL_ENDINGS) else _read_itk
+    path = _existing(path)
+    read = read_nibabel if path.lower().endswith(_NIBABEL_ENDINGS) else _read_itk
     array, affine, has_frame = read(path)
     shape, dtype = array.shape, array.dtype
     if dtype.kind not in "fiub":
@@ -131,14 +158,20 @@ def _read_volume(path: str | os.PathLike[str]) -> tuple[np.ndarray, _Header]:
         raise ValueError(f"{path}: expected a 2-D or 3-D image with one channel, got shape {shape}")
     if dtype.kind == "f" and not np.isfinite(array).all():
         raise ValueError(f"{path}: expected finite values, got {np.count_nonzero(~np.isfinite(array))} NaN or infinite")
+    header = _header(path, shape, dtype, affine, has_frame)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    return array, header
+
+
+def _header(path: str, shape: tuple[int, ...], dtype: np.dtype, affine: np.ndarray, has_frame: bool) -> _Header:
+    """What `Volume` says about a file of 2 or 3 axes (and perhaps further ones of length 1)."""
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-9:
         raise ValueError(f"{path}: expected an invertible affine, got {np.round(affine[:3], 4).tolist()}")
     if not has_frame:
         warn(f"{path}: the file has no world frame; placed at the origin with its voxel spacing, as ITK does")
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[..., 0]
-    return array, {
-        "affine": affine if array.ndim == 3 else plane_affine(affine),
+    return {
+        "affine": plane_affine(affine) if all(n == 1 for n in shape[2:3]) else affine,
         "path": path,
         "file_affine": affine,
         "file_shape": shape,
@@ -147,35 +180,58 @@ def _read_volume(path: str | os.PathLike[str]) -> tuple[np.ndarray, _Header]:
     }
 
 
-def _read_nibabel(path: str) -> tuple[np.ndarray, np.ndarray, bool]:
+def _open_nibabel(path: str) -> Any:
     try:
-        image: Any = nib.load(path)
-        array = np.asarray(image.dataobj)
-        affine = np.asarray(image.affine, dtype=np.float64)
+        return nib.load(path)
     except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
         raise ValueError(f"{path}: cannot be read as an image, the file is truncated or damaged ({error})") from error
-    has_frame = True
+
+
+def _nibabel_frame(image: Any) -> tuple[np.ndarray, bool]:
+    """The affine of a nibabel image, and whether the file says it."""
     if isinstance(image, nib.Nifti1Image) and int(image.header["qform_code"]) == int(image.header["sform_code"]) == 0:
-        has_frame = False
-        affine = np.diag([*(np.array([-1, -1, 1.0]) * np.r_[image.header.get_zooms(), 1, 1][:3]), 1.0])
+        return np.diag([*(np.array([-1, -1, 1.0]) * np.r_[image.header.get_zooms(), 1, 1][:3]), 1.0]), False
+    return np.asarray(image.affine, dtype=np.float64), True
+
+
+def read_nibabel(path: str) -> tuple[np.ndarray, np.ndarray, bool]:
+    """The scaled voxels of a file, all axes, any type, native byte order; its affine; whether the file says it."""
+    image = _open_nibabel(path)
+    try:
+        array = np.asarray(image.dataobj)
+    except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
+        raise ValueError(f"{path}: cannot be read as an image, the file is truncated or damaged ({error})") from error
     # Byte order matters to torch.
-    return array.astype(array.dtype.newbyteorder("="), copy=False), affine, has_frame
+    return array.astype(array.dtype.newbyteorder("="), copy=False), *_nibabel_frame(image)
 
 
 def _read_itk(path: str) -> tuple[np.ndarray, np.ndarray, bool]:
+    array, affine, d = read_itk_components(path)
+    if array.ndim != d or d > 3:
+        channels = math.prod(array.shape[d:])
+        raise ValueError(f"{path}: expected a 2-D or 3-D image with one channel, got {d} axes and {channels} channels")
+    return array, affine, True
+
+
+def read_itk_components(path: str) -> tuple[np.ndarray, np.ndarray, int]:
+    """The voxels of a file of a format that `itk` reads, components last; the affine of its first three axes (4, 4);
+    and the number of its axes, without the components."""
     itk = import_itk(f"reading {path}")
     try:
         image = itk.imread(path)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise ValueError(f"{path}: cannot be read as an image ({reason})") from error
-    d, channels = image.GetImageDimension(), image.GetNumberOfComponentsPerPixel()
-    if channels != 1 or d > 3:
-        raise ValueError(f"{path}: expected a 2-D or 3-D image with one channel, got {d} axes and {channels} channels")
+    d = image.GetImageDimension()
+    array = itk.array_from_image(image)
+    array = array.T if array.ndim == d else np.moveaxis(array.T, 0, -1)
+    placed = min(d, 3)
     lps = np.eye(4)
-    lps[:d, :d] = itk.array_from_matrix(image.GetDirection()) * np.array(itk.spacing(image))
-    lps[:d, 3] = np.array(itk.origin(image))
-    return itk.array_from_image(image).T, flip_lps(3) @ lps, True
+    lps[:placed, :placed] = (itk.array_from_matrix(image.GetDirection()) * np.array(itk.spacing(image)))[
+        :placed, :placed
+    ]
+    lps[:placed, 3] = np.array(itk.origin(image))[:placed]
+    return array, flip_lps(3) @ lps, d
 
 
 def import_itk(purpose: str) -> Any:

@@ -12,6 +12,7 @@ import torch
 from space.cases import OBLIQUE, noise, save
 
 from custom_components.space import (
+    load_grid,
     load_image,
     load_labels,
     register_affine,
@@ -116,3 +117,25 @@ def test_missing_itk_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     with pytest.raises(ImportError, match=r"morphzoo\[demo\]"):
         register_affine(volume, volume)
     assert not write_composite_transform(tmp_path / "t.h5", [np.eye(4)])
+
+
+@pytest.mark.parametrize("top", [3, 198, 2035, 70000])
+def test_labels_stored_with_a_scale_factor_or_as_floats_are_the_integers_they_mean(tmp_path: Path, top: int) -> None:
+    labels = np.random.default_rng(0).integers(0, top + 1, (4, 5, 6))
+    scaled = nib.Nifti1Image(labels.astype(np.float64), np.eye(4))
+    scaled.set_data_dtype(np.int32)  # nibabel chooses a scale factor that fills the type's range
+    nib.save(scaled, tmp_path / "scaled.nii")
+    save(tmp_path / "float.nii", labels.astype(np.float32))
+    assert nib.load(tmp_path / "scaled.nii").dataobj.slope != 1
+    for name in ("scaled.nii", "float.nii"):
+        volume = load_labels(tmp_path / name)
+        assert np.array_equal(volume.data[0], labels)
+        assert volume.file_dtype == (np.int16 if top < 2**15 else np.int32)
+
+
+def test_where_an_image_lies_is_known_though_its_voxels_are_blank_or_colours(tmp_path: Path) -> None:
+    rgb = np.zeros((5, 6, 7), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+    for array in (np.zeros((5, 6, 7), np.float32), np.full((5, 6, 7, 3), np.nan, np.float32), rgb):
+        grid = load_grid(save(tmp_path / "a.nii.gz", array, OBLIQUE)).grid
+        assert grid.size == (5, 6, 7)
+        np.testing.assert_allclose(grid.affine, OBLIQUE, atol=1e-6)
