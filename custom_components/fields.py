@@ -263,7 +263,9 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 
 def per_channel(values: Sequence[float], like: Tensor) -> Tensor:
     """One number for each channel of (B, C, *S), to multiply it with: shape (1, C, 1, ...), of its type and device."""
-    return like.new_tensor(values).view(1, -1, *[1] * (like.ndim - 2))
+    shape = (1, 1, *[1] * (like.ndim - 2))
+    # Filled on the device: a tensor of a list is copied there, and the host waits for it.
+    return torch.cat([like.new_full(shape, value) for value in values], 1)
 
 
 def _scale(n: int) -> float:
@@ -281,7 +283,7 @@ def _normalized_grid(vectors: Tensor, image_size: Sequence[int], *, relative: bo
     channels = []
     for i in reversed(range(d)):
         scale = _scale(image_size[i])
-        base = vectors.new_tensor(-1.0 if image_size[i] > 1 else 0.0)
+        base = vectors.new_full((), -1.0 if image_size[i] > 1 else 0.0)
         if relative:
             index = torch.arange(vectors.shape[i + 2], dtype=vectors.dtype, device=vectors.device)
             base = (index * scale + base).view(-1, *[1] * (d - 1 - i))

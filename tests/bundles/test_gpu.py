@@ -9,6 +9,11 @@ import pytest
 import torch
 from bundle_cases import infer, pairs_of, read_image, train
 
+from custom_components.data.batches import SynthesizedBatch
+from custom_components.synthesis.contrast import RandomContrast
+from custom_components.synthesis.pairs import SynthesizePair
+from custom_components.synthesis.warp import RandomWarp
+
 pytestmark = pytest.mark.filterwarnings("ignore")
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -49,10 +54,40 @@ def strict_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
+@pytest.fixture
+def rendered_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same images on every device: a seed draws other numbers on each."""
+    prepare = SynthesizedBatch.__call__
+
+    def prepared(self, batch, device=None, non_blocking=False, **kwargs):
+        image, targets, args, kwargs = prepare(self, batch, "cpu")
+        return image.to(device), {key: value.to(device) for key, value in targets.items()}, args, kwargs
+
+    monkeypatch.setattr(SynthesizedBatch, "__call__", prepared)
+
+
+def to_device(value, device):
+    if isinstance(value, dict):
+        return {key: to_device(part, device) for key, part in value.items()}
+    return [to_device(part, device) for part in value] if isinstance(value, list) else value.to(device)
+
+
 class TestOnGpu:
     pytestmark = gpu
 
-    def test_training_follows_that_on_the_cpu(self, bundle, scans, tmp_path, strict_float32):
+    def test_a_draw_renders_the_same_pair_on_either_device(self):
+        synthesis = SynthesizePair(RandomWarp(0.5, rotation_degrees=5, shift=2), RandomContrast(), strip=0.5)
+        maps = [torch.randint(0, 530, (2, 1, 24, 28, 20), generator=torch.Generator().manual_seed(i)) for i in (0, 1)]
+        draw = synthesis.draw(2, (24, 28, 20), torch.Generator().manual_seed(2))
+        on_cpu, on_gpu = synthesis(*maps, draw), synthesis(*[m.cuda() for m in maps], to_device(draw, "cuda"))
+        for role in ("moving", "fixed"):
+            differs = on_gpu[f"label_{role}"].cpu() != on_cpu[f"label_{role}"]
+            assert differs.float().mean() < 0.001  # a point halfway between two voxels may go to either
+            apart = (on_gpu[role].cpu() - on_cpu[role]).abs()
+            assert apart.median() < 1e-5
+            assert (apart > 1e-3).float().mean() < 0.05
+
+    def test_training_follows_that_on_the_cpu(self, bundle, scans, tmp_path, strict_float32, rendered_on_the_cpu):
         check_training_on("cuda", bundle, scans, tmp_path)
 
     def test_inference_agrees_with_that_on_the_cpu(self, bundle, scans, tmp_path, strict_float32):
