@@ -175,14 +175,14 @@ class DevicePairs:
 
     def shares(self, labels: Tensor) -> Tensor:
         """Each structure's share of a voxel, (B, K, *S)."""
-        k = self.table.num_structures
+        structures = self.table.num_structures
         channel = self.table.chosen[labels.long()]
-        shares = torch.zeros(len(labels), k + 1, *self.size, device=labels.device)
+        shares = torch.zeros(len(labels), structures + 1, *self.size, device=labels.device)
         eighth = shares.new_full((1, 1, 1, 1, 1), 0.125)
-        for i, j, l in product((0, 1), repeat=3):
-            part = channel[:, i::2, j::2, l::2].unsqueeze(1)
+        for i, j, k in product((0, 1), repeat=3):
+            part = channel[:, i::2, j::2, k::2].unsqueeze(1)
             shares.scatter_add_(1, part, eighth.expand(part.shape))
-        return shares[:, :k]
+        return shares[:, :structures]
 
     def brain(self, labels: Tensor, margin: int = 2) -> Tensor:
         """The brain and a margin of voxels around it, (B, 1, *S), 0 or 1."""
