@@ -19,9 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .frames import refuse_shear
 from .grids import Grid, flip_lps
+from .planes import plane_affine
+from .readers import import_itk, nibabel_frame
 from .resampling import DisplacementField, Step
-from .volumes import Volume, import_itk, plane_affine
+from .volumes import Volume
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +124,7 @@ def read_displacement_field(path: str | os.PathLike[str]) -> DisplacementField:
         array = np.asarray(image.dataobj, dtype=np.float32)
     except Exception as error:
         raise ValueError(f"{path}: cannot be read as a displacement field ({error})") from error
+    frame = nibabel_frame(image, str(path))
     d = array.shape[-1] if array.ndim == 5 else 0
     intent = int(image.header["intent_code"]) if "intent_code" in image.header else 0
     if (
@@ -133,8 +137,8 @@ def read_displacement_field(path: str | os.PathLike[str]) -> DisplacementField:
             f"{path}: expected a displacement field of shape (X, Y, Z, 1, 3) or (X, Y, 1, 1, 2) with vector intent, "
             f"got shape {array.shape} with intent code {intent}"
         )
-    affine = np.asarray(image.affine, dtype=np.float64)
-    affine = affine if d == 3 else plane_affine(affine)
+    refuse_shear(frame.affine, str(path))
+    affine = frame.affine if d == 3 else plane_affine(frame.affine)
     vectors = array.reshape(*array.shape[:d], d)
     return _field_from_lps(vectors if intent == _VECTOR else vectors @ flip_lps(d)[:d, :d], affine)
 

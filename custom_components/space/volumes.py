@@ -5,24 +5,21 @@ Convention: affines map voxels to RAS millimetres, whatever the file's own conve
 
 from __future__ import annotations
 
-import math
 import os
-import zlib
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import TypedDict
 
-import nibabel as nib
 import numpy as np
 import torch
-from nibabel.filebasedimages import ImageFileError
 from torch import Tensor
 
 from ..notices import warn
-from .grids import Grid, flip_lps
+from .frames import Frame, refuse_shear
+from .grids import Grid
+from .planes import plane_affine, slice_axis, slice_frame
+from .readers import existing, image_size, is_nibabel, nibabel_frame, open_nibabel, read_itk_components, read_nibabel
 
 _ROUNDING = 1e-3  # scale factors are stored as float32: 3 may come back as 2.99995
-
-_NIBABEL_ENDINGS = (".nii", ".nii.gz", ".mgz", ".mgh")
 
 
 @dataclass(frozen=True)
@@ -45,6 +42,23 @@ class Volume:
     def grid(self) -> Grid:
         """The native grid of the image."""
         return Grid(self.affine, tuple(self.data.shape[1:]))
+
+    @property
+    def is_slice(self) -> bool:
+        """Whether this is a 2-D image that its file stores as one slice of a 3-D one."""
+        return len(self.affine) == 3 and len(self.file_shape) > 2
+
+    @property
+    def frame(self) -> np.ndarray:
+        """The frame (4, 4) of the plane of a 2-D image, see `planes`."""
+        axis = slice_axis(self.file_shape, self.path)
+        return slice_frame(self.file_affine, axis) if axis is not None and self.is_slice else np.eye(4)
+
+    @property
+    def thickness_mm(self) -> float:
+        """Of the slice of a 2-D image."""
+        axis = slice_axis(self.file_shape, self.path)
+        return float(np.linalg.norm(self.file_affine[:3, 2 if axis is None else axis]))
 
 
 class _Header(TypedDict):
@@ -77,20 +91,12 @@ def load_image(path: str | os.PathLike[str]) -> Volume:
 
 
 def spatial_dims_of(path: str | os.PathLike[str]) -> int:
-    """Whether a file holds a 2-D or a 3-D image, by its header alone. Errors as `load_image`, as far as it tells."""
-    path = _existing(path)
-    size = list(_open_nibabel(path).shape) if path.lower().endswith(_NIBABEL_ENDINGS) else _itk_size(path)
-    return 2 if all(n == 1 for n in size[2:]) else 3
+    """Whether a file holds a 2-D image (also one slice along any axis) or a 3-D one, by its header alone.
 
-
-def _itk_size(path: str) -> list[int]:
-    itk = import_itk(f"reading {path}")
-    reader = itk.ImageIOFactory.CreateImageIO(path, itk.CommonEnums.IOFileMode_ReadMode)
-    if reader is None:
-        raise ValueError(f"{path}: cannot be read as an image (itk knows no such format)")
-    reader.SetFileName(path)
-    reader.ReadImageInformation()
-    return [reader.GetDimensions(i) for i in range(reader.GetNumberOfDimensions())]
+    Errors as `load_image`, as far as the header tells.
+    """
+    path = existing(path)
+    return 3 if slice_axis(image_size(path), path) is None else 2
 
 
 def load_labels(path: str | os.PathLike[str]) -> Volume:
@@ -125,140 +131,76 @@ def load_grid(path: str | os.PathLike[str]) -> Volume:
         FileNotFoundError, ImportError: as `load_image`.
         ValueError: if the file is damaged, or its affine cannot be inverted.
     """
-    path = _existing(path)
-    if path.lower().endswith(_NIBABEL_ENDINGS):
-        image = _open_nibabel(path)
-        shape, dtype, (affine, has_frame) = tuple(image.shape), image.get_data_dtype(), _nibabel_frame(image)
+    path = existing(path)
+    if is_nibabel(path):
+        image = open_nibabel(path)
+        shape, dtype, frame = tuple(image.shape), image.get_data_dtype(), nibabel_frame(image, path)
     else:
-        array, affine, d = read_itk_components(path)
-        shape, dtype, has_frame = array.shape[:d], array.dtype, True
-    header = _header(path, shape[:3], dtype, affine, has_frame)
-    size = shape[:2] if len(header["affine"]) == 3 else shape[:3]
+        array, frame, d = read_itk_components(path)
+        shape, dtype = array.shape[:d], array.dtype
+    axis, header = _header(path, shape[:3], dtype, frame)
+    size = [n for i, n in enumerate(shape[:3]) if i != axis]
     return Volume(torch.zeros(1).expand(1, *size), **header)
-
-
-def _existing(path: str | os.PathLike[str]) -> str:
-    path = str(path)
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path}: no such image file")
-    return path
 
 
 def _read_volume(path: str | os.PathLike[str]) -> tuple[np.ndarray, _Header]:
     """A checked array of 2 or 3 axes and the remaining arguments of `Volume`."""
-    path = _existing(path)
-    read = read_nibabel if path.lower().endswith(_NIBABEL_ENDINGS) else _read_itk
-    array, affine, has_frame = read(path)
+    path = existing(path)
+    if is_nibabel(path):
+        array, frame = read_nibabel(path)
+        d = 3
+    else:
+        array, frame, d = read_itk_components(path)
+    array = _one_number(array, d, path)
     shape, dtype = array.shape, array.dtype
-    if dtype.kind not in "fiub":
-        raise ValueError(f"{path}: expected a grey-value image, got voxels of type {dtype} (a colour image?)")
-    while array.ndim > 3 and array.shape[-1] == 1:
-        array = array[..., 0]
-    if array.ndim not in (2, 3):
-        raise ValueError(f"{path}: expected a 2-D or 3-D image with one channel, got shape {shape}")
+    array = array.reshape(shape[:3])
     if dtype.kind == "f" and not np.isfinite(array).all():
         raise ValueError(f"{path}: expected finite values, got {np.count_nonzero(~np.isfinite(array))} NaN or infinite")
-    header = _header(path, shape, dtype, affine, has_frame)
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[..., 0]
-    return array, header
+    axis, header = _header(path, shape, dtype, frame)
+    return array if axis is None or array.ndim == 2 else array.squeeze(axis), header
 
 
-def _header(path: str, shape: tuple[int, ...], dtype: np.dtype, affine: np.ndarray, has_frame: bool) -> _Header:
-    """What `Volume` says about a file of 2 or 3 axes (and perhaps further ones of length 1)."""
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-9:
-        raise ValueError(f"{path}: expected an invertible affine, got {np.round(affine[:3], 4).tolist()}")
-    if not has_frame:
-        warn(f"{path}: the file has no world frame; placed at the origin with its voxel spacing, as ITK does")
-    return {
-        "affine": plane_affine(affine) if all(n == 1 for n in shape[2:3]) else affine,
-        "path": path,
-        "file_affine": affine,
-        "file_shape": shape,
-        "file_dtype": dtype,
-        "has_frame": has_frame,
-    }
+_LUMINANCE = np.array([0.2125, 0.7154, 0.0721])  # ITK's weights of red, green and blue
 
 
-def _open_nibabel(path: str) -> Any:
-    try:
-        return nib.load(path)
-    except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
-        raise ValueError(f"{path}: cannot be read as an image, the file is truncated or damaged ({error})") from error
-
-
-def _nibabel_frame(image: Any) -> tuple[np.ndarray, bool]:
-    """The affine of a nibabel image, and whether the file says it."""
-    if isinstance(image, nib.Nifti1Image) and int(image.header["qform_code"]) == int(image.header["sform_code"]) == 0:
-        return np.diag([*(np.array([-1, -1, 1.0]) * np.r_[image.header.get_zooms(), 1, 1][:3]), 1.0]), False
-    return np.asarray(image.affine, dtype=np.float64), True
-
-
-def read_nibabel(path: str) -> tuple[np.ndarray, np.ndarray, bool]:
-    """The scaled voxels of a file, all axes, any type, native byte order; its affine; whether the file says it."""
-    image = _open_nibabel(path)
-    try:
-        array = np.asarray(image.dataobj)
-    except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
-        raise ValueError(f"{path}: cannot be read as an image, the file is truncated or damaged ({error})") from error
-    # Byte order matters to torch.
-    return array.astype(array.dtype.newbyteorder("="), copy=False), *_nibabel_frame(image)
-
-
-def _read_itk(path: str) -> tuple[np.ndarray, np.ndarray, bool]:
-    array, affine, d = read_itk_components(path)
-    if array.ndim != d or d > 3:
-        channels = math.prod(array.shape[d:])
-        raise ValueError(f"{path}: expected a 2-D or 3-D image with one channel, got {d} axes and {channels} channels")
-    return array, affine, True
-
-
-def read_itk_components(path: str) -> tuple[np.ndarray, np.ndarray, int]:
-    """The voxels of a file of a format that `itk` reads, components last; the affine of its first three axes (4, 4);
-    and the number of its axes, without the components."""
-    itk = import_itk(f"reading {path}")
-    try:
-        image = itk.imread(path)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise ValueError(f"{path}: cannot be read as an image ({reason})") from error
-    d = image.GetImageDimension()
-    array = itk.array_from_image(image)
-    array = array.T if array.ndim == d else np.moveaxis(array.T, 0, -1)
-    placed = min(d, 3)
-    lps = np.eye(4)
-    lps[:placed, :placed] = (itk.array_from_matrix(image.GetDirection()) * np.array(itk.spacing(image)))[
-        :placed, :placed
-    ]
-    lps[:placed, 3] = np.array(itk.origin(image))[:placed]
-    return array, flip_lps(3) @ lps, d
-
-
-def import_itk(purpose: str) -> Any:
-    """The `itk` module.
+def _one_number(array: np.ndarray, num_axes: int, path: str) -> np.ndarray:
+    """An image with one number in each voxel; colours become their luminance.
 
     Raises:
-        ImportError: if it is not installed, naming what it is needed for.
+        ValueError: if the file holds several frames, vectors or complex numbers.
     """
-    try:
-        import itk
-    except ImportError as error:
-        raise ImportError(f"{purpose} needs the package itk: pip install 'morphzoo[demo]'") from error
-    return itk
+    colours = array.dtype.names or ()
+    if colours[:3] == ("R", "G", "B"):
+        array, num_axes = np.stack([array[c] for c in colours], axis=-1), array.ndim
+    if array.ndim == num_axes + 1 and array.dtype == np.uint8 and array.shape[-1] in (3, 4):
+        warn(f"{path}: colours were converted to their luminance")
+        array = (array[..., :3] @ _LUMINANCE).astype(np.float32)
+    if array.dtype.kind not in "fiub":
+        raise ValueError(
+            f"{path}: expected a grey-value image, got voxels of type {array.dtype}; for complex numbers give the "
+            "magnitude"
+        )
+    if array.ndim < 2 or any(n != 1 for n in array.shape[3:]) or any(n != 1 for n in array.shape[num_axes:]):
+        raise ValueError(
+            f"{path}: expected a 2-D or 3-D image with one channel and one frame, got shape {array.shape}; of a series "
+            "register one frame or the mean, then bring all frames along with `morphzoo apply`"
+        )
+    return array
 
 
-def plane_affine(affine: np.ndarray) -> np.ndarray:
-    """In-plane frame (3, 3) of the first slice of a 3-D affine; see the module's docstring."""
-    axes = affine[:3, :2]
-    directions = axes / np.linalg.norm(axes, axis=0)
-    world_axes = nib.orientations.io_orientation(affine)[:2, 0].astype(int)
-    order = np.argsort(world_axes)
-    plane = sorted(world_axes)
-    normal_axis = ({0, 1, 2} - set(plane)).pop()
-    if np.abs(directions[normal_axis]).max() < 1e-4:
-        rows = np.eye(3)[plane]
-    else:
-        rows = np.stack([directions[:, i] * np.sign(directions[world_axes[i], i]) for i in order])
-    result = np.eye(3)
-    result[:2, :2], result[:2, 2] = rows @ axes, rows @ affine[:3, 3]
-    return result
+def _header(path: str, shape: tuple[int, ...], dtype: np.dtype, frame: Frame) -> tuple[int | None, _Header]:
+    """The axis of a file's one slice, if it has one, and what `Volume` says about the file."""
+    refuse_shear(frame.affine, path)
+    for note in frame.notes:
+        warn(note)
+    if not frame.is_given:
+        warn(f"{path}: the file has no world frame; placed at the origin with its voxel spacing, as ITK does")
+    axis = slice_axis(shape, path)
+    return axis, {
+        "affine": frame.affine if axis is None else plane_affine(frame.affine, axis),
+        "path": path,
+        "file_affine": frame.affine,
+        "file_shape": shape,
+        "file_dtype": dtype,
+        "has_frame": frame.is_given,
+    }

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from space.cases import OBLIQUE, noise, save
+from space.cases import OBLIQUE, noise, save, write_dicom
 
 from custom_components.space import (
     load_grid,
@@ -18,6 +18,7 @@ from custom_components.space import (
     register_affine,
     write_composite_transform,
 )
+from custom_components.space.volumes import spatial_dims_of
 
 
 @pytest.mark.parametrize("ending", ["nii", "nii.gz", "mgz"])
@@ -45,14 +46,15 @@ def test_bad_files_are_refused_in_one_sentence(tmp_path: Path) -> None:
     whole = gzip.compress(nib.Nifti1Image(noise(16, 16, 16), np.eye(4)).to_bytes())
     (tmp_path / "truncated.nii.gz").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.nii").write_text("not an image")
-    rgb = np.zeros((4, 4, 4), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
     broken = noise(4, 4, 4)
     broken[1, 1, 1] = np.nan
     cases = {
         "truncated.nii.gz": "truncated or damaged",
         "text.nii": "truncated or damaged",
         save(tmp_path / "four.nii.gz", noise(4, 4, 4, 2)): r"2-D or 3-D image.*\(4, 4, 4, 2\)",
-        save(tmp_path / "rgb.nii.gz", rgb): "grey-value",
+        save(tmp_path / "complex.nii.gz", noise(4, 4, 4).astype(np.complex64)): "grey-value",
+        save(tmp_path / "vectors.nii.gz", noise(4, 4, 4, 1, 3)): r"one channel.*\(4, 4, 4, 1, 3\)",
+        save(tmp_path / "line.nii.gz", noise(1, 4, 1)): "two axes of several voxels",
         save(tmp_path / "nan.nii.gz", broken): "finite values, got 1 NaN",
         save(tmp_path / "constant.nii.gz", np.ones((4, 4, 4), np.float32)): "constant 1",
     }
@@ -65,6 +67,15 @@ def test_bad_files_are_refused_in_one_sentence(tmp_path: Path) -> None:
     save(tmp_path / "half.nii.gz", np.full((4, 4, 4), 0.5, np.float32))
     with pytest.raises(ValueError, match="label map of integers"):
         load_labels(tmp_path / "half.nii.gz")
+
+
+def test_colours_become_their_luminance_and_the_log_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rgb = np.zeros((4, 5, 6), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+    rgb["G"][0, 0, 0] = 100
+    volume = load_image(save(tmp_path / "rgb.nii.gz", rgb))
+    assert volume.data.shape == (1, 4, 5, 6)
+    assert volume.data[0, 0, 0, 0] == pytest.approx(71.54)
+    assert "luminance" in caplog.text
 
 
 def test_affine_that_cannot_be_inverted_is_refused(tmp_path: Path) -> None:
@@ -109,6 +120,53 @@ def test_a_slice_of_any_world_plane_is_two_dimensional(tmp_path: Path) -> None:
     coronal = np.array([[0.0, -2, 0, 7], [0, 0, 1, 50], [3, 0, 0, -4], [0, 0, 0, 1]])  # axes S, L
     flat = load_image(save(tmp_path / "coronal.nii.gz", noise(6, 5, 1), coronal))
     np.testing.assert_allclose(flat.affine, [[0, -2, 7], [3, 0, -4], [0, 0, 1]])
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_one_slice_along_any_axis_is_two_dimensional_and_keeps_its_place(tmp_path: Path, axis: int) -> None:
+    size = [6, 5, 4]
+    size[axis] = 1
+    for name, affine in (("straight", np.diag([-2.0, -3, 1, 1])), ("oblique", OBLIQUE)):
+        path = save(tmp_path / f"{name}.nii.gz", noise(*size), affine)
+        flat = load_image(path)
+        assert spatial_dims_of(path) == 2
+        assert flat.is_slice
+        assert flat.grid.size == tuple(n for n in size if n > 1)
+        ends = np.array([[0, 0, 1], [*np.array(flat.grid.size) - 1, 1.0]]).T
+        in_plane = (flat.affine @ ends)[:2]
+        world = flat.frame @ [*in_plane, [0, 0], [1, 1]]
+        np.testing.assert_allclose(world.T, np.array([[0, 0, 0, 1], [*np.array(size) - 1, 1]]) @ affine.T, atol=1e-5)
+
+
+def test_a_dicom_folder_is_one_image(tmp_path: Path) -> None:
+    itk = pytest.importorskip("itk")
+    voxels = (1000 * noise(5, 6, 7)).astype(np.int16)
+    save(tmp_path / "a.nii.gz", voxels, OBLIQUE)
+    write_dicom(itk, str(tmp_path / "a.nii.gz"), tmp_path / "dcm", "1.2.3")
+    volume, expected = load_image(tmp_path / "dcm"), load_image(tmp_path / "a.nii.gz")
+    assert spatial_dims_of(tmp_path / "dcm") == 3
+    np.testing.assert_array_equal(volume.data, expected.data)
+    np.testing.assert_allclose(volume.affine, expected.affine, atol=1e-3)
+    write_dicom(itk, str(tmp_path / "a.nii.gz"), tmp_path / "dcm", "1.2.4")
+    with pytest.raises(ValueError, match="one DICOM series, found 2"):
+        load_image(tmp_path / "dcm")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="found no DICOM file"):
+        load_image(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("kinds", ["list domain domain domain", "domain domain domain list"])
+def test_an_nrrd_with_a_list_axis_of_one_is_an_image(tmp_path: Path, kinds: str) -> None:
+    pytest.importorskip("itk")
+    array = noise(5, 6, 7)
+    directions = "(1,0,0) (0,2,0) (0,0,3)"
+    sizes, where = ("1 5 6 7", f"none {directions}") if kinds.startswith("list") else ("5 6 7 1", f"{directions} none")
+    head = f"NRRD0005\ntype: float\ndimension: 4\nspace: left-posterior-superior\nsizes: {sizes}\nkinds: {kinds}\n"
+    head += f"space directions: {where}\nendian: little\nencoding: raw\nspace origin: (5,6,7)\n\n"
+    (tmp_path / "a.nrrd").write_bytes(head.encode() + array.astype("<f4").tobytes(order="F"))
+    volume = load_image(tmp_path / "a.nrrd")
+    np.testing.assert_allclose(volume.data[0], array)
+    np.testing.assert_allclose(volume.affine, [[-1, 0, 0, -5], [0, -2, 0, -6], [0, 0, 3, 7], [0, 0, 0, 1]])
 
 
 def test_missing_itk_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
