@@ -32,10 +32,21 @@ def write_table(path: str | os.PathLike[str], rows: Sequence[Metrics]) -> None:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     table = io.StringIO()
     writer = csv.DictWriter(table, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({k: _plain_number(v) for k, v in row.items()} for row in rows)
+    writer.writerow({column: safe_cell(column) for column in columns})
+    writer.writerows({k: safe_cell(_plain_number(v)) for k, v in row.items()} for row in rows)
     with replacing(path) as temporary:
         temporary.write_text(table.getvalue(), encoding="utf-8")
+
+
+def safe_cell(value: object) -> object:
+    """The value of a table's cell; a text that a spreadsheet would take for a formula gets an apostrophe in front."""
+    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
 
 
 @contextmanager

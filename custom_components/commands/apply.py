@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,8 @@ def apply(
     *,
     reference: str | None = None,
     interpolation: str = "auto",
-    space: str = "RAS",
+    fill: float | None = None,
+    space: str | None = None,
 ) -> Applied:
     """Apply a saved transform to an image, a label map or a list of points.
 
@@ -43,66 +43,40 @@ def apply(
     Args:
         transform: ITK transform file or displacement field; several, separated by commas, are applied to points in
             the order given.
-        source: image, label map, or CSV file with the columns x, y[, z] in mm.
-        output: NIfTI or CSV file to write.
+        source: image (series, vectors, colours and complex numbers, too), label map, or points in mm: CSV or TSV with
+            the columns x, y[, z], or 3D Slicer's fcsv or mrk.json.
+        output: image or points file to write; points in the format of the source.
         reference: image whose grid the result takes; needed for images.
-        interpolation: "linear", "nearest", or "auto": nearest for integer files of few values (label maps).
-        space: world of the CSV's coordinates, RAS or LPS.
+        interpolation: "linear", "nearest", "cubic", "label" (the most likely label), or ITK's and ANTs' names for them;
+            "auto" is nearest for label maps, which are integers that neighbours share, and linear for others.
+        fill: value outside the image; default: what most voxels on its faces hold, and air of a CT.
+        space: world of the coordinates of points, RAS or LPS; default: what the file says, else RAS.
     Returns:
         What was written, and how.
     """
-    from ..space.files import read_transform, write_image
-    from ..space.resampling import resample
-    from ..space.volumes import load_image, load_labels
+    from ..space.files import read_transform
+    from ..space.points import is_points_file, move_points
+    from ..space.warping import interpolation_named
 
-    steps = [step for path in as_list(transform) for step in read_transform(path)]
-    if str(source).endswith(".csv"):
-        number = _apply_to_points(steps, source, output, space)
+    mode = interpolation_named(interpolation)
+    if is_points_file(source):
+        steps = [step for path in as_list(transform) for step in read_transform(path)]
+        number, space = move_points(steps, source, output, space)
         return Applied(Path(output), f"{number} points, {space} mm")
     if reference is None:
         raise ValueError("an image needs --reference: the image whose grid the result takes")
-    target = load_image(reference)
-    is_label = interpolation == "nearest" or (interpolation == "auto" and _looks_like_labels(source))
-    volume = load_labels(source) if is_label else load_image(source)
-    result = resample(volume.data, volume.affine, target.grid, steps=steps, mode="nearest" if is_label else "linear")
-    extra = {"dtype": volume.file_dtype} if is_label else {}
-    write_image(output, result, target.affine, like=target, **extra)
-    return Applied(Path(output), "nearest" if is_label else "linear")
+    steps = [step for path in as_list(transform) for step in read_transform(path)]
+    return Applied(Path(output), _apply_to_image(steps, source, output, reference, mode, fill))
 
 
-def _looks_like_labels(path: str) -> bool:
-    from ..space.volumes import load_labels
+def _apply_to_image(steps: list[Step], source: str, output: str, reference: str, mode: str, fill: float | None) -> str:
+    """Write the resampled image; by which interpolation."""
+    from ..space.components import load_components, write_components
+    from ..space.volumes import load_grid
+    from ..space.warping import looks_like_labels, warp_components
 
-    try:
-        volume = load_labels(path)
-    except ValueError:
-        return False
-    return not str(volume.file_dtype).startswith("float") and len(volume.data.unique()) <= 128
-
-
-def _apply_to_points(steps: list[Step], source: str, output: str, space: str) -> int:
-    """Write the moved points; how many there are."""
-    import numpy as np
-
-    from ..files import replacing
-    from ..space.resampling import transform_points_world
-
-    if space not in ("RAS", "LPS"):
-        raise ValueError(f"expected space RAS or LPS, got {space!r}")
-    with open(source, newline="") as file:
-        rows = list(csv.DictReader(file))
-    columns = [name for name in ("x", "y", "z") if rows and name in rows[0]]
-    if len(columns) < 2:
-        raise ValueError(f"{source}: expected a CSV file with the columns x, y and z in mm")
-    try:
-        points = np.array([[float(row[name]) for name in columns] for row in rows])
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{source}: a coordinate is not a number ({error})") from error
-    flip = np.array([-1.0, -1.0, 1.0][: len(columns)]) if space == "LPS" else np.ones(len(columns))
-    moved = transform_points_world(points * flip, steps) * flip
-    with replacing(output) as path, open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        for row, point in zip(rows, moved, strict=True):
-            writer.writerow({**row, **{name: f"{value:.6f}" for name, value in zip(columns, point, strict=True)}})
-    return len(rows)
+    image, target = load_components(source), load_grid(reference)
+    if mode == "auto":
+        mode = "nearest" if image.says_labels or looks_like_labels(image.data) else "linear"
+    write_components(output, warp_components(image, target.grid, steps, mode=mode, fill=fill), image, like=target)
+    return mode

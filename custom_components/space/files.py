@@ -100,6 +100,19 @@ def write_image(
         _save_nifti(array, _embed(affine), temporary)
 
 
+def write_nifti(
+    path: str | os.PathLike[str], array: np.ndarray, affine: np.ndarray, *, header: nib.Nifti1Header | None = None
+) -> None:
+    """Write an array of any number of axes as NIfTI.
+
+    Args:
+        affine: (4, 4), voxel to RAS mm, of the first three axes.
+        header: of another file; intent, description and what it says about further axes is kept.
+    """
+    with _publish(path) as temporary:
+        _save_nifti(array, affine, temporary, like=header)
+
+
 def write_displacement_field(path: str | os.PathLike[str], ddf: Tensor, grid: Grid) -> None:
     """Write a displacement field (D, *S), voxels of `grid`, as an ITK vector NIfTI in LPS mm.
 
@@ -315,11 +328,22 @@ def _embed(affine: np.ndarray) -> np.ndarray:
     return result
 
 
-def _save_nifti(array: np.ndarray, affine: np.ndarray, path: str, intent: str | None = None) -> None:
+def _save_nifti(
+    array: np.ndarray,
+    affine: np.ndarray,
+    path: str,
+    intent: str | None = None,
+    like: nib.Nifti1Header | None = None,
+) -> None:
     image = nib.Nifti1Image(array, affine)
     image.set_sform(affine, code=1)
     image.set_qform(affine, code=1)
     image.header.set_xyzt_units("mm")
     if intent is not None:
         image.header.set_intent(intent)
+    if like is not None:
+        for name in ("intent_code", "intent_name", "intent_p1", "intent_p2", "intent_p3", "descrip", "toffset"):
+            image.header[name] = like[name]
+        image.header["pixdim"][4:] = like["pixdim"][4:]
+        image.header.set_xyzt_units("mm", like.get_xyzt_units()[1])
     nib.save(image, path)

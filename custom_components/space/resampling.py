@@ -10,6 +10,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from torch import Tensor
 from ..fields import identity_grid, sample
 from .grids import Grid, voxel_map
 
+_FADE = 1.5  # length of the fading zone over the displacement; beyond 1 the zone does not fold
+_STILL_MM = 1e-3  # a face that moves less needs no fading zone
 _SLAB_VOXELS = 2**21  # resampling works through the target in slabs of this size: some 100 MB of temporary memory
 
 
@@ -25,14 +28,47 @@ _SLAB_VOXELS = 2**21  # resampling works through the target in slabs of this siz
 class DisplacementField:
     """A step of a transform: world points move by `ddf` (D, *grid.size), given in voxels of `grid` along its axes.
 
-    Beyond the grid the field keeps its border value.
+    As in ITK, nothing moves further than half a voxel beyond the grid; up to there the field has its border's value.
     """
 
     ddf: Tensor
     grid: Grid
 
+    def fading(self) -> DisplacementField:
+        """The same map on a grid so large that the field fades to nothing before it ends.
+
+        Beyond each face the field keeps its border value for as many millimetres as the longest vector there, so that
+        points which leave the grid find the way back, and fades over one and a half times as many, so that nothing
+        folds. Where a face does not move, nothing is added.
+        """
+        spacing = self.grid.spacing
+        lengths = (self.ddf * self.ddf.new_tensor(spacing).view(-1, *[1] * len(spacing))).norm(dim=0)
+        holds, margins = [], []
+        for axis, mm in enumerate(spacing):
+            longest = [float(lengths.select(axis, end).max()) for end in (0, -1)]
+            longest = [length / mm if length > _STILL_MM else 0.0 for length in longest]
+            holds.append([math.ceil(n) for n in longest])
+            margins.append([math.ceil(n) + math.ceil(_FADE * n) for n in longest])
+        ddf, weight = self.ddf, self.ddf.new_ones(1)
+        for axis, (hold, margin) in enumerate(zip(holds, margins, strict=True)):
+            ends = [ddf.narrow(axis + 1, end, 1) for end in (0, ddf.shape[axis + 1] - 1)]
+            ddf = torch.cat([*[ends[0]] * margin[0], ddf, *[ends[1]] * margin[1]], axis + 1)
+            ramps = [torch.linspace(1, 0, m - h + 1)[1:] for h, m in zip(hold, margin, strict=True)]
+            along = [ramps[0].flip(0), torch.ones(hold[0] + self.grid.size[axis] + hold[1]), ramps[1]]
+            shape = [-1 if i == axis else 1 for i in range(len(spacing))]
+            weight = torch.minimum(weight, torch.cat(along).view(shape))
+        shift = np.eye(len(spacing) + 1)
+        shift[:-1, -1] = [-margin[0] for margin in margins]
+        return DisplacementField(ddf * weight, Grid(self.grid.affine @ shift, tuple(ddf.shape[1:])))
+
 
 Step = np.ndarray | DisplacementField
+Fill = float | Sequence[float]
+
+
+def fading(steps: Sequence[Step]) -> list[Step]:
+    """The same transform with fields that fade beyond their grids (`DisplacementField.fading`)."""
+    return [step.fading() if isinstance(step, DisplacementField) else step for step in steps]
 
 
 def transform_steps(
@@ -68,6 +104,7 @@ def resample(
     steps: Sequence[Step] | None = None,
     mode: str = "linear",
     padding: str = "zeros",
+    fill: Fill | None = None,
     antialias: bool = False,
 ) -> Tensor:
     """Look an image up at world_matrix(x + u(x)) for every voxel centre x of a grid, with one single interpolation.
@@ -77,7 +114,10 @@ def resample(
         grid: the target.
         world_matrix, ddf, ddf_grid: see `transform_steps`; the field is read linearly where it does not lie on `grid`.
         steps: a whole transform from target to image space, instead of the three.
-        mode: "linear" or "nearest" (label maps). padding: "zeros" or "border".
+        mode: "linear", "nearest" (label maps), or with a fill value "cubic" (B-splines; needs scipy).
+        padding: "zeros" or "border"; of no meaning with a fill value.
+        fill: look up as ITK does: up to half a voxel beyond the outer voxel centres the image has its border's value,
+            further out this one, or one for each channel; between two voxels "nearest" takes the one of higher index.
         antialias: smooth first along the axes on which the target is coarser, for bringing images to a model grid.
     Returns:
         Shape (C, *grid.size) or (B, C, *grid.size).
@@ -97,15 +137,66 @@ def resample(
         matrices = [step for step in steps if isinstance(step, np.ndarray)]
         matrix = functools.reduce(lambda first, then: then @ first, matrices, np.eye(d + 1))
         batch = _smooth_for(batch, voxel_map(grid.affine, image_affine, matrix))
+    if fill is None:
+        look_up = functools.partial(sample, batch, mode=mode, padding=padding)
+    else:
+        look_up = functools.partial(
+            _sample_as_itk, _spline_coefficients(batch) if mode == "cubic" else batch, mode, fill
+        )
+    # Points half-way between two voxels are common on label maps; rounding must not decide about them.
+    precision = torch.float64 if fill is not None and mode == "nearest" else torch.float32
     rows = max(1, _SLAB_VOXELS // max(1, math.prod(grid.size[1:])))
     slabs = []
     for start in range(0, grid.size[0], rows):
-        locations = identity_grid((min(rows, grid.size[0] - start), *grid.size[1:]), device=image.device)
+        size = (min(rows, grid.size[0] - start), *grid.size[1:])
+        locations = identity_grid(size, dtype=precision, device=image.device)
         locations[0] += start
-        locations = _follow(locations, grid.affine, steps, image_affine)
-        slabs.append(sample(batch, locations[None].to(torch.float32), mode=mode, padding=padding))
+        slabs.append(look_up(_follow(locations, grid.affine, steps, image_affine).to(precision)[None]))
     result = torch.cat(slabs, dim=2)
     return result if image.ndim == d + 2 else result[0]
+
+
+def fill_values(fill: Fill, like: Tensor) -> Tensor:
+    """Fill values to be broadcast with a tensor (B, C, *S), of its type."""
+    return torch.as_tensor(fill, dtype=like.dtype, device=like.device).view(1, -1, *[1] * (like.ndim - 2))
+
+
+def _sample_as_itk(image: Tensor, mode: str, fill: Fill, locations: Tensor) -> Tensor:
+    """Look up (B, C, *S) at voxel coordinates (1, D, *S'); `fill` where they lie in no voxel."""
+    inside = _inside(locations[0], image.shape[2:])
+    if mode == "nearest":
+        locations = (locations + 0.5).floor()
+    values = _splines(image, locations[0]) if mode == "cubic" else sample(image, locations, mode=mode, padding="border")
+    return torch.where(inside, values, fill_values(fill, values))
+
+
+def _inside(locations: Tensor, size: Sequence[int]) -> Tensor:
+    """Where voxel coordinates (D, *S) lie in the voxels of an image: within half a voxel of a centre."""
+    return torch.stack([(x >= -0.5) & (x < n - 0.5) for x, n in zip(locations, size, strict=True)]).all(0)
+
+
+def _spline_coefficients(image: Tensor) -> Tensor:
+    """Coefficients of the cubic B-splines through an image (B, C, *S), mirrored at its borders as ITK does it."""
+    ndimage = _import_ndimage()
+    flat = image.double().flatten(0, 1).numpy()
+    filtered = np.stack([ndimage.spline_filter(channel, order=3, mode="mirror") for channel in flat])
+    return torch.from_numpy(filtered).view(image.shape)
+
+
+def _splines(coefficients: Tensor, locations: Tensor) -> Tensor:
+    ndimage = _import_ndimage()
+    flat = coefficients.flatten(0, 1).numpy()
+    where = locations.double().numpy()
+    values = [ndimage.map_coordinates(one, where, order=3, mode="mirror", prefilter=False) for one in flat]
+    return torch.from_numpy(np.stack(values)).view(*coefficients.shape[:2], *locations.shape[1:]).float()
+
+
+def _import_ndimage() -> Any:
+    try:
+        from scipy import ndimage
+    except ImportError as error:
+        raise ImportError("cubic interpolation needs the package scipy: pip install 'morphzoo[demo]'") from error
+    return ndimage
 
 
 def _follow(locations: Tensor, from_affine: np.ndarray, steps: Sequence[Step], to_affine: np.ndarray) -> Tensor:
@@ -113,14 +204,21 @@ def _follow(locations: Tensor, from_affine: np.ndarray, steps: Sequence[Step], t
     # Matrices are multiplied up in float64 from voxels to voxels, so that float32 coordinates suffice.
     pending = from_affine
     for step in steps:
+        d = len(step.grid.size) if isinstance(step, DisplacementField) else len(step) - 1
+        if d != len(locations):
+            raise ValueError(f"expected a transform of {len(locations)}-D points, got one of {d}-D points")
         if isinstance(step, DisplacementField):
             locations = _apply_matrix(np.linalg.solve(step.grid.affine, pending), locations)
-            ddf = step.ddf.to(locations.device)
-            locations = locations + sample(ddf[None], locations[None], padding="border")[0]
+            locations = locations + _displacement(step.ddf.to(locations.device), locations)
             pending = step.grid.affine
         else:
             pending = step @ pending
     return _apply_matrix(np.linalg.solve(to_affine, pending), locations)
+
+
+def _displacement(ddf: Tensor, locations: Tensor) -> Tensor:
+    """A field (D, *S) at voxel coordinates (D, *S'), without displacement outside its voxels."""
+    return _sample_as_itk(ddf[None], "linear", 0.0, locations[None])[0]
 
 
 def _apply_matrix(matrix: np.ndarray, locations: Tensor) -> Tensor:

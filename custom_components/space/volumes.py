@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..notices import warn
+from .background import background_value
 from .frames import Frame, refuse_shear
 from .grids import Grid
 from .planes import plane_affine, slice_axis, slice_frame
@@ -27,7 +28,8 @@ class Volume:
     """An image read from a file: `data` (1, *S) and `affine` (D + 1, D + 1), voxel to RAS mm.
 
     `file_affine` (4, 4), `file_shape` and `file_dtype` say how the file itself stores it (a 2-D image may be one slice
-    of a 3-D file); `has_frame` is False when the file says nothing about its place in the world.
+    of a 3-D file); `has_frame` is False when the file says nothing about its place in the world. `background` is the
+    value for places outside the image.
     """
 
     data: Tensor
@@ -37,6 +39,7 @@ class Volume:
     file_shape: tuple[int, ...]
     file_dtype: np.dtype
     has_frame: bool = True
+    background: float = 0.0
 
     @property
     def grid(self) -> Grid:
@@ -87,7 +90,8 @@ def load_image(path: str | os.PathLike[str]) -> Volume:
     array, header = _read_volume(path)
     if array.min() == array.max():
         raise ValueError(f"{path}: expected an image, got the constant {array.flat[0]:g} in every voxel")
-    return Volume(torch.from_numpy(array.astype(np.float32))[None], **header)
+    array = array.astype(np.float32)
+    return Volume(torch.from_numpy(array)[None], **header, background=background_value(array))
 
 
 def spatial_dims_of(path: str | os.PathLike[str]) -> int:

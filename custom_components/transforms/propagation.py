@@ -8,7 +8,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Transform
 
-from ..space.resampling import resample
+from ..space.warping import warp_image
 from ..vocabulary import Data, Item
 from .load import LoadOptions, LoadPaird, path_of, release
 from .registered import RegisteredPair
@@ -65,7 +65,7 @@ class PropagateLabelsd(Transform):
         pair = RegisteredPair.of(data)
         fixed, moving = pair.volumes["fixed"], pair.volumes["moving"]
         if answer == "image":
-            warped = resample(moving.data, moving.affine, fixed.grid, steps=pair.forward).float()
+            warped = warp_image(moving, fixed.grid, pair.forward).float()
         else:
             labels = pair.volumes["label_moving"]
             if labels.data.max() > torch.iinfo(torch.int16).max:

@@ -22,6 +22,7 @@ from ..files import write_metrics
 from ..notices import collecting
 from ..space.files import publish_together, write_displacement_field, write_image
 from ..space.grids import Grid
+from ..space.resampling import DisplacementField
 from ..space.volumes import Volume
 from ..vocabulary import Data, Item, Metrics
 from .load import release
@@ -77,8 +78,13 @@ def image_file(
 
 
 def field_file(name: str, ddf: Tensor, grid: Grid) -> OutputFile:
-    """A displacement field (D, *S), voxels of `grid`, as a file of ITK's dialect."""
-    return OutputFile(name, lambda path: write_displacement_field(path, ddf, grid))
+    """A displacement field (D, *S), voxels of `grid`, as a file of ITK's dialect, in which it fades beyond its grid."""
+
+    def write(path: Path) -> None:
+        field = DisplacementField(ddf, grid).fading()
+        write_displacement_field(path, field.ddf, field.grid)
+
+    return OutputFile(name, write)
 
 
 class Publishd(Transform):

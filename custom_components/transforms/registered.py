@@ -88,15 +88,18 @@ class RegisteredPair:
 
     @cached_property
     def forward(self) -> list[Step]:
-        """The map from fixed to moving points."""
+        """The map from fixed to moving points, for points of the fixed image: all lie in the model grid."""
         return self.steps(self.pred["ddf"])
 
     @cached_property
     def inverse(self) -> list[Step]:
-        """The map from moving to fixed points; empty if the prediction has no inverse."""
+        """The map from moving to fixed points; empty if the prediction has no inverse.
+
+        Points of the moving image may come to lie outside the model grid: the field fades there.
+        """
         if "inverse_ddf" not in self.pred:
             return []
-        dense = DisplacementField(self.pred["inverse_ddf"].float(), self.grid)
+        dense = DisplacementField(self.pred["inverse_ddf"].float(), self.grid).fading()
         return [np.linalg.inv(self.world_matrix), dense] if self.is_aligned else [dense]
 
     @cached_property

@@ -9,14 +9,14 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..fields import jacobian_determinant
 from ..space.files import write_affine_transform, write_composite_transform
 from ..space.grids import Grid
-from ..space.resampling import Step, resample
+from ..space.resampling import Step, fading
 from ..space.volumes import Volume
+from ..space.warping import warp_image, warp_to_grid
 from .publish import OutputFile, Report, field_file, image_file
 from .registered import RegisteredPair
 
@@ -36,7 +36,8 @@ class PairFiles:
         warped_label: warped_label.nii.gz, in the label file's type, if there is a moving label map.
         warped_fixed: warped_fixed.nii.gz, the fixed image on the moving image's grid.
         warped_fixed_label: warped_fixed_label.nii.gz, the fixed label map there, if there is one.
-        forward, inverse: forward_field.nii.gz, inverse_field.nii.gz, the dense part alone, on the model grid.
+        forward, inverse: forward_field.nii.gz, inverse_field.nii.gz, the dense part alone, on the model grid and, where
+            it moves there, beyond it, until it has faded to nothing.
         affine: affine.tfm, if there was a pre-alignment.
         composite: transform.h5, inverse_transform.h5, dense and affine in one file; without `itk` there is none, and
             the log says so. Forward resamples the moving image onto the fixed one, inverse the other way round.
@@ -70,7 +71,7 @@ class PairFiles:
             moved, like = pair.volumes[source], pair.volumes[target]
             name = f"warped{suffix}"
             if name in self.write and steps:
-                warped = resample(moved.data, moved.affine, like.grid, steps=steps)
+                warped = warp_image(moved, like.grid, steps)
                 files[name] = image_file(f"{name}.nii.gz", warped, like.affine, like=like)
             labels, name = pair.volumes.get(f"label_{source}"), f"warped{suffix}_label"
             if name in self.write and labels and steps:
@@ -97,16 +98,8 @@ class PairFiles:
 
 def warp_labels(labels: Volume, grid: Grid, steps: Sequence[Step], *, mode: str = "nearest") -> Tensor:
     """A label map looked up on a grid, shape (1, *grid.size), by nearest neighbour or by the most likely label."""
-    if mode == "nearest":
-        return resample(labels.data, labels.affine, grid, steps=steps, mode="nearest")
-    best = torch.zeros(1, *grid.size)
-    result = torch.zeros(1, *grid.size, dtype=labels.data.dtype)
-    for value in torch.unique(labels.data):
-        # Outside the moving image every share is 0 and the background stays.
-        share = resample((labels.data == value).float(), labels.affine, grid, steps=steps)
-        result[share > best] = value
-        best = torch.maximum(best, share)
-    return result
+    mode = "label" if mode == "linear" else mode
+    return warp_to_grid(labels.data, labels.affine, grid, steps, mode=mode)
 
 
 def _write_affine(matrix: np.ndarray, path: Path) -> None:
@@ -114,4 +107,4 @@ def _write_affine(matrix: np.ndarray, path: Path) -> None:
 
 
 def _write_composite(steps: Sequence[Step], path: Path) -> None:
-    write_composite_transform(path, steps)
+    write_composite_transform(path, fading(steps))

@@ -12,7 +12,7 @@ from ..evaluation.pictures import maps_picture
 from ..fields import resize_field
 from ..space.files import write_image
 from ..space.grids import Grid, voxel_spacing
-from ..space.resampling import resample
+from ..space.warping import warp_image, warp_to_grid
 from .publish import OutputFile, Report, field_file, image_file
 from .registered import RegisteredPair
 
@@ -78,7 +78,7 @@ def _entropy(pair: RegisteredPair, earlier: Report) -> Report:
     samples = pair.pred["ddf_samples"]
     warped = torch.empty(len(samples), *fixed.grid.size, dtype=labels.data.dtype)
     for one, ddf in zip(warped, samples, strict=True):
-        one.copy_(resample(labels.data, labels.affine, fixed.grid, steps=pair.steps(ddf), mode="nearest")[0])
+        one.copy_(warp_to_grid(labels.data, labels.affine, fixed.grid, pair.steps(ddf), mode="nearest")[0])
     entropy = label_entropy(warped)
     anywhere = (warped > 0).any(0)
     metrics = {"label_entropy": float(entropy[anywhere].mean()) if anywhere.any() else 0.0}
@@ -105,7 +105,7 @@ def _warped_sample(name: str, pair: RegisteredPair, ddf: Tensor) -> OutputFile:
 
     def write(path: Path) -> None:
         # Resampled only now: all samples at once would fill the memory.
-        warped = resample(moving.data, moving.affine, fixed.grid, steps=pair.steps(ddf))
+        warped = warp_image(moving, fixed.grid, pair.steps(ddf))
         write_image(path, warped, fixed.affine, like=fixed)
 
     return OutputFile(name, write)

@@ -109,6 +109,42 @@ def test_a_saved_transform_applies_to_images_labels_and_points(scans, registered
     assert np.abs(error).mean() < 0.2  # mm: a tenth of a voxel
 
 
+def test_apply_takes_series_blank_references_and_names_of_other_tools(scans, registered, tmp_path):
+    """Frames, labels with a scale factor, a blank reference; wrong words are refused before any writing."""
+    (moving, label), (fixed, _) = scans[:2]
+    field, out = registered / "forward_field.nii.gz", tmp_path / "out.nii.gz"
+    image, grid = nib.load(moving), nib.load(fixed)
+    frames = nib.Nifti1Image(np.stack([image.get_fdata(dtype="f4")] * 2, -1), image.affine)
+    frames.header.set_zooms([*frames.header.get_zooms()[:3], 2.5])
+    frames.header.set_xyzt_units("mm", "sec")
+    frames.header.set_intent("estimate", name="bold")
+    nib.save(frames, tmp_path / "series.nii.gz")
+    nib.save(nib.Nifti1Image(np.zeros(grid.shape, "f4"), grid.affine), tmp_path / "blank.nii.gz")
+    assert run("apply", field, tmp_path / "series.nii.gz", out, "--reference", tmp_path / "blank.nii.gz") is None
+    moved, saved = nib.load(out), nib.load(registered / "warped.nii.gz").get_fdata()
+    assert moved.header.get_zooms()[3] == 2.5
+    assert moved.header.get_xyzt_units() == ("mm", "sec")
+    assert moved.header.get_intent() == ("estimate", (), "bold")
+    for frame in range(2):
+        np.testing.assert_allclose(moved.get_fdata()[..., frame], saved, atol=1e-3 * np.abs(saved).max())
+
+    labels = nib.Nifti1Image(nib.load(label).get_fdata(), image.affine)
+    labels.set_data_dtype(np.int16)  # with a scale factor
+    nib.save(labels, tmp_path / "scaled.nii.gz")
+    for words in ([], ["--interpolation", "nearestNeighbor"]):
+        assert run("apply", field, tmp_path / "scaled.nii.gz", out, "--reference", fixed, *words) is None
+        moved = nib.load(out)
+        assert moved.get_data_dtype() == np.int16
+        assert np.array_equal(moved.dataobj, nib.load(registered / "warped_label.nii.gz").dataobj)
+
+    out.unlink()
+    assert "expected an interpolation among" in run(
+        "apply", field, label, out, "--reference", fixed, "--interpolation", "x"
+    )
+    assert "--reference" in run("apply", field, label, out)
+    assert not out.exists()
+
+
 def test_the_shipped_weights_register_a_pair(scans, tmp_path):
     weights = find_bundle(DEFAULT_BUNDLE) / "models" / "model.pt"
     if not weights.is_file():

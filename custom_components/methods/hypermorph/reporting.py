@@ -27,7 +27,7 @@ from ...evaluation.metrics import pair_metrics
 from ...evaluation.overlap import label_overlap, present_labels
 from ...fields import warp
 from ...files import replacing, write_table
-from ...space.resampling import resample
+from ...space.warping import warp_image
 from ...transforms.publish import OutputFile, Report, image_file
 from ...transforms.registered import RegisteredPair
 from ...vocabulary import Metrics, Row
@@ -84,7 +84,7 @@ class HyperReport:
             target, source = pair.volumes["fixed"], pair.volumes["moving"]
             images = torch.empty(len(ddfs), *target.grid.size)
             for image, ddf in zip(images, ddfs, strict=True):
-                image.copy_(resample(source.data, source.affine, target.grid, steps=pair.steps(ddf))[0])
+                image.copy_(warp_image(source, target.grid, pair.steps(ddf))[0])
             files["sweep_warped"] = image_file("sweep_warped.nii.gz", images, target.affine, like=target)
         return files
 
