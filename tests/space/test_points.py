@@ -28,7 +28,7 @@ def moved(folder: Path, name: str, content: str | bytes, steps: list | None = No
         ("capitals.CSV", "X, Y, Z\n1, 2, 3\n", "X,Y,Z\n7.000000,2.000000,2.000000\n"),
         ("blank.csv", "\nx,y,z\n\n1,2,3\n,,\n", "x,y,z\n7.000000,2.000000,2.000000\n"),
         ("more.csv", "name,x,y,z,t\n=1+1,1,2,3,-4\n", "name,x,y,z,t\n'=1+1,7.000000,2.000000,2.000000,-4\n"),
-        ("latin1.csv", "x,y,z,name\n1,2,3,Öhr\n".encode("latin-1"), "x,y,z,name\n7.000000,2.000000,2.000000,Öhr\n"),
+        ("latin1.csv", "x,y,z,name\n1,2,3,\u00d6hr\n".encode("latin-1"), "x,y,z,name\n7.000000,2.000000,2.000000,\u00d6hr\n"),
         ("decimal_commas.csv", "x;y;z\n1,5;2;-3,5\n", "x;y;z\n7,500000;2,000000;-4,500000\n"),
         ("tabs.tsv", "x\ty\tz\n1e0\t2\t3\n", "x\ty\tz\n7.000000\t2.000000\t2.000000\n"),
         ("blanks.txt", "x  y  z\n 1  2 3\n", "x y z\n7.000000 2.000000 2.000000\n"),
@@ -47,7 +47,7 @@ def test_tables_and_fiducials_are_read_and_keep_their_format(
 
 
 def test_markups_keep_all_that_is_no_position(tmp_path: Path) -> None:
-    points = [{"id": "1", "label": "é", "position": [1, 2, 3]}, {"id": "2", "positionStatus": "undefined"}]
+    points = [{"id": "1", "label": "\u00e9", "position": [1, 2, 3]}, {"id": "2", "positionStatus": "undefined"}]
     content = {"@schema": "s", "markups": [{"type": "Line", "coordinateSystem": "RAS", "controlPoints": points}]}
     result = json.loads(moved(tmp_path, "a.mrk.json", json.dumps(content)))
     points[0]["position"] = [7.0, 2.0, 2.0]
