@@ -42,10 +42,6 @@ class LabelTable:
     cerebral: Tensor
     fluid: Tensor
 
-    @property
-    def num_structures(self) -> int:
-        return int(self.chosen.max())
-
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -77,7 +73,8 @@ class DevicePairs:
         self.fine = tuple(maps.shape[1:])
         self.size = tuple(n // 2 for n in self.fine)
         self.augmentation = augmentation or Augmentation()
-        self.num_groups = int(table.group.max()) + 1
+        # Read once: reading a number later would make the host wait in every step.
+        self.num_groups, self.num_structures = int(table.group.max()) + 1, int(table.chosen.max())
 
     def anatomies(self, pairs: int) -> Tensor:
         """Label positions (2 P, *2S), moving ones first."""
@@ -175,14 +172,13 @@ class DevicePairs:
 
     def shares(self, labels: Tensor) -> Tensor:
         """Each structure's share of a voxel, (B, K, *S)."""
-        structures = self.table.num_structures
         channel = self.table.chosen[labels.long()]
-        shares = torch.zeros(len(labels), structures + 1, *self.size, device=labels.device)
+        shares = torch.zeros(len(labels), self.num_structures + 1, *self.size, device=labels.device)
         eighth = shares.new_full((1, 1, 1, 1, 1), 0.125)
         for i, j, k in product((0, 1), repeat=3):
             part = channel[:, i::2, j::2, k::2].unsqueeze(1)
             shares.scatter_add_(1, part, eighth.expand(part.shape))
-        return shares[:, :structures]
+        return shares[:, : self.num_structures]
 
     def brain(self, labels: Tensor, margin: int = 2) -> Tensor:
         """The brain and a margin of voxels around it, (B, 1, *S), 0 or 1."""

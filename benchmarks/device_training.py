@@ -47,8 +47,8 @@ class Recipe:
     Attributes:
         pairs: in a batch.
         learning_rate: the largest; it rises over the first 2 % of the time and falls to 0 by a cosine.
-        contrasts: share of pairs of any contrast: 0 up to the first time, then rising linearly up to the second one,
-            as shares of the whole time; None for T1-like pairs alone.
+        contrasts: when the share of pairs of any contrast leaves 0, and when it has risen to `most_contrasts`, as
+            shares of the whole time; None for T1-like pairs alone.
         window, weight, folding_weight, dice_weight: of the loss.
         ema: share of the weights' running mean that a step keeps.
     """
@@ -56,6 +56,7 @@ class Recipe:
     pairs: int = 2
     learning_rate: float = 5e-4
     contrasts: tuple[float, float] | None = None
+    most_contrasts: float = 0.8
     window: int = 7
     weight: float = 0.1
     folding_weight: float = 10.0
@@ -122,14 +123,14 @@ class Training:
         table = torch.randint(3, (2, count), device=self.device)
         by_table = torch.rand(2, count, device=self.device) < 0.35
         same = torch.rand(count, device=self.device) < 0.2
-        kind = torch.where(by_table, table, 3)
+        kind = table.masked_fill(~by_table, 3)
         kind[1] = torch.where(same, kind[0], kind[1])
-        return torch.where(torch.rand(count, device=self.device) < self.any_contrast, kind, 0).flatten()
+        return (kind * (torch.rand(count, device=self.device) < self.any_contrast)).flatten()
 
     def images(self, labels: Tensor, kind: Tensor) -> Tensor:
         """Network inputs (P, 2, *S) of maps (2 P, *2S) and contrasts (2 P,)."""
         means = self.pairs.means(len(labels), kind)
-        noise = 24 + 16 * (kind == 3)
+        noise = 16 + 16 * (kind == 3)
         image = self.pairs.render(labels, means, noise.float())
         return torch.cat(image.chunk(2), 1)
 
@@ -179,7 +180,8 @@ class Training:
             self.optimizer.param_groups[0]["lr"] = rate
         if self.recipe.contrasts is not None:
             start, end = self.recipe.contrasts
-            self.any_contrast.fill_(min(1.0, max(0.0, (progress - start) / (end - start))))
+            share = min(1.0, max(0.0, (progress - start) / (end - start)))
+            self.any_contrast.fill_(self.recipe.most_contrasts * share)
 
     def means(self) -> dict[str, Tensor]:
         """The running mean of the weights, as a state dictionary."""
@@ -208,6 +210,14 @@ def captured(step: Callable[[], None], warm_up: int = 5) -> Callable[[], None]:
     with torch.cuda.graph(graph):
         step()
     return graph.replay
+
+
+def check_for_waits(step: Callable[[], None]) -> None:
+    """Run the step twice; the second time whatever makes the host wait for the device raises an error."""
+    step()
+    torch.cuda.set_sync_debug_mode("error")
+    step()
+    torch.cuda.set_sync_debug_mode("default")
 
 
 @torch.no_grad()
@@ -260,6 +270,8 @@ def run(training: Training, held_out: DevicePairs, minutes: float, output: Path,
     """Train for so many minutes; returns the seconds of a step."""
     curve, begin = Curve(output / f"{name}.csv"), time.monotonic()
     training.schedule(0.0)
+    if graph:
+        check_for_waits(training.step)
     step = captured(training.step) if graph else training.step
     training.sums.zero_()
     ready = time.monotonic()

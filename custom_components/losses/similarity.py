@@ -94,7 +94,7 @@ class _SquaredLocalCorrelation(torch.autograd.Function):
             inverse_count = 1 / _box_count(a, window)
         else:
             count = box_sum(weight.expand(a.shape[0], -1, *a.shape[2:]), window)
-            inverse_count = torch.where(count > 1e-3, 1 / count.clamp(min=1e-3), 0)
+            inverse_count = (1 / count.clamp(min=1e-3)).masked_fill(count <= 1e-3, 0)
         mean_a = box_sum(wa, window).mul_(inverse_count)
         mean_b = box_sum(wb, window).mul_(inverse_count)
         cov = box_sum(wa * b, window).mul_(inverse_count).addcmul_(mean_a, mean_b, value=-1)
