@@ -162,14 +162,14 @@ def normalized_mutual_information(a: Tensor, b: Tensor, mask: Tensor | None = No
 
 
 def foreground_mask(batch: Batch) -> Tensor:
-    """Where a pair is judged, shape (B, 1, *S), bool: `mask_fixed`, else where fixed is above its least value (the
-    background of a skull-stripped or normalised image), else `label_fixed` > 0, else everywhere.
+    """Where a pair is judged, shape (B, 1, *S), bool: `mask_fixed` > 0.5, else where fixed is above its least value
+    (the background of a skull-stripped or normalised image), else `label_fixed` > 0, else everywhere.
 
     Raises:
         ValueError: if the batch has none of these keys.
     """
     if "mask_fixed" in batch:
-        return batch["mask_fixed"] > 0
+        return batch["mask_fixed"] > 0.5
     for key in ("fixed", "label_fixed"):
         if key in batch:
             image = batch[key][:, :1]

@@ -19,6 +19,7 @@ from .frames import Frame, refuse_shear
 from .grids import Grid
 from .planes import plane_affine, slice_axis, slice_frame
 from .readers import existing, image_size, is_nibabel, nibabel_frame, open_nibabel, read_itk_components, read_nibabel
+from .values import finite_values
 
 _ROUNDING = 1e-3  # scale factors are stored as float32: 3 may come back as 2.99995
 
@@ -83,8 +84,8 @@ def load_image(path: str | os.PathLike[str]) -> Volume:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is damaged, has several channels or frames, an affine that cannot be inverted, holds NaN
-            or infinity, or is constant.
+        ValueError: if the file is damaged, has several channels or frames, an affine that cannot be inverted, values
+            that are infinite, or is constant. NaN is background, see `finite_values`.
         ImportError: if the format needs `itk` and it is not installed.
     """
     array, header = _read_volume(path)
@@ -147,6 +148,23 @@ def load_grid(path: str | os.PathLike[str]) -> Volume:
     return Volume(torch.zeros(1).expand(1, *size), **header)
 
 
+def load_mask(path: str | os.PathLike[str]) -> Volume:
+    """Read a mask: a label map, or probabilities from 0 to 1 as float32. Errors as `load_image`.
+
+    Raises:
+        ValueError: also if a value is neither an integer nor a probability, or the mask is empty.
+    """
+    array, header = _read_volume(path)
+    if not array.any():
+        raise ValueError(f"{path}: expected a mask, got 0 in every voxel")
+    if array.dtype.kind != "f" or np.allclose(array, np.round(array), rtol=0, atol=_ROUNDING):
+        return load_labels(path)
+    if array.min() < 0 or array.max() > 1:
+        found = f"{array.min():g} to {array.max():g}"
+        raise ValueError(f"{path}: expected a mask of integers, or of probabilities from 0 to 1, got {found}")
+    return Volume(torch.from_numpy(array.astype(np.float32))[None], **header)
+
+
 def _read_volume(path: str | os.PathLike[str]) -> tuple[np.ndarray, _Header]:
     """A checked array of 2 or 3 axes and the remaining arguments of `Volume`."""
     path = existing(path)
@@ -158,8 +176,7 @@ def _read_volume(path: str | os.PathLike[str]) -> tuple[np.ndarray, _Header]:
     array = _one_number(array, d, path)
     shape, dtype = array.shape, array.dtype
     array = array.reshape(shape[:3])
-    if dtype.kind == "f" and not np.isfinite(array).all():
-        raise ValueError(f"{path}: expected finite values, got {np.count_nonzero(~np.isfinite(array))} NaN or infinite")
+    array = finite_values(array, path)
     axis, header = _header(path, shape, dtype, frame)
     return array if axis is None or array.ndim == 2 else array.squeeze(axis), header
 

@@ -22,9 +22,10 @@ from torch import Tensor
 from ..notices import collecting, warn
 from ..space.affine import register_affine
 from ..space.files import read_affine_transform
-from ..space.grids import center_of_mass, fixed_size_grid, model_grid
+from ..space.fit import check_overlap, fitting_grid
+from ..space.grids import Grid, center_of_mass, fixed_size_grid
 from ..space.resampling import resample
-from ..space.volumes import Volume, load_image, load_labels
+from ..space.volumes import Volume, load_image, load_labels, load_mask
 from ..vocabulary import Data, Item
 
 logger = logging.getLogger(__name__)
@@ -81,6 +82,7 @@ class GridOptions(TypedDict, total=False):
     spatial_dims: int | None
     multiple: int
     aligner: Callable[[Volume, Volume], np.ndarray] | None
+    fit: bool
 
 
 class LoadOptions(GridOptions, total=False):
@@ -94,7 +96,8 @@ class LoadPaird(Transform):
     """Load a pair of images, and its labels and masks, onto one model grid in the fixed image's space.
 
     Intensities are scaled to [0, 1] on their own grid, smoothed where the model grid is coarser, and interpolated
-    linearly; labels and masks are looked up by nearest neighbour. Outside the moving image all are 0.
+    linearly; labels and masks are looked up by nearest neighbour, masks of probabilities linearly. Outside the moving
+    image all are 0.
 
     Args:
         spacing: of the model grid in mm, one number or one per axis (R, A, S); None keeps the fixed image's own.
@@ -105,6 +108,7 @@ class LoadPaird(Transform):
         multiple: the sizes of the model grid become multiples of this.
         aligner: for "learned": from both volumes, fixed then moving, intensities in [0, 1], to the matrix from fixed
             world points to moving ones (`physical.NetworkAligner`).
+        fit: another spacing is taken for an image that is too small for this one, with a warning; see `fitting_grid`.
     """
 
     def __init__(
@@ -115,15 +119,16 @@ class LoadPaird(Transform):
         spatial_dims: int | None = None,
         multiple: int = 1,
         aligner: Callable[[Volume, Volume], np.ndarray] | None = None,
+        fit: bool = True,
     ) -> None:
-        self.spacing = spacing
+        self.spacing, self.fit = spacing, fit
         self.affine = affine
         self.spatial_dims = spatial_dims
         self.multiple = multiple
         self.aligner = aligner
 
     def __call__(self, data: Data) -> Item:
-        """Raises ValueError, FileNotFoundError: if a file is no image, or the two do not go together."""
+        """Raises ValueError, FileNotFoundError: if a file is no image, or the two do not go together or overlap."""
         with collecting() as warnings:
             result = self._load(data)
         # One text, for collation knows no lists of unequal lengths.
@@ -131,6 +136,33 @@ class LoadPaird(Transform):
 
     def _load(self, data: Data) -> Item:
         result = dict(data)
+        volumes = self._volumes(data)
+        fixed, moving = volumes["fixed"], volumes["moving"]
+        scaled = {role: replace(volume, data=scale_intensity(volume.data)) for role, volume in volumes.items()}
+        affine = str(data.get("affine") or self.affine)
+        if affine == "learned":
+            if self.aligner is None:
+                raise ValueError("affine 'learned' needs an aligner: the overlay learned_affine.json has one")
+            world_matrix = self.aligner(scaled["fixed"], scaled["moving"])
+        else:
+            world_matrix = self._world_matrix(fixed, moving, affine)
+        if not np.isfinite(world_matrix).all() or abs(np.linalg.det(world_matrix)) < 1e-9:
+            raise ValueError(f"expected an affine transform ({affine}) with an inverse, got {world_matrix.tolist()}")
+        check_overlap(fixed, moving, world_matrix, affine)
+        grid = fitting_grid(fixed, self.spacing, multiple=self.multiple, fit=self.fit)
+        for role, volume in volumes.items():
+            matrix = world_matrix if role == "moving" else None
+            image = resample(scaled[role].data, volume.affine, grid, world_matrix=matrix, antialias=True)
+            if image.min() == image.max():
+                raise ValueError(f"{volume.path}: nothing of it shows on the model grid, which lies in {fixed.path}")
+            result |= {role: image, f"{role}_path": ScanPath(volume), f"label_{role}_path": ""}
+            result |= _labels(data, role, volume, grid, matrix)
+        result["image"] = torch.cat([result["moving"], result["fixed"]])
+        result["grid_affine"] = torch.from_numpy(grid.affine)
+        result["world_matrix"] = torch.from_numpy(world_matrix)
+        return result
+
+    def _volumes(self, data: Data) -> dict[str, Volume]:
         volumes = {role: load_image(path_of(data, role)) for role in ("moving", "fixed")}
         fixed, moving = volumes["fixed"], volumes["moving"]
         if fixed.data.ndim != moving.data.ndim:
@@ -143,29 +175,7 @@ class LoadPaird(Transform):
                 f"expected {self.spatial_dims}-D images, as the network is for, got {fixed.path} of shape "
                 f"{fixed.file_shape}; configs/inference_2d.json is for 2-D ones"
             )
-        scaled = {role: replace(volume, data=scale_intensity(volume.data)) for role, volume in volumes.items()}
-        affine = str(data.get("affine") or self.affine)
-        if affine == "learned":
-            if self.aligner is None:
-                raise ValueError("affine 'learned' needs an aligner: the overlay learned_affine.json has one")
-            world_matrix = self.aligner(scaled["fixed"], scaled["moving"])
-        else:
-            world_matrix = self._world_matrix(fixed, moving, affine)
-        grid = model_grid(fixed.affine, fixed.grid.size, self.spacing, multiple=self.multiple)
-        for role, volume in volumes.items():
-            matrix = world_matrix if role == "moving" else None
-            result[role] = resample(scaled[role].data, volume.affine, grid, world_matrix=matrix, antialias=True)
-            result[f"{role}_path"] = ScanPath(volume)
-            result[f"label_{role}_path"] = ""
-            for key in (f"label_{role}", f"mask_{role}"):
-                if data.get(key):
-                    labels = load_labels_for(str(data[key]), volume)
-                    result[key] = resample(labels.data, labels.affine, grid, world_matrix=matrix, mode="nearest")
-                    result[f"{key}_path"] = ScanPath(labels) if key.startswith("label") else labels.path
-        result["image"] = torch.cat([result["moving"], result["fixed"]])
-        result["grid_affine"] = torch.from_numpy(grid.affine)
-        result["world_matrix"] = torch.from_numpy(world_matrix)
-        return result
+        return volumes
 
     def _world_matrix(self, fixed: Volume, moving: Volume, affine: str) -> np.ndarray:
         d = len(fixed.affine) - 1
@@ -179,6 +189,23 @@ class LoadPaird(Transform):
         return matrix
 
 
+def _labels(data: Data, role: str, image: Volume, grid: Grid, world_matrix: np.ndarray | None) -> Item:
+    """The label map and the mask of an image on the model grid, as far as the item names them."""
+    result: Item = {}
+    if data.get(f"label_{role}"):
+        labels = load_labels_for(str(data[f"label_{role}"]), image)
+        result[f"label_{role}"] = resample(labels.data, labels.affine, grid, world_matrix=world_matrix, mode="nearest")
+        result[f"label_{role}_path"] = ScanPath(labels)
+    if data.get(f"mask_{role}"):
+        mask = load_labels_for(str(data[f"mask_{role}"]), image, load_mask)
+        mode = "linear" if mask.data.is_floating_point() else "nearest"
+        result[f"mask_{role}"] = resample(mask.data, mask.affine, grid, world_matrix=world_matrix, mode=mode)
+        result[f"mask_{role}_path"] = mask.path
+        if not result[f"mask_{role}"].any():
+            raise ValueError(f"{mask.path}: the mask is empty on the model grid of the pair")
+    return result
+
+
 def path_of(data: Data, key: str) -> str:
     if not data.get(key):
         raise ValueError(
@@ -187,13 +214,13 @@ def path_of(data: Data, key: str) -> str:
     return str(data[key])
 
 
-def load_labels_for(path: str, image: Volume) -> Volume:
-    """Read the label map of an image; on another grid it must say where it lies.
+def load_labels_for(path: str, image: Volume, read: Callable[[str], Volume] = load_labels) -> Volume:
+    """Read the label map of an image, or its mask; on another grid it must say where it lies.
 
     Raises:
         ValueError: if the sizes differ and one of the two files has no world frame, or the dimensions differ.
     """
-    labels = load_labels(path)
+    labels = read(path)
     if labels.data.ndim != image.data.ndim:
         raise ValueError(f"{path}: expected labels for {image.path} {image.file_shape}, got shape {labels.file_shape}")
     same_size = labels.grid.size == image.grid.size

@@ -78,13 +78,13 @@ def bad_files(folder, good):
     truncated.write_bytes(
         gzip.compress(good.read_bytes() if good.suffix != ".gz" else gzip.decompress(good.read_bytes()))[:2000]
     )
-    with_nan = data.copy()
-    with_nan[3, 3, 3] = np.nan
+    infinite = data.astype(np.float32)
+    infinite[3, 3, 3] = np.inf
     return {
         "missing": folder / "missing.nii.gz",
         "truncated": truncated,
         "four-dimensional": save("four.nii.gz", np.stack([data, data], -1)),
-        "not finite": save("nan.nii.gz", with_nan),
+        "not finite": save("infinite.nii.gz", infinite),
         "constant": save("constant.nii.gz", np.ones_like(data)),
     }
 

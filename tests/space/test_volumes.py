@@ -46,8 +46,8 @@ def test_bad_files_are_refused_in_one_sentence(tmp_path: Path) -> None:
     whole = gzip.compress(nib.Nifti1Image(noise(16, 16, 16), np.eye(4)).to_bytes())
     (tmp_path / "truncated.nii.gz").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.nii").write_text("not an image")
-    broken = noise(4, 4, 4)
-    broken[1, 1, 1] = np.nan
+    infinite = noise(4, 4, 4)
+    infinite[1, 1, 1] = np.inf
     cases = {
         "truncated.nii.gz": "truncated or damaged",
         "text.nii": "truncated or damaged",
@@ -55,7 +55,9 @@ def test_bad_files_are_refused_in_one_sentence(tmp_path: Path) -> None:
         save(tmp_path / "complex.nii.gz", noise(4, 4, 4).astype(np.complex64)): "grey-value",
         save(tmp_path / "vectors.nii.gz", noise(4, 4, 4, 1, 3)): r"one channel.*\(4, 4, 4, 1, 3\)",
         save(tmp_path / "line.nii.gz", noise(1, 4, 1)): "two axes of several voxels",
-        save(tmp_path / "nan.nii.gz", broken): "finite values, got 1 NaN",
+        save(tmp_path / "infinite.nii.gz", infinite): "expected values below 1e\\+30, got inf",
+        save(tmp_path / "huge.nii.gz", 1e300 * noise(4, 4, 4).astype("f8")): r"below 1e\+30, got .*e\+299",
+        save(tmp_path / "nan.nii.gz", np.full((4, 4, 4), np.nan)): "NaN in every voxel",
         save(tmp_path / "constant.nii.gz", np.ones((4, 4, 4), np.float32)): "constant 1",
     }
     for name, message in cases.items():

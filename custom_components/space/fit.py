@@ -1,0 +1,93 @@
+"""Whether two images can be registered: do they overlap, and is the model grid neither too coarse nor constant?
+
+Convention: affines and world matrices are RAS millimetres; a world matrix maps fixed points to moving points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..notices import warn
+from .grids import Grid, canonical_grid, model_grid, voxel_map
+from .volumes import Volume
+
+_POINTS_PER_AXIS = 24  # at which overlap is looked for
+
+_LITTLE_OVERLAP = 0.1
+
+MIN_VOXELS = 16  # along the longest axis of a model grid
+
+_USUAL_VOXELS = 96  # along the longest axis, where the spacing is chosen: a brain at 2 mm has that many
+
+
+def check_overlap(fixed: Volume, moving: Volume, world_matrix: np.ndarray, how: str) -> None:
+    """Refuse two images that share no part of the world; warn if they share little.
+
+    Args:
+        how: what `world_matrix` comes from, for the message: "none" for the headers alone.
+    Raises:
+        ValueError: if no voxel of one lies in the other.
+    """
+    inverse = np.linalg.inv(world_matrix)
+    shares = (_share(fixed.grid, moving.grid, world_matrix), _share(moving.grid, fixed.grid, inverse))
+    share = max(shares)
+    if share > _LITTLE_OVERLAP:
+        return
+    center = (world_matrix @ np.append(fixed.grid.center, 1))[:-1]
+    distance = float(np.linalg.norm(moving.grid.center - center))
+    placed = "their headers place them" if how == "none" else f"the affine transform ({how}) places them"
+    cure = "align them with --affine itk, or correct the headers" if how == "none" else "correct the headers"
+    text = f"{fixed.path}, as {placed}: the centres are {distance:.4g} mm apart; {cure}"
+    if share == 0:
+        raise ValueError(f"{moving.path}: does not overlap with {text}")
+    warn(f"{moving.path}: only {100 * share:.0f} % overlap with {text}")
+
+
+def _share(grid: Grid, other: Grid, world_matrix: np.ndarray) -> float:
+    """How much of a grid lies in another one."""
+    axes = [np.linspace(0, n - 1, min(n, _POINTS_PER_AXIS)) for n in grid.size]
+    points = np.stack([*np.meshgrid(*axes, indexing="ij"), np.ones([len(axis) for axis in axes])]).reshape(
+        len(axes) + 1, -1
+    )
+    voxels = (voxel_map(grid.affine, other.affine, world_matrix) @ points)[:-1]
+    last = np.array(other.size)[:, None] - 0.5
+    return float(((voxels >= -0.5) & (voxels <= last)).all(0).mean())
+
+
+def fitting_grid(fixed: Volume, spacing_mm: float | Sequence[float] | None, *, multiple: int = 1, fit: bool) -> Grid:
+    """The model grid of a fixed image; where the spacing is too coarse for it, one chosen by the image, with a warning.
+
+    A grid is too coarse with fewer than 16 voxels along its longest axis. The chosen spacing gives that axis 96, or
+    as many as the image has.
+
+    Args:
+        spacing_mm: wanted; see `model_grid`.
+        fit: False keeps the wanted spacing, and only warns.
+    Raises:
+        ValueError: if the spacing is to be kept and is larger than the image.
+    """
+    grid = model_grid(fixed.affine, fixed.grid.size, spacing_mm, multiple=multiple)
+    native = canonical_grid(fixed.grid)
+    if spacing_mm is None or max(grid.size) >= min(MIN_VOXELS, max(native.size)):
+        return grid
+    extent = float((native.spacing * (np.array(native.size) - 1)).max())
+    wanted = " x ".join(f"{number:g}" for number in np.atleast_1d(np.asarray(spacing_mm, dtype=float)))
+    found = f"{fixed.path}: a spacing of {wanted} mm"
+    if not fit:
+        if float(grid.spacing.min()) > extent:
+            raise ValueError(f"{found} is larger than the image ({extent:.4g} mm); give a smaller --spacing")
+        warn(f"{found} leaves only {_by(grid.size)} voxels; the result will be coarse")
+        return grid
+    chosen = float(f"{max(extent / (_USUAL_VOXELS - 1), float(native.spacing.min())):.3g}")
+    better = model_grid(fixed.affine, fixed.grid.size, chosen, multiple=multiple)
+    warn(
+        f"{found} would leave {_by(grid.size)} voxels; {chosen:g} mm was taken instead ({_by(better.size)} voxels), "
+        "which is not what the weights were trained for; --spacing sets another"
+    )
+    return better
+
+
+def _by(size: Sequence[int]) -> str:
+    return " x ".join(str(n) for n in size)
