@@ -71,7 +71,7 @@ def build_workflow(
 def _check_files(pairs: Sequence[Entry]) -> None:
     for pair in pairs:
         for key, path in pair.items():
-            if key in _FILE_KEYS and not Path(path).is_file():
+            if key in _FILE_KEYS and not Path(path).exists():  # A folder may hold a DICOM series.
                 raise FileNotFoundError(f"{path}: there is no such file ({key})")
 
 

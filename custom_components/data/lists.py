@@ -192,7 +192,7 @@ def _resolve(item: object, base: Path, where: str) -> Entry:
 
 def _check_files(items: Sequence[Entry], path: Path, section: str) -> None:
     named = dict.fromkeys(item[k] for item in items for k in (PAIR_FILES if is_pair(item) else SCAN_FILES) if k in item)
-    missing = [name for name in named if not os.path.isfile(name)]
+    missing = [name for name in named if not os.path.exists(name)]  # A folder may hold a DICOM series.
     if missing:
         raise FileNotFoundError(
             f"{len(missing)} of {len(named)} files of section {section!r} in {path} are missing, "

@@ -25,6 +25,7 @@ from .planes import plane_affine
 from .readers import import_itk, nibabel_frame
 from .resampling import DisplacementField, Step
 from .volumes import Volume
+from .writers import save_image
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ def write_image(
     like: Volume | None = None,
     dtype: np.dtype | None = None,
 ) -> None:
-    """Write an image (*S) or (1, *S) as NIfTI, or several (K, *S) along a fourth axis.
+    """Write an image (*S) or (1, *S), or several (K, *S) along a fourth axis, in the format of the path's ending.
 
     Args:
         affine: (D + 1, D + 1), voxel to RAS mm.
@@ -92,8 +93,8 @@ def write_image(
     several = [len(array)] if array.ndim == d + 1 and len(array) > 1 else []
     array = np.moveaxis(array, 0, -1) if array.ndim == d + 1 else array
     if like is not None:
-        shape = [*like.file_shape[:d], *[1] * (3 - d if several else len(like.file_shape) - d)]
-        array, affine = array.reshape(shape + several), like.file_affine
+        shape = (*like.file_shape, 1)[:3] if several else like.file_shape
+        array, affine = array.reshape(*shape, *several), like.file_affine
     elif array.ndim == d + 1:
         array = array.reshape([*array.shape[:d], *[1] * (3 - d if several else 0), *several])
     with _publish(path) as temporary:
@@ -346,4 +347,4 @@ def _save_nifti(
             image.header[name] = like[name]
         image.header["pixdim"][4:] = like["pixdim"][4:]
         image.header.set_xyzt_units("mm", like.get_xyzt_units()[1])
-    nib.save(image, path)
+    save_image(image, path)

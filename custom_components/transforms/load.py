@@ -9,6 +9,7 @@ that loading a pair gave rise to (see `notices`).
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -24,11 +25,14 @@ from ..space.affine import register_affine
 from ..space.files import read_affine_transform
 from ..space.fit import check_overlap, fitting_grid
 from ..space.grids import Grid, center_of_mass, fixed_size_grid
+from ..space.planes import flatten_matrix
 from ..space.resampling import resample
 from ..space.volumes import Volume, load_image, load_labels, load_mask
 from ..vocabulary import Data, Item
 
 logger = logging.getLogger(__name__)
+
+_SAME_PLANE = 0.7  # cosine of the angle between the normals of two slices
 
 
 def scale_intensity(image: Tensor, percentiles: tuple[float, float] = (0.0, 99.9)) -> Tensor:
@@ -165,11 +169,7 @@ class LoadPaird(Transform):
     def _volumes(self, data: Data) -> dict[str, Volume]:
         volumes = {role: load_image(path_of(data, role)) for role in ("moving", "fixed")}
         fixed, moving = volumes["fixed"], volumes["moving"]
-        if fixed.data.ndim != moving.data.ndim:
-            raise ValueError(
-                f"expected two images of one dimension, got {fixed.path} of shape {fixed.file_shape} and "
-                f"{moving.path} of shape {moving.file_shape}"
-            )
+        check_dimensions(fixed, moving)
         if self.spatial_dims not in (None, fixed.data.ndim - 1):
             raise ValueError(
                 f"expected {self.spatial_dims}-D images, as the network is for, got {fixed.path} of shape "
@@ -184,6 +184,11 @@ class LoadPaird(Transform):
         if affine in ("rigid", "affine", "itk"):
             return register_affine(fixed, moving, transform="rigid" if affine == "rigid" else "affine")
         matrix = read_affine_transform(affine)
+        if d == 2 and len(matrix) == 4:
+            flat = flatten_matrix(matrix, fixed.frame, moving.frame, max(fixed.thickness_mm, moving.thickness_mm))
+            if flat is None:
+                raise ValueError(f"{affine}: expected a transform of slice to slice, got one that leaves their planes")
+            return flat
         if matrix.shape != (d + 1, d + 1):
             raise ValueError(f"{affine}: expected a transform of {d}-D points, got one of {len(matrix) - 1}-D points")
         return matrix
@@ -206,6 +211,22 @@ def _labels(data: Data, role: str, image: Volume, grid: Grid, world_matrix: np.n
     return result
 
 
+def check_dimensions(fixed: Volume, moving: Volume) -> None:
+    """Warn of slices that do not lie in one plane.
+
+    Raises:
+        ValueError: if one image is 2-D and the other 3-D.
+    """
+    if fixed.data.ndim != moving.data.ndim:
+        flat, whole = sorted((fixed, moving), key=lambda volume: volume.data.ndim)
+        raise ValueError(
+            f"expected two images of one dimension, got one slice, {flat.path} of shape {flat.file_shape}, and "
+            f"{whole.path} of shape {whole.file_shape}; cut the latter at the slice first: resample it onto {flat.path}"
+        )
+    if fixed.data.ndim == 3 and abs(fixed.frame[:3, 2] @ moving.frame[:3, 2]) < _SAME_PLANE:
+        warn(f"{moving.path}: its slice is not parallel to that of {fixed.path}; their planes are laid on one another")
+
+
 def path_of(data: Data, key: str) -> str:
     if not data.get(key):
         raise ValueError(
@@ -223,7 +244,7 @@ def load_labels_for(path: str, image: Volume, read: Callable[[str], Volume] = lo
     labels = read(path)
     if labels.data.ndim != image.data.ndim:
         raise ValueError(f"{path}: expected labels for {image.path} {image.file_shape}, got shape {labels.file_shape}")
-    same_size = labels.grid.size == image.grid.size
+    same_size, apart = labels.grid.size == image.grid.size, _voxels_apart(labels, image)
     if not (labels.has_frame and image.has_frame):
         if not same_size:
             raise ValueError(
@@ -231,11 +252,30 @@ def load_labels_for(path: str, image: Volume, read: Callable[[str], Volume] = lo
                 "world frame to relate the two"
             )
         labels = replace(labels, affine=image.affine)
-    elif not same_size or not np.allclose(labels.affine, image.affine, atol=1e-3):
+    elif same_size and apart > 1:
+        cause = " (an identity: was the header lost?)" if _is_identity(labels.affine) else ""
+        warn(
+            f"{path}: the label map has the size of {image.path} but another affine{cause} and lies up to {apart:.3g} "
+            "voxels away; it is looked up where its own header says"
+        )
+    elif not same_size or apart > 0.01:
         logger.info("%s: labels on another grid than %s, looked up in world coordinates", path, image.path)
     if not labels.data.any():
         warn(f"{path}: the label map is empty, every voxel is 0")
     return labels
+
+
+def _voxels_apart(labels: Volume, image: Volume) -> float:
+    """How far a corner of the label map lies from where the image's affine would place it, in voxels of the image."""
+    ends = [(0, n - 1) for n in labels.grid.size]
+    corners = np.array([[*corner, 1] for corner in itertools.product(*ends)])
+    moved = corners @ (labels.affine - image.affine).T
+    return float(np.linalg.norm(moved, axis=1).max() / image.grid.spacing.min())
+
+
+def _is_identity(affine: np.ndarray) -> bool:
+    """Whether an affine is that of a file without a header: voxels of 1 mm along the axes, the first one at 0."""
+    return bool(np.array_equal(np.abs(affine), np.eye(len(affine))))
 
 
 class LoadScand(Transform):

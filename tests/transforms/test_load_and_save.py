@@ -14,7 +14,7 @@ from support import ROTATION, blobs, oriented, published
 
 from custom_components.fields import compose, integrate_velocity
 from custom_components.space import load_image, read_transform, transform_points_world, write_affine_transform
-from custom_components.transforms.load import LoadPaird, LoadScand, scale_intensity
+from custom_components.transforms.load import LoadPaird, LoadScand, load_labels_for, scale_intensity
 from custom_components.transforms.save import PairFiles
 
 
@@ -239,6 +239,22 @@ def test_labels_on_another_grid(tmp_path: Path, caplog: pytest.LogCaptureFixture
     nib.save(nib.Nifti1Image(np.zeros((30, 30, 30), np.uint8), affine), tmp_path / "empty.nii.gz")
     LoadPaird()({**item, "label_fixed": str(tmp_path / "empty.nii.gz")})
     assert "label map is empty" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("affine", "said"), [(np.eye(4), "was the header lost"), (np.diag([3.0, 3, 3, 1]), "voxels away"), (None, "")]
+)
+def test_labels_of_the_images_size_that_lie_elsewhere_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, affine: np.ndarray | None, said: str
+) -> None:
+    place = np.diag([3.0, 3, 3, 1])
+    place[:3, 3] = -20
+    nib.save(nib.Nifti1Image(blobs((8, 8, 8), place), place), tmp_path / "image.nii.gz")
+    where = place if affine is None else affine
+    nib.save(nib.Nifti1Image(np.ones((8, 8, 8), np.uint8), where), tmp_path / "label.nii.gz")
+    load_labels_for(str(tmp_path / "label.nii.gz"), load_image(tmp_path / "image.nii.gz"))
+    assert said in caplog.text
+    assert bool(said) == bool(caplog.text)
 
 
 def test_pairs_that_do_not_go_together_are_refused(tmp_path: Path) -> None:

@@ -1,0 +1,64 @@
+"""Write an image in the format of its file's ending."""
+
+from __future__ import annotations
+
+import nibabel as nib
+import numpy as np
+
+from .grids import flip_lps
+from .readers import import_itk
+
+_NIFTI = (".nii", ".nii.gz")
+_MGH = (".mgz", ".mgh")
+_ITK = (".mha", ".mhd", ".nrrd", ".nhdr")
+
+
+def check_image_ending(path: str) -> None:
+    """Raises ValueError: if images cannot be written in the format of this ending, or there is none."""
+    if not str(path).lower().endswith((*_NIFTI, *_MGH, *_ITK)):
+        endings = ", ".join((*_NIFTI, *_MGH, *_ITK))
+        raise ValueError(f"{path}: expected the name of an image file that ends in one of {endings}")
+
+
+def save_image(image: nib.Nifti1Image, path: str) -> None:
+    """Write a NIfTI image as the format that the path's ending names.
+
+    Raises:
+        ValueError: if there is no such format, or it cannot hold the image.
+        ImportError: if the format needs `itk` and it is not installed.
+    """
+    check_image_ending(path)
+    name = path.lower()
+    if name.endswith(_NIFTI):
+        nib.save(image, path)
+        return
+    array = np.asarray(image.dataobj)
+    array = array.reshape(array.shape[: max([3, *[i + 1 for i, n in enumerate(array.shape) if n > 1]])])
+    if array.ndim > 3 or array.dtype.kind not in "fiu":
+        raise ValueError(f"{path}: only NIfTI files (.nii.gz) can hold an image of shape {array.shape}, {array.dtype}")
+    if name.endswith(_MGH):
+        _save_mgh(array, image.affine, path)
+    else:
+        _save_with_itk(array, image.affine, path)
+
+
+def _save_mgh(array: np.ndarray, affine: np.ndarray, path: str) -> None:
+    kinds = {"f": np.float32, "u": np.uint8 if array.dtype == np.uint8 else np.int32}
+    small = np.int16 if array.dtype in (np.int8, np.int16) else np.int32
+    array = array if array.ndim == 3 else array[..., None]
+    nib.save(nib.MGHImage(array.astype(kinds.get(array.dtype.kind, small)), affine), path)
+
+
+def _save_with_itk(array: np.ndarray, affine: np.ndarray, path: str) -> None:
+    itk = import_itk(f"writing {path}")
+    # What itk's Python package has no type for is written as the next larger one.
+    wider = {np.dtype(np.int8): np.int16, np.dtype(np.int64): np.int32, np.dtype(np.uint64): np.uint32}
+    array = array.astype(wider.get(array.dtype, array.dtype))
+    image = itk.image_from_array(np.ascontiguousarray(array.T))
+    d = array.ndim
+    lps = flip_lps(3) @ affine
+    spacing = np.linalg.norm(lps[:d, :d], axis=0)
+    image.SetOrigin([float(x) for x in lps[:d, 3]])
+    image.SetSpacing([float(x) for x in spacing])
+    image.SetDirection(itk.matrix_from_array(np.ascontiguousarray(lps[:d, :d] / spacing)))
+    itk.imwrite(image, path, compression=True)
