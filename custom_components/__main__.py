@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .commands import discover
+from .commands.words import checked, from_text
 
 PACKAGE = Path(__file__).resolve().parent
 
@@ -31,10 +32,11 @@ def main() -> None:
     for noisy in ("ignite", "monai", "py.warnings", "nibabel", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
     warnings.simplefilter("ignore")
-    # fire takes one letter only where it is unambiguous; -o is what everybody types.
-    sys.argv = ["--output" if word == "-o" else word for word in sys.argv]
+    commands = discover()
     try:
-        fire.Fire(Commands({name: _printing(command) for name, command in discover().items()}), name="morphzoo")
+        words = checked(sys.argv[1:], commands)
+        table = Commands({name: _printing(from_text(command)) for name, command in commands.items()})
+        fire.Fire(table, command=words, name="morphzoo")
     except KeyboardInterrupt:
         sys.exit("morphzoo: interrupted")
     except Exception as error:

@@ -7,7 +7,17 @@ import pkgutil
 from collections.abc import Callable
 
 # What commands are made of.
-PARTS = {"bundles", "workflow", "subjects", "exporting", "export_checks", "label_server_export"}
+PARTS = {
+    "bundles",
+    "export_checks",
+    "exporting",
+    "label_server_export",
+    "settings",
+    "subjects",
+    "typed",
+    "words",
+    "workflow",
+}
 
 
 def discover() -> dict[str, Callable[..., object]]:

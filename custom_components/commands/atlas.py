@@ -88,8 +88,8 @@ def atlas(
     settings["affine"] = "affine" if affine is True else affine
     files = {"image": scan, "label": label, "mask": mask}
     item: Entry = {key: str(Path(path).absolute()) for key, path in files.items() if path is not None}
-    folder = writable_folder(output)
     workflow = build_workflow(bundle, [item], overlay, settings)
+    folder = writable_folder(output)
     network = workflow.parser.get_parsed_content("network")
     network.load_state_dict(read_weights(workflow.parser.get_parsed_content("weights")))
     encoder = network.template.encoder

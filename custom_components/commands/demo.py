@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..vocabulary import Metrics
-from .bundles import DEFAULT_BUNDLE
-from .workflow import infer, writable_folder
+from .bundles import DEFAULT_BUNDLE, find_bundle
+from .workflow import check_settings, infer, writable_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,11 +55,12 @@ def demo(
     from ..files import write_metrics
     from .subjects import make_subjects
 
+    settings = {"optimize": 25, **settings, "output_dir": str(output)}
+    check_settings(find_bundle(bundle), overlay, settings, 3)
     folder = writable_folder(output)
     print("making two subjects of the MNI152 template (1 mm) ...", flush=True)
     pair, truth, affine = make_subjects(folder / "subjects")
     print("registering the first to the second ...", flush=True)
-    settings = {"optimize": 25, "output_dir": str(folder), **settings}
     registration = infer(bundle, [pair], overlay, settings)[0]
     result = _compare(registration, truth, affine, Path(pair["label_fixed"]))
     write_metrics(registration.folder / "demo.json", {**result.metrics, "folder": str(registration.folder)})

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .bundles import DEFAULT_BUNDLE, find_bundle, overlay_path, takes_scans
-from .workflow import as_list, infer, writable_folder
+from .workflow import as_list, infer
 
 if TYPE_CHECKING:
     from ..evaluation.cohort import Cohort
@@ -46,5 +46,4 @@ def evaluate(
         kinds = ("single scans", "pairs of moving and fixed")
         raise ValueError(f"section {section!r} of {data_list} holds {kinds[single]}, expected {kinds[not single]}")
     overlays = [*as_list(overlay), overlay_path("evaluate")]
-    writable_folder(output)
     return infer(bundle, pairs, overlays, {**settings, "output_dir": str(output)})

@@ -33,6 +33,7 @@ def export(
     from .label_server_export import export_for_monai_label
 
     purpose, zipped = options.pop("for", None), options.pop("zip", False)
+    zipped = {"True": True, "False": False}.get(str(zipped), zipped)
     if options or purpose not in (None, "monai-label"):
         raise ValueError(f"export takes --for monai-label and --zip, not {', '.join(options) or purpose!r}")
     if not isinstance(zipped, bool) or isinstance(label_names, bool):

@@ -19,6 +19,8 @@ from ..vocabulary import Config
 from .bundles import takes_scans
 from .exporting import LABEL_OVERLAY, bundle_files, json_bytes, vendored, write_bundle
 
+_ALIGNMENTS = ["itk", "affine", "rigid", "learned", "none"]
+
 _IMAGES = (".nii", ".nii.gz", ".nrrd", ".mha")  # that are one file each
 
 
@@ -54,7 +56,7 @@ def export_for_monai_label(
     learned = files.get("configs/learned_affine.json")  # so that "affine" can be "learned"
     parser.update(json.loads(learned) if learned else {})
     parser.update(json.loads(vendored((bundle.parent / "overlays" / LABEL_OVERLAY).read_text(encoding="utf-8"))))
-    parser.update({"displayable_configs": settings, **{key: f"@displayable_configs#{key}" for key in settings}})
+    parser.update(_asked(settings, learned is not None or "aligner" in config["preprocessing"]))
     for key, path in (("atlas", atlas), ("atlas_labels", atlas_labels)):
         files[f"atlas/{key}{endings[key]}"] = Path(path).read_bytes()
         parser.update({key: f"$@bundle_root + '/atlas/{key}{endings[key]}'"})
@@ -64,6 +66,21 @@ def export_for_monai_label(
     files["configs/metadata.json"] = json_bytes(_label_metadata(json.loads(files["configs/metadata.json"]), names))
     files["configs/train.json"] = json_bytes(_label_training(json.loads(files["configs/train.json"])))
     return write_bundle(_for_monai_label(files), f"{bundle.name}_atlas", Path(output), zipped)
+
+
+def _asked(settings: Mapping[str, object], learned: bool) -> Config:
+    """The settings that clients see, as parts of the configuration that take nothing of a request into it."""
+    room = "scripts.transforms.asked"
+    return {
+        "displayable_configs": {"_target_": f"{room}.Offered", **settings},
+        "asked": {
+            "_target_": f"{room}.Asked",
+            "offered": "@displayable_configs",
+            "affine": [name for name in _ALIGNMENTS if learned or name != "learned"],
+        },
+        "preprocessing#asked": "@asked",
+        **{name: f"$@asked.value('{name}')" for name in settings},
+    }
 
 
 def _label_training(config: Config) -> Config:
@@ -129,9 +146,16 @@ def _label_names(path: str | None, ids: list[int]) -> dict[str, str]:
         if not set(given) & set(names):
             raise ValueError(f"{path}: expected names of labels among {sorted(names)}, got {sorted(given)}")
         names |= {label: given[label] for label in names if given.get(label)}
-    if len({"background", *(name.lower() for name in names.values())}) <= len(names):
-        raise ValueError(f"{path}: expected another name for each label, got {sorted(names.values())}")
+    _check_names(path, [*names.values()])
     return {str(label): name for label, name in names.items()}
+
+
+def _check_names(path: str | None, names: list[str]) -> None:
+    evaluated = [name for name in names if name.startswith(("$", "@", "%"))]
+    if evaluated:
+        raise ValueError(f"{path}: the name of a label cannot begin with $, @ or %, got {evaluated[0]!r}")
+    if len({"background", *(name.lower() for name in names)}) <= len(names):
+        raise ValueError(f"{path}: expected another name for each label, got {sorted(names)}")
 
 
 def _label_metadata(metadata: Config, names: dict[str, str]) -> Config:

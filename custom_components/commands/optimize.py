@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from .bundles import overlay_path
 from .register import register
+from .typed import converted
 from .workflow import as_list
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def optimize(
     for name in network if model is None else [*network, "hyper"]:
         if settings.get(name) is not None:
             raise ValueError(f"optimize uses no network: --{name} has no meaning here (--iterations has)")
+    settings = converted(register, settings)
     if settings.get("hyper") == "auto":
         raise ValueError("optimize uses no network, which --hyper auto needs: give a number")
     overlays = [overlay_path(name) for name in ["training_free", *(MODELS[model] if model else [])]]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .bundles import DEFAULT_BUNDLE
-from .workflow import infer, writable_folder
+from .workflow import infer
 
 if TYPE_CHECKING:
     from ..evaluation.result import Registration
@@ -68,9 +68,5 @@ def register(
     settings |= {"optimize": optimize, "affine": "affine" if affine is True else affine, "spacing": spacing}
     settings |= {"samples": samples, "hyper": hyper, "sweep": sweep, "weights": weights, "device": device}
     settings |= {"output_dir": str(output), "postprocessing#keep_arrays": keep_arrays or None}
-    for name, value in (("samples", samples), ("hyper", hyper), ("sweep", sweep)):
-        if isinstance(value, bool):
-            raise ValueError(f"--{name} needs a number, for instance --{name} {0.3 if name == 'hyper' else 20}")
     pair = {key: str(Path(path).absolute()) for key, path in files.items() if path is not None}
-    writable_folder(output)
     return infer(bundle, [pair], overlay, settings)[0]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from .typed import convert
 from .workflow import build_workflow, writable_folder
 
 
@@ -68,12 +69,11 @@ def tune(
     items = load_list(data_list, section, dataset_dir)
     if not all(is_pair(item) for item in items):
         raise ValueError(f"section {section!r} of {data_list} holds single scans, expected pairs of moving and fixed")
-    start = settings.pop("hyper", 0.3)
-    if isinstance(start, bool) or not isinstance(start, int | float) or not 0 <= start <= 1:
+    start = convert("hyper", settings.pop("hyper", 0.3), "float | str")
+    if not isinstance(start, float) or not 0 <= start <= 1:
         raise ValueError(f"--hyper is the value tuning starts from: expected a number in [0, 1], got {start!r}")
-    labels = [labels] if isinstance(labels, int) else labels
-    folder = writable_folder(output)
     parser = build_workflow(bundle, items, overlay, {"hyper": 0.5, **settings}).parser
+    folder = writable_folder(output)
     tune_pairs = partial(tune_bundle, parser, items, folder, labels=labels, start=start)
     found = tune_pairs(criterion=criterion, iterations=iterations, sweep=sweep)
     return Tuned(found, folder)

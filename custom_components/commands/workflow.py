@@ -11,7 +11,8 @@ from pydoc import locate
 from typing import TYPE_CHECKING, Any
 
 from ..vocabulary import Config, Entry
-from .bundles import abilities, aligner_weights, find_bundle, overlay_path, settings_of, takes_scans, those_with
+from .bundles import abilities, aligner_weights, find_bundle, overlay_path, settings_of, takes_scans
+from .settings import give, typed_settings
 
 if TYPE_CHECKING:
     from monai.bundle import ConfigParser, ConfigWorkflow
@@ -21,12 +22,14 @@ if TYPE_CHECKING:
 
 _FILE_KEYS = ("moving", "fixed", "label_moving", "label_fixed", "mask_moving", "mask_fixed", "image", "label", "mask")
 
-_PRIVATE = {"_desc_", "_meta_", "imports", "initialize", "run"}
-
 
 def infer(bundle: str, pairs: list[Entry], overlays: str | Sequence[str], settings: Mapping[str, object]) -> Cohort:
-    """Run a bundle's inference.json on pairs; what became of each. Arguments and errors as in `build_workflow`."""
+    """Run a bundle's inference.json on pairs; what became of each.
+
+    Arguments and errors as in `build_workflow`; `output_dir` must be among the settings. OSError: if it cannot be made.
+    """
     workflow = build_workflow(bundle, pairs, overlays, settings)
+    writable_folder(workflow.parser.get_parsed_content("output_dir"))
     workflow.run()
     return workflow.parser.get_parsed_content("cohort").cohort
 
@@ -50,22 +53,36 @@ def build_workflow(
 
     logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)  # it warns of the file that is False below
     root = find_bundle(bundle)
-    given = {key: value for key, value in settings.items() if value is not None}
-    if isinstance(given.get("device"), str):
-        given["device"] = f"$torch.device({given['device']!r})"
-    configs, defaults = _configs(root, _spatial_dims(pairs[0]), given.get("affine") == "learned")
+    configs, given = check_settings(root, overlays, settings, _spatial_dims(pairs[0]))
+    if takes_scans(root) and any("moving" in pair for pair in pairs):
+        raise ValueError(f"{root.name} registers single scans to its template, not pairs: morphzoo atlas SCAN")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         workflow = ConfigWorkflow(
-            config_file=configs + as_list(overlays),
+            config_file=configs,
             meta_file=str(root / "configs" / "metadata.json"),
             logging_file=False,
             workflow_type="infer",
-            bundle_root=str(root),
         )
-        _set(workflow.parser, root, pairs, defaults | given)
+        give(workflow.parser, {**given, "bundle_root": str(root), "dataset#data": pairs})
+        _fit_to_weights(workflow.parser, root, given)
         workflow.initialize()
     return workflow
+
+
+def check_settings(
+    bundle: Path, overlays: str | Sequence[str], settings: Mapping[str, object], spatial_dims: int
+) -> tuple[list[str], dict[str, object]]:
+    """The config files for images of a dimension, and the settings as their types; nothing is made of them yet.
+
+    Raises:
+        ValueError: if the bundle has no such setting, or the value is of another kind.
+    """
+    from monai.bundle import ConfigParser
+
+    configs, defaults = _configs(bundle, spatial_dims, settings.get("affine") == "learned")
+    configs += as_list(overlays)
+    return configs, defaults | typed_settings(bundle.name, ConfigParser.load_config_files(configs), settings)
 
 
 def _check_files(pairs: Sequence[Entry]) -> None:
@@ -81,27 +98,19 @@ def _spatial_dims(pair: Entry) -> int:
     return spatial_dims_of(pair["fixed"]) if "fixed" in pair else 3
 
 
-def _configs(root: Path, spatial_dims: int, learned_affine: bool) -> tuple[list[str], dict[str, str]]:
+def _configs(root: Path, spatial_dims: int, learned_affine: bool) -> tuple[list[str], dict[str, object]]:
     """The config files for such images, and the settings that go with them."""
     forms = ("", "_2d") if spatial_dims == 2 else ("",)
     files = [root / "configs" / f"inference{form}.json" for form in forms]
-    defaults = {}
+    defaults: dict[str, object] = {}
     if learned_affine and "aligner" not in settings_of(root):
         files += [Path(overlay_path(f"learned_affine{form}")) for form in forms]
         defaults["affine_weights"] = str(aligner_weights(spatial_dims))
     return [str(path) for path in files if path.is_file()], defaults
 
 
-def _set(parser: ConfigParser, root: Path, pairs: list[Entry], settings: Mapping[str, object]) -> None:
-    """Give the parser its settings and pairs, and what follows from the weights; refuse what does not fit."""
-    known = set(parser.get())
-    if takes_scans(root) and any("moving" in pair for pair in pairs):
-        raise ValueError(f"{root.name} registers single scans to its template, not pairs: morphzoo atlas SCAN")
-    for name in settings:
-        if name.split("#")[0] not in known:
-            raise ValueError(_unknown(root.name, name, known))
-    parser.update(settings)
-    parser["dataset#data"] = pairs
+def _fit_to_weights(parser: ConfigParser, root: Path, settings: Mapping[str, object]) -> None:
+    """Give the parser what follows from the weights; refuse those that do not fit."""
     weights = str(parser.get_parsed_content("weights"))
     if parser.config["load_weights"].get("_disabled_", False):
         return
@@ -109,13 +118,9 @@ def _set(parser: ConfigParser, root: Path, pairs: list[Entry], settings: Mapping
         raise FileNotFoundError(f"{weights}: bundle {root.name} has no weights there; train it or give --weights")
     source = abilities(root).get("settings_from_weights")
     if source is not None:
-        parser.update({**_settings_from_weights(source, weights), **settings})
+        found = _settings_from_weights(source, weights)
+        give(parser, {name: value for name, value in found.items() if name not in settings})
     _check_architecture(weights, parser.get_parsed_content("network_def"))
-
-
-def _unknown(bundle: str, name: str, known: set[str]) -> str:
-    others = those_with(name.split("#")[0])
-    return f"{bundle} has no setting {name!r}; {others or 'there are ' + ', '.join(sorted(known - _PRIVATE))}"
 
 
 def _settings_from_weights(source: str, weights: str) -> Config:
@@ -146,10 +151,10 @@ def _check_architecture(weights: str, network: nn.Module) -> None:
 
 
 def as_list(value: str | os.PathLike[str] | Sequence[str]) -> list[str]:
-    """The parts of a text with commas, a path, or the items of a sequence as texts."""
-    if isinstance(value, os.PathLike):
+    """The parts of a text with commas, a path, or the items of a sequence as texts. A file's name may have commas."""
+    if isinstance(value, os.PathLike) or (isinstance(value, str) and Path(value).exists()):
         return [str(value)]
-    return value.split(",") if isinstance(value, str) else [str(item) for item in value]
+    return [part for part in value.split(",") if part] if isinstance(value, str) else [str(item) for item in value]
 
 
 def writable_folder(output: str | os.PathLike[str]) -> Path:

@@ -10,6 +10,7 @@ from monai.transforms import Transform
 
 from ..space.warping import warp_image
 from ..vocabulary import Data, Item
+from .asked import Asked
 from .load import LoadOptions, LoadPaird, path_of, release
 from .registered import RegisteredPair
 from .save import warp_labels
@@ -27,15 +28,20 @@ class LoadAtlasPaird(LoadPaird):
 
     Args:
         atlas, atlas_labels: paths of the image and of its label map.
+        asked: takes the settings of each request; None where items come from a list.
         **options: of `LoadPaird`.
     """
 
-    def __init__(self, *, atlas: str, atlas_labels: str, **options: Unpack[LoadOptions]) -> None:
+    def __init__(
+        self, *, atlas: str, atlas_labels: str, asked: Asked | None = None, **options: Unpack[LoadOptions]
+    ) -> None:
         super().__init__(**options)
-        self.atlas, self.atlas_labels = atlas, atlas_labels
+        self.atlas, self.atlas_labels, self.asked = atlas, atlas_labels, asked
 
     def __call__(self, data: Data) -> Item:
-        """Raises ValueError: also if an item brings a moving image without labels."""
+        """Raises ValueError: also if an item brings a moving image without labels, or asks for what cannot be."""
+        if self.asked is not None:
+            self.asked.take(data)
         pair: Item = {"fixed": path_of(data, "image")}
         pair |= {"moving": self.atlas, "label_moving": self.atlas_labels}
         if data.get("moving"):

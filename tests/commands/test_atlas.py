@@ -159,7 +159,7 @@ def test_an_atlas_whose_categories_are_numbers_is_rendered(tmp_path):
         (["--attributes", "age=40,sex=X"], "attribute sex: expected one of F, M, got X"),
         (["--attributes", "age=old,sex=F"], "attribute age: expected a number, got 'old'"),
         (["--attributes", "age"], "--attributes: expected name=value"),
-        (["--attributes"], "--attributes: expected name=value"),
+        (["--attributes"], "--attributes needs a value, --attributes="),
         (["--attributes", "sex=F", "--sweep", "age=20:80"], "--sweep: expected name=first:last:number"),
         (["--attributes", "sex=F", "--sweep", "age=20:80:1"], "--sweep: expected name=first:last:number"),
         (["--attributes", "sex=F", "--sweep", "age=20:old:3"], "--sweep: expected name=first:last:number"),

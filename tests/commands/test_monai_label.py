@@ -65,14 +65,15 @@ def test_its_metadata_say_what_monai_label_shows(label_bundle):
     names = {str(id): name for id, (name, _) in STRUCTURES.items()}
     assert formats["outputs"]["pred"]["channel_def"] == {"0": "background", **names}
     config = json.loads((label_bundle / "configs" / "inference.json").read_text())
-    assert config["displayable_configs"] == {"affine": "itk", "optimize": 0}
+    shown = {"affine": "itk", "optimize": 0}
+    assert config["displayable_configs"] == {"_target_": "scripts.transforms.asked.Offered", **shown}
 
 
 def test_hypermorph_shows_its_lambda(studies, tmp_path):
     files = {"atlas": str(studies / "atlas.nii.gz"), "atlas_labels": str(studies / "atlas_labels.nii.gz")}
     (folder,) = export_for_monai_label(VOXELMORPH.with_name("hypermorph"), tmp_path, **files)
     config = json.loads((folder / "configs" / "inference.json").read_text())
-    assert (config["displayable_configs"]["hyper"], config["hyper"]) == (0.3, "@displayable_configs#hyper")
+    assert (config["displayable_configs"]["hyper"], config["hyper"]) == (0.3, "$@asked.value('hyper')")
     metadata = json.loads((folder / "configs" / "metadata.json").read_text())
     assert metadata["network_data_format"]["outputs"]["pred"]["channel_def"]["1"] == "label 1"
 

@@ -99,6 +99,26 @@ def test_wrong_requests_get_an_error_and_the_server_stays(server, studies, tmp_p
     assert infer(server, answer, "LAS") == 200
 
 
+def test_requests_of_other_pages_or_with_code_are_refused(server, server_folder, tmp_path):
+    """Each would make a file; a page sends multipart without asking first, with its Origin."""
+    answer, sung = tmp_path / "answer", tmp_path / "sung"
+    code = f"$open({str(sung)!r}, 'w')"
+    assert infer(server, answer, "LAS", "-H", "Origin: http://evil.example") == 403
+    assert infer(server, answer, "LAS", "-H", "Host: evil.example") == 403
+    assert monai_label.curl(answer, "-H", "Sec-Fetch-Site: cross-site", f"{server}/info/") == 403
+    for name in ("affine", "optimize", "device", "model_filename", "anything"):
+        for value in (code, {"_target_": "builtins.open", "file": str(sung), "mode": "w"}, "%configs/train.json::seed"):
+            assert infer(server, answer, "LAS", **{name: value}) == 400, (name, value)
+    for settings in ({"max_epochs": code}, {"run_id": "initialize"}, {"tracking_uri": code}, {"val_split": code}):
+        url, request = f"{server}/train/voxelmorph_atlas?run_sync=true", json.dumps(settings)
+        assert monai_label.curl(answer, "-X", "POST", url, "-H", "Content-Type: application/json", "-d", request) == 400
+    for name, value in (("affine", "elsewhere"), ("optimize", 1.5), ("optimize", -1), ("optimise", 3)):
+        assert infer(server, answer, "LAS", **{name: value}) >= 400, (name, value)
+    assert infer(server, answer, "LAS") == 200
+    assert infer(server, answer, "LAS", "-H", f"Origin: {server}") == 200
+    assert not sung.exists()
+
+
 def test_the_server_trains(server, server_folder, studies, tmp_path):
     models = server_folder / "monaibundle" / "model" / "voxelmorph_atlas" / "models"
     before = torch.load(models / "model.pt", weights_only=True)

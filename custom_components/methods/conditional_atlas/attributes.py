@@ -128,5 +128,18 @@ def _category(value: Attribute) -> str:
 
 
 def read_description(state: Tensor) -> Config:
-    """The `description` of a template, from its extra state."""
-    return json.loads(bytes(state.tolist()).decode())
+    """The `description` of a template, from its extra state.
+
+    Raises:
+        ValueError: if it is no such description.
+    """
+    try:
+        found: Config = json.loads(bytes(state.tolist()).decode())
+        kinds, labels = found["attributes"].values(), found["labels"]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError("these are not the weights of an atlas: they do not say of what attributes") from error
+    texts = all(kind == "numeric" or (isinstance(kind, list) and all(type(c) is str for c in kind)) for kind in kinds)
+    ids = labels is None or (isinstance(labels, list) and all(type(label) is int for label in labels))
+    if not texts or not ids or set(found) != {"attributes", "labels"}:
+        raise ValueError(f"these are not the weights of an atlas: {str(found)[:200]} is no description of one")
+    return found

@@ -183,8 +183,7 @@ def inference_settings(weights: Mapping[str, Tensor]) -> Config:
     """
     made = template_settings(weights)
     made["conditions"] = made.pop("attributes")
-    labels = made.pop("labels")
-    made["template_labels"] = "$None" if labels is None else labels  # MONAI leaves out what is None
+    made["template_labels"] = made.pop("labels")
     own = ("features", "hidden", "paper")
     return {f"network_def#template#{key}" if key in own else key: value for key, value in made.items()}
 
