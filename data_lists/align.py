@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from custom_components.data.names import distinct_names, safe_name
+from custom_components.results import replacing
 from custom_components.space import load_labels, write_affine_transform
 
 MIN_VOXELS = 100
@@ -60,12 +62,14 @@ def main(data_list: str, output: str, max_label: int = 199) -> None:
         raise SystemExit(f"{data_list}: an affine needs 4 structures that every map has, got {common}")
     weight = np.sqrt(np.mean([[f[i][1] for i in common] for f in found], axis=0))
     matrices = align([np.stack([f[i][0] for i in common]) for f in found], weight)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for scan, matrix in zip(scans, matrices, strict=True):
-        scan["label"] = str(source.parent / scan["label"])
-        scan["affine"] = f"{scan['subject']}_affine.tfm"
+    people = [safe_name(str(scan["subject"])) for scan in scans]
+    labels = [str(source.parent / scan["label"]) for scan in scans]
+    names = people if len({*people}) == len(people) else [distinct_names(labels)[label] for label in labels]
+    for scan, label, name, matrix in zip(scans, labels, names, matrices, strict=True):
+        scan |= {"label": label, "affine": f"{name}_affine.tfm"}
         write_affine_transform(target.parent / scan["affine"], np.linalg.inv(matrix))
-    target.write_text(json.dumps(sections, indent=1))
+    with replacing(target) as temporary:
+        temporary.write_text(json.dumps(sections, indent=1))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from custom_components.data.lists import make_pairs, number_or_text, split_by_person
+from custom_components.data.names import distinct_names, file_stem
+from custom_components.results import replacing
 from custom_components.vocabulary import Entry
 
 
@@ -249,6 +251,8 @@ def cut_slices(
         pairs_section: section of that file.
     Returns:
         Sections of the new list, paths relative to `output`.
+    Raises:
+        ValueError: if a path of the list leads out of its folder: its slices would lie outside of `output`.
     """
     import nibabel as nib
     import numpy as np
@@ -273,10 +277,12 @@ def cut_slices(
                     nib.save(nib.Nifti1Image(np.take(volume.dataobj, [level], axis=along), affine), target / item[key])
                 sections.setdefault(section, []).append(item)
     if pairs is not None:
+        drawn = json.loads(Path(pairs).read_text())[pairs_section]
+        names = distinct_names([pair[f"{side}_image"] for pair in drawn for side in ("moving", "fixed")])
         sections["validation_pairs"] = [
             {key: _slice_name(value, level) if "." in value else value for key, value in pair.items()}
-            | {"id": f"{_stem(pair['moving_image'])}-to-{_stem(pair['fixed_image'])}_slice-{level}"}
-            for pair in json.loads(Path(pairs).read_text())[pairs_section]
+            | {"id": f"{names[pair['moving_image']]}-to-{names[pair['fixed_image']]}_slice-{level}"}
+            for pair in drawn
             for level in range(levels)
         ]
     return sections
@@ -363,12 +369,10 @@ def _list_of(value: Any) -> list[Any]:
     return [value] if isinstance(value, str | int) else list(value)
 
 
-def _stem(name: str) -> str:
-    return Path(name).name.split(".")[0]
-
-
 def _slice_name(name: str, level: int) -> str:
-    return str(Path(name).with_name(f"{_stem(name)}_slice-{level}.nii.gz"))
+    if os.path.isabs(name) or os.path.normpath(name).startswith(".."):
+        raise ValueError(f"expected paths inside of the list's folder, got {name}")
+    return str(Path(name).with_name(f"{file_stem(name)}_slice-{level}.nii.gz"))
 
 
 def write_list(path: str | os.PathLike, sections: Mapping[str, Any]) -> None:
@@ -381,14 +385,8 @@ def write_list(path: str | os.PathLike, sections: Mapping[str, Any]) -> None:
         TypeError: if something cannot be written as JSON; nothing is left behind.
     """
     text = "{\n" + ",\n".join(f"{json.dumps(name)}: {_dump(value)}" for name, value in sections.items()) + "\n}\n"
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _dump(value: Any) -> str:

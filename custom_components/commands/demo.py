@@ -52,7 +52,9 @@ def demo(
     Returns:
         The registration, and its error against the known deformation.
     """
+    from ..data.names import result_files
     from ..files import write_metrics
+    from ..results import PAIR, publishing
     from .subjects import make_subjects
 
     settings = {"optimize": 25, **settings, "output_dir": str(output)}
@@ -63,7 +65,8 @@ def demo(
     print("registering the first to the second ...", flush=True)
     registration = infer(bundle, [pair], overlay, settings)[0]
     result = _compare(registration, truth, affine, Path(pair["label_fixed"]))
-    write_metrics(registration.folder / "demo.json", {**result.metrics, "folder": str(registration.folder)})
+    with publishing(registration.folder, PAIR, result_files(pair), add=True, scratch_in=folder) as scratch:
+        write_metrics(scratch / "demo.json", {**result.metrics, "folder": str(registration.folder)})
     return result
 
 

@@ -39,8 +39,9 @@ def evaluate(
         The registration of each pair.
     """
     from ..data.lists import is_pair, load_list
+    from ..data.names import named
 
-    pairs = load_list(data_list, section, dataset_dir)
+    pairs = named(load_list(data_list, section, dataset_dir))
     single = takes_scans(find_bundle(bundle))
     if any(is_pair(pair) == single for pair in pairs):
         kinds = ("single scans", "pairs of moving and fixed")

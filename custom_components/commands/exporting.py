@@ -18,8 +18,7 @@ from pathlib import Path
 
 from monai.bundle import ConfigParser, ReferenceResolver
 
-from ..files import replacing
-from ..space.files import publish_together
+from ..results import aside, replacing
 from ..vocabulary import Config
 from .bundles import PACKAGE
 from .export_checks import NOT_VENDORED, WEIGHTS, check_config, check_metadata, frameworks, own_weights, weights_name
@@ -145,14 +144,15 @@ def write_bundle(files: Mapping[str, bytes], name: str, output: Path, zipped: bo
             raise FileExistsError(f"{path}: is there already; remove it, or take another folder")
     # All are complete before the first gets its name.
     with ExitStack() as stack:
-        scratch = stack.enter_context(publish_together(folder))
+        whole = stack.enter_context(aside(output)) / name
         for file, content in files.items():
-            (scratch / file).parent.mkdir(parents=True, exist_ok=True)
-            (scratch / file).write_bytes(content)
+            (whole / file).parent.mkdir(parents=True, exist_ok=True)
+            (whole / file).write_bytes(content)
         if zipped:
             partial, sums = (stack.enter_context(replacing(path)) for path in (archive, checksum))
             _write_zip(partial, name, files)
             sums.write_text(f"{hashlib.sha256(partial.read_bytes()).hexdigest()}  {archive.name}\n")
+        os.replace(whole, folder)
     return written
 
 

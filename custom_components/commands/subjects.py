@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..data.phantoms import random_velocity
 from ..fields import compose, integrate_velocity, resize_field, sample, warp
+from ..results import publishing
 from ..space.files import read_transform, write_image
 from ..space.resampling import transform_points_world
 from ..space.volumes import load_image, load_labels
@@ -51,7 +52,7 @@ def make_subjects(folder: Path, seed: int = 0, size: tuple[int, ...] | None = No
     velocities = [
         random_velocity(half, amplitude=AMPLITUDE_MM / 2, spacings=(10.0, 20.0), generator=generator) for _ in "ab"
     ]
-    pair: Pair = {}
+    images: dict[str, Tensor] = {}
     maps = []
     for role, velocity in zip(("moving", "fixed"), velocities, strict=True):
         ddf = resize_field(integrate_velocity(velocity), full)
@@ -59,12 +60,13 @@ def make_subjects(folder: Path, seed: int = 0, size: tuple[int, ...] | None = No
         subject = render(warp(image, ddf), generator)
         shares = warp(tissues, ddf)
         label = torch.where(shares.amax(1) > 0.5, shares.argmax(1) + 1, 0)
-        pair[role], pair[f"label_{role}"] = str(folder / f"{role}.nii.gz"), str(folder / f"label_{role}.nii.gz")
-        folder.mkdir(parents=True, exist_ok=True)
-        write_image(pair[role], subject[0], affine)
-        write_image(pair[f"label_{role}"], label.to(torch.uint8), affine)
+        images |= {role: subject[0], f"label_{role}": label.to(torch.uint8)}
+    with publishing(folder, "subjects") as scratch:
+        for name, image in images.items():
+            write_image(scratch / f"{name}.nii.gz", image, affine)
     # subject(x) = template(phi(x)); so the true map is phi_moving^-1 o phi_fixed.
     inverse = resize_field(integrate_velocity(-maps[0][0]), full)
+    pair = {name: str(folder / f"{name}.nii.gz") for name in images}
     return pair, compose(inverse, maps[1][1]), affine
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from ..vocabulary import Entry
+from .names import check_ids, distinct_names
 
 SCAN_FILES = ("image", "contrast", "label", "mask", "landmarks", "affine")
 
@@ -55,7 +56,8 @@ def load_list(
         Scans or pairs; each file they name exists.
     Raises:
         FileNotFoundError: if the list or some of the files it names are missing (their number and the first one).
-        ValueError: if the file is no JSON object, the section is absent or empty, or an item is neither scan nor pair.
+        ValueError: if the file is no JSON object, the section is absent or empty, an item is neither scan nor pair, or
+            two ids are equal or name one folder.
     """
     path = Path(path)
     if not path.is_file():
@@ -75,6 +77,7 @@ def load_list(
     items = [
         _resolve(item, base, f"item {i} of section {section!r} in {path}") for i, item in enumerate(sections[section])
     ]
+    check_ids(items, f"section {section!r} in {path}")
     _check_files(items, path, section)
     return items
 
@@ -112,8 +115,8 @@ def make_pairs(
         limit: keep at most this many pairs, drawn at random without repetition, in the original order.
         seed: of that draw.
     Returns:
-        Pair items with an `id` "<moving>-to-<fixed>"; the keys of the scans become `moving`, `label_moving`,
-        `subject_moving`, and so on.
+        Pair items with an `id` "<moving>-to-<fixed>", where the folders that differ stand before equal names of files;
+        the keys of the scans become `moving`, `label_moving`, `subject_moving`, and so on.
     Raises:
         ValueError: if the kind is unknown, the atlas is missing, or no pair is possible.
     """
@@ -132,7 +135,12 @@ def make_pairs(
     if limit is not None and limit < len(drawn):
         chosen = np.random.default_rng(seed).choice(len(drawn), size=limit, replace=False)
         drawn = [drawn[i] for i in sorted(chosen)]
-    return [{"id": f"{_name(moving)}-to-{_name(fixed)}", **pair_of(moving, fixed)} for moving, fixed in drawn]
+    return _with_ids(drawn)
+
+
+def _with_ids(drawn: Sequence[tuple[Entry, Entry]]) -> list[Entry]:
+    names = distinct_names([_file(scan) for pair in drawn for scan in pair])
+    return [{"id": "-to-".join(names[_file(scan)] for scan in pair), **pair_of(*pair)} for pair in drawn]
 
 
 def split_by_person(scans: Sequence[Entry], fractions: Mapping[str, float], seed: int = 0) -> dict[str, list[Entry]]:
@@ -208,13 +216,9 @@ def _same_file(a: Entry, b: Entry) -> bool:
     return any(key in a and a[key] == b.get(key) for key in ("image", "label"))
 
 
-def _name(scan: Entry) -> str:
+def _file(scan: Entry) -> str:
     name = scan.get("image", scan.get("label"))
-    return (
-        re.sub(r"\.(nii(\.gz)?|mg[zh]|nrrd|mha)$", "", os.path.basename(name))
-        if isinstance(name, str)
-        else subject_of(scan)
-    )
+    return name if isinstance(name, str) else subject_of(scan)
 
 
 def _pair_indices(scans: Sequence[Entry], kind: str) -> Iterator[tuple[int, int]]:

@@ -13,9 +13,12 @@ from urllib.parse import quote
 
 from ignite.engine import Engine, Events
 
-from ..files import replacing, write_metrics, write_table
+from ..files import write_metrics, write_table
+from ..results import publishing, replacing
 from ..vocabulary import Metrics, Row
 from .result import Registration
+
+COHORT = "cohort"  # the part of a folder's manifest that has the tables and the page
 
 
 def summarize(rows: Sequence[Metrics]) -> dict[str, dict[str, float]]:
@@ -59,16 +62,23 @@ def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def cohort_page(folder: str | os.PathLike[str], rows: Sequence[Metrics], *, title: str = "Registration report") -> None:
+def cohort_page(
+    folder: str | os.PathLike[str],
+    rows: Sequence[Metrics],
+    *,
+    title: str = "Registration report",
+    path: Path | None = None,
+) -> None:
     """Write `index.html` for a cohort: mean and SD of each measure, one row for each pair, and the pictures.
 
     The page needs no other file than the pictures and works from the disk.
 
     Args:
-        folder: made if needed.
+        folder: of the page.
         rows: one mapping for each pair: `id`, numbers (of `pair_metrics`), and `picture`, the path of a PNG, absolute
             or relative to the folder. Other texts are shown in the table.
         title: heading.
+        path: of the page, by default `folder/index.html`; links are relative to the folder all the same.
     Raises:
         ValueError: if there are no rows.
     """
@@ -89,7 +99,7 @@ def cohort_page(folder: str | os.PathLike[str], rows: Sequence[Metrics], *, titl
         *[_figure(row, str(row.get("id", i)), folder) for i, row in enumerate(rows, 1) if "picture" in row],
     ]
     page = _PAGE.format(title=html.escape(title), body="\n".join(parts))
-    with replacing(folder / "index.html") as temporary:
+    with replacing(path or folder / "index.html") as temporary:
         temporary.write_text(page, encoding="utf-8")
 
 
@@ -206,9 +216,7 @@ class CohortReport:
         self.registrations += [item["registration"] for item in engine.state.output if "registration" in item]
 
     def write(self, engine: Engine) -> None:
-        if len(self.registrations) > 1:
-            write_cohort(self.output_dir, self.cohort.rows)
-            cohort_page(self.output_dir, self.cohort.rows)
-        else:
-            for name in ("metrics.csv", "metrics.json", "index.html"):  # of an earlier run with more pairs
-                (self.output_dir / name).unlink(missing_ok=True)
+        with publishing(self.output_dir, COHORT) as scratch:  # one pair leaves nothing, not even of an earlier run
+            if len(self.registrations) > 1:
+                write_cohort(scratch, self.cohort.rows)
+                cohort_page(self.output_dir, self.cohort.rows, path=scratch / "index.html")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ..files import replacing
+from ..results import replacing
 from .drawing import (
     BOTTOM,
     DARK,

@@ -14,7 +14,6 @@ directions nearest to world axes, pointing to their positive side.
 
 from .affine import register_affine
 from .files import (
-    publish_together,
     read_affine_transform,
     read_displacement_field,
     read_transform,
@@ -45,7 +44,6 @@ __all__ = [
     "load_image",
     "load_labels",
     "model_grid",
-    "publish_together",
     "read_affine_transform",
     "read_displacement_field",
     "read_transform",

@@ -1,16 +1,13 @@
 """Write and read images and transforms as ITK understands them: LPS millimetres, mapping fixed to moving points.
 
-Every file is written under a temporary name and renamed when complete.
+Every file is written aside and put in place when it is complete.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..results import replacing
 from .frames import refuse_shear
 from .grids import Grid, flip_lps
 from .planes import plane_affine
@@ -34,40 +32,6 @@ _VECTOR, _DISPLACEMENT = 1007, 1006  # NIfTI intent codes: ITK keeps LPS in the 
 
 
 _AFFINE_CLASSES = ("AffineTransform", "MatrixOffsetTransformBase")
-
-
-@contextlib.contextmanager
-def publish_together(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a scratch folder; when the block succeeds its files move into `folder`, when it fails nothing changes there.
-
-    Raises:
-        OSError: in one sentence, if the folder cannot be made or written to.
-    """
-    folder = Path(folder)
-    is_new, scratch = not folder.exists(), None
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder))
-        yield scratch
-        for path in sorted(scratch.iterdir()):
-            os.replace(path, folder / path.name)
-    except OSError as error:
-        if isinstance(error, FileNotFoundError) and scratch is not None:
-            raise
-        raise OSError(f"{folder}: cannot write the results here ({error.strerror or error})") from error
-    finally:
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
-            if is_new and not any(folder.iterdir()):
-                folder.rmdir()
-
-
-@contextlib.contextmanager
-def _publish(path: str | os.PathLike[str]) -> Iterator[str]:
-    """A temporary path with the same ending; renamed to `path` when the block succeeds."""
-    path = Path(path)
-    with publish_together(path.parent) as scratch:
-        yield str(scratch / path.name)
 
 
 def write_image(
@@ -97,7 +61,7 @@ def write_image(
         array, affine = array.reshape(*shape, *several), like.file_affine
     elif array.ndim == d + 1:
         array = array.reshape([*array.shape[:d], *[1] * (3 - d if several else 0), *several])
-    with _publish(path) as temporary:
+    with replacing(path) as temporary:
         _save_nifti(array, _embed(affine), temporary)
 
 
@@ -110,7 +74,7 @@ def write_nifti(
         affine: (4, 4), voxel to RAS mm, of the first three axes.
         header: of another file; intent, description and what it says about further axes is kept.
     """
-    with _publish(path) as temporary:
+    with replacing(path) as temporary:
         _save_nifti(array, affine, temporary, like=header)
 
 
@@ -121,7 +85,7 @@ def write_displacement_field(path: str | os.PathLike[str], ddf: Tensor, grid: Gr
     """
     vectors = _lps_vectors(ddf, grid)
     d = len(grid.size)
-    with _publish(path) as temporary:
+    with replacing(path) as temporary:
         _save_nifti(vectors.reshape(*grid.size, *[1] * (4 - d), d), _embed(grid.affine), temporary, intent="vector")
 
 
@@ -166,8 +130,8 @@ def write_affine_transform(path: str | os.PathLike[str], world_matrix: np.ndarra
         "#Insight Transform File V1.0\n#Transform 0\n"
         f"Transform: AffineTransform_double_{d}_{d}\nParameters: {numbers}\nFixedParameters: {' '.join(['0'] * d)}\n"
     )
-    with _publish(path) as temporary:
-        Path(temporary).write_text(text)
+    with replacing(path) as temporary:
+        temporary.write_text(text)
 
 
 def read_affine_transform(path: str | os.PathLike[str]) -> np.ndarray:
@@ -253,8 +217,8 @@ def write_composite_transform(path: str | os.PathLike[str], steps: Sequence[Step
     composite = itk.CompositeTransform[itk.F, d].New()
     for step in reversed(steps):  # ITK applies the transform added last first
         composite.AddTransform(_step_to_itk(itk, step))
-    with _publish(path) as temporary:
-        itk.transformwrite([composite], temporary, compression=True)
+    with replacing(path) as temporary:
+        itk.transformwrite([composite], str(temporary), compression=True)
     return True
 
 
@@ -332,7 +296,7 @@ def _embed(affine: np.ndarray) -> np.ndarray:
 def _save_nifti(
     array: np.ndarray,
     affine: np.ndarray,
-    path: str,
+    path: Path,
     intent: str | None = None,
     like: nib.Nifti1Header | None = None,
 ) -> None:

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import replacing, safe_cell
+from ..files import safe_cell
+from ..results import replacing
 from .resampling import Step, transform_points_world
 
 _TABLES, _FIDUCIALS, _MARKUPS = (".csv", ".tsv", ".txt"), ".fcsv", ".json"

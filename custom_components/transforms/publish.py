@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import logging
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -17,20 +14,19 @@ from monai.data import MetaTensor
 from monai.transforms import Transform
 from torch import Tensor
 
+from ..data.names import has_id, result_files, result_name
+from ..evaluation.cohort import COHORT
 from ..evaluation.result import Registration
 from ..files import write_metrics
 from ..notices import collecting
-from ..space.files import publish_together, write_displacement_field, write_image
+from ..results import PAIR, publishing, retract
+from ..space.files import write_displacement_field, write_image
 from ..space.grids import Grid
 from ..space.resampling import DisplacementField
 from ..space.volumes import Volume
 from ..vocabulary import Data, Item, Metrics
 from .load import release
 from .registered import RegisteredPair
-
-logger = logging.getLogger(__name__)
-
-MANIFEST = "files.json"
 
 
 @dataclass(frozen=True)
@@ -91,9 +87,10 @@ class Publishd(Transform):
     """Ask reporters about a registered pair and write what they say, into `output_dir/<id>/`.
 
     Expects one (decollated) item as `LoadPaird` made it, with `pred` holding the inferer's answer. Without an `id` in
-    the item the folder is called <fixed>__<moving>. The files appear there all together or not at all. `files.json`
-    lists them; files that an earlier run listed and this one did not write are deleted, and no others. The measures'
-    `warnings` are those of loading the pair and of the reporters.
+    the item the folder is called <fixed>__<moving>, see `result_name`. An earlier result of the same pair is replaced,
+    one of another pair never; see `results` for the manifest `files.json`. The tables of an earlier cohort in
+    `output_dir` go: they would not fit the pair. The measures' `warnings` are those of loading the pair and of the
+    reporters.
 
     Args:
         output_dir: folder of the run.
@@ -110,8 +107,12 @@ class Publishd(Transform):
         self.brain_only, self.keep_arrays = brain_only, keep_arrays
 
     def __call__(self, data: Data) -> Item:
-        """Raises OSError: if the folder cannot be written to; ValueError: if the fields do not fit the grid."""
+        """Raises OSError: if the folder cannot be written to, or has another pair's result; ValueError: if the fields
+        do not fit the grid."""
         pair = RegisteredPair.of(data, brain_only=self.brain_only)
+        inputs = self._inputs(pair)
+        name = result_name(self.output_dir, {**inputs, "id": data.get("id")})
+        pair = pair if has_id(data) else replace(pair, name=name)
         report = Report()
         with collecting() as warnings:
             for reporter in self.reporters:
@@ -120,46 +121,21 @@ class Publishd(Transform):
         if report.metrics or warnings:
             report = report | Report({"warnings": warnings})
             report = report | Report(files={"metrics": OutputFile("metrics.json", partial(_write, report.metrics))})
-        folder = Path(self.output_dir) / pair.name
-        publish(folder, report.files.values())
+        folder = Path(self.output_dir) / name
+        retract(self.output_dir, COHORT)
+        with publishing(folder, PAIR, result_files(inputs), scratch_in=self.output_dir) as scratch:
+            for file in report.files.values():
+                file.write(scratch / file.name)
         files = {kind: folder / file.name for kind, file in report.files.items()}
         arrays = _arrays(pair, report) if self.keep_arrays else {}
         registration = Registration(pair.name, folder, files, report.metrics, report.captions, arrays)
         return {**release(data), "registration": registration}
 
-
-def publish(folder: Path, files: Iterable[OutputFile]) -> None:
-    """Write files into a folder, all or none, and delete those that its manifest lists and this call does not write.
-
-    Raises:
-        OSError: if the folder cannot be written to.
-    """
-    files = list(files)
-    names = sorted(file.name for file in files)
-    with publish_together(folder) as scratch:
-        for file in files:
-            file.write(scratch / file.name)
-        (scratch / MANIFEST).write_text(json.dumps(names, indent=1) + "\n")
-        # All are deleted before the new ones come: a run cut in between leaves files missing, but none of another run.
-        for name in listed(folder):
-            (folder / name).unlink(missing_ok=True)
-
-
-def listed(folder: Path) -> list[str]:
-    """The names in a folder's manifest; none if there is no manifest, or it is not one of ours."""
-    try:
-        names = json.loads((folder / MANIFEST).read_text())
-    except (FileNotFoundError, ValueError):
-        return []
-    is_ours = isinstance(names, list) and all(isinstance(name, str) and _is_bare(name) for name in names)
-    if not is_ours:
-        logger.warning("%s: this is no list of files; nothing is deleted", folder / MANIFEST)
-    return names if is_ours else []
-
-
-def _is_bare(name: str) -> bool:
-    # Nothing outside of the folder may ever be deleted.
-    return name not in ("", ".", "..", MANIFEST) and not any(mark in name for mark in ("/", "\\", os.sep, "\0"))
+    def _inputs(self, pair: RegisteredPair) -> dict[str, str]:
+        paths = {role: pair.volumes[role].path for role in ("moving", "fixed")}
+        # A template that the run itself wrote into its folder is a result, too.
+        own = Path(self.output_dir).resolve()
+        return {role: path for role, path in paths.items() if Path(path).resolve().parent != own}
 
 
 def _write(metrics: Metrics, path: Path) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.names import item_name
 from ..evaluation.metrics import foreground_mask
 from ..fields import plain
 from ..space.grids import Grid
@@ -27,7 +27,7 @@ class RegisteredPair:
     """A pair and its deformation, all on the CPU.
 
     Args:
-        name: of the pair, and of its folder.
+        name: of the pair: its id, or <fixed>__<moving>.
         volumes: the files on their own grids: "moving", "fixed", and "label_moving", "label_fixed" if there are labels.
         images: the same on the model grid, shape (1, *S), and "mask_moving", "mask_fixed" if there are masks.
         pred: the tensors and numbers that the inferer returned for this pair: "ddf" (D, *S) in voxels of the model
@@ -67,7 +67,7 @@ class RegisteredPair:
             if key in pred and pred[key].shape != (len(grid.size), *grid.size):
                 wanted = (len(grid.size), *grid.size)
                 raise ValueError(f"expected pred[{key!r}] of shape {wanted} for one pair, got {tuple(pred[key].shape)}")
-        name = str(item.get("id") or f"{file_stem(volumes['fixed'].path)}__{file_stem(volumes['moving'].path)}")
+        name = item_name({"id": item.get("id"), **{role: volumes[role].path for role in ("moving", "fixed")}})
         matrix = np.asarray(item["world_matrix"], dtype=np.float64)
         return cls(name, volumes, images, pred, grid, matrix, brain_only)
 
@@ -114,12 +114,6 @@ class RegisteredPair:
     def foreground(self) -> Tensor:
         """Where the pair is judged, shape (1, *S), bool."""
         return foreground_mask(self.judged)[0]
-
-
-def file_stem(path: str) -> str:
-    """The name of an image file without its ending."""
-    name = Path(path).name
-    return name.removesuffix(".gz").rpartition(".")[0] or name
 
 
 def _on_cpu(value: Tensor | np.ndarray | float) -> Tensor:

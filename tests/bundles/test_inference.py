@@ -46,9 +46,10 @@ def test_inference_writes_exactly_the_expected_files(bundle, registered):
     for folder in folders:
         assert {path.name for path in folder.iterdir()} == expected
     files = {path.name for path in registered.iterdir() if path.is_file()}
-    assert {"metrics.csv", "metrics.json", "index.html"} <= files
+    tables = {"metrics.csv", "metrics.json", "index.html", "files.json"}
+    assert tables <= files
     templates = {f"template_age-{age}{end}" for age in (50, 60) for end in (".nii.gz", "_label.nii.gz", ".json")}
-    assert files - {"metrics.csv", "metrics.json", "index.html"} == (templates if has_template(bundle) else set())
+    assert files - tables == (templates if has_template(bundle) else set())
 
 
 def test_it_registers_without_a_network(bundle, scans, tmp_path):

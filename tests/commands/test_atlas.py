@@ -57,7 +57,7 @@ def atlas_command(atlas, output, *words, scan=False):
 def test_the_command_renders_a_template(atlas, tmp_path, capsys):
     assert atlas_command(atlas, tmp_path, "--attributes", "sex=F,age=40") is None
     names = {f"template_age-40_sex-F{ending}" for ending in (".nii.gz", "_label.nii.gz", ".png", ".json")}
-    assert {path.name for path in tmp_path.iterdir()} == names
+    assert {path.name for path in tmp_path.iterdir()} == names | {"files.json"}
     image, labels = render(atlas[0], {"age": 40, "sex": "F"})
     torch.testing.assert_close(load_image(tmp_path / "template_age-40_sex-F.nii.gz").data, image)
     assert torch.equal(load_labels(tmp_path / "template_age-40_sex-F_label.nii.gz").data.short(), labels)
@@ -136,7 +136,7 @@ def single_atlas(tmp_path_factory):
 def test_an_atlas_without_attributes_and_labels_is_rendered_and_registered(atlas, single_atlas, tmp_path):
     words = ["atlas", atlas[2], "-o", tmp_path, "--weights", single_atlas, "--affine", "none"]
     assert run(*words) is None
-    files = {"template.nii.gz", "template.png", "template.json"}
+    files = {"template.nii.gz", "template.png", "template.json", "files.json"}
     assert {path.name for path in tmp_path.iterdir() if path.is_file()} == files
     (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
     assert (folder / "warped_fixed.nii.gz").is_file()

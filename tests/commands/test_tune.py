@@ -15,7 +15,13 @@ def tune(slices, weights, output, *words):
 
 def test_tuning_writes_what_it_found_and_prints_it(slices, hyper_weights, tmp_path, capsys):
     assert tune(slices, hyper_weights, tmp_path) is None
-    assert {path.name for path in tmp_path.iterdir()} == {"tuned.json", "tuning.csv", "sweep.csv", "structures.csv"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "tuned.json",
+        "tuning.csv",
+        "sweep.csv",
+        "structures.csv",
+        "files.json",
+    }
     tuned = json.loads((tmp_path / "tuned.json").read_text())
     assert (tuned["criterion"], tuned["pairs"], tuned["iterations"]) == ("labels", 2, 4)
     assert 0 < tuned["lambda"] < 1
@@ -56,7 +62,7 @@ def test_tuning_by_regularity_needs_no_labels(slices, hyper_weights, tmp_path, c
     )
     words = ["--dataset_dir", slices.parent, "--criterion", criterion]
     assert tune(tmp_path / "list.json", hyper_weights, tmp_path / "out", *words) is None
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"tuned.json", "tuning.csv"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"tuned.json", "tuning.csv", "files.json"}
     assert json.loads((tmp_path / "out" / "tuned.json").read_text())["criterion"] == "regularity"
     message = tune(tmp_path / "list.json", hyper_weights, tmp_path / "out", *words[:-1], "labels")
     assert "needs a moving and a fixed label map of every pair" in message
@@ -83,7 +89,7 @@ def test_tuning_counts_the_labels_asked_for(slices, hyper_weights, tmp_path, lab
 def test_tables_of_an_earlier_tuning_are_not_left_beside_another(slices, hyper_weights, tmp_path):
     assert tune(slices, hyper_weights, tmp_path) is None
     assert tune(slices, hyper_weights, tmp_path, "--sweep", 0) is None
-    assert {path.name for path in tmp_path.iterdir()} == {"tuned.json", "tuning.csv"}
+    assert {path.name for path in tmp_path.iterdir()} == {"tuned.json", "tuning.csv", "files.json"}
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,9 @@ from custom_components.evaluation.metrics import (
 )
 from custom_components.evaluation.overlap import hausdorff95, label_overlap, mean_dice
 from custom_components.fields import warp
-from custom_components.files import replacing, write_metrics
+from custom_components.files import write_metrics
 from custom_components.methods.hypermorph.tuning import best_values
+from custom_components.results import replacing
 
 
 def box(size, start, stop, label=1):

@@ -14,7 +14,6 @@ from custom_components.space import (
     DisplacementField,
     Grid,
     model_grid,
-    publish_together,
     read_affine_transform,
     read_displacement_field,
     read_transform,
@@ -72,20 +71,6 @@ def test_itk_moves_points_as_we_do_through_a_composite(tmp_path: Path) -> None:
     theirs = [np.array(list(transform.TransformPoint(p.tolist()))) * flip for p in points * flip]
     np.testing.assert_allclose(ours, theirs, atol=1e-3)
     np.testing.assert_allclose(transform_points_world(points, read_transform(tmp_path / "t.h5")), ours, atol=1e-3)
-
-
-def test_a_failing_run_leaves_finished_results_alone(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("finished")
-
-    def fail() -> None:
-        with publish_together(tmp_path) as scratch:
-            (scratch / "a.txt").write_text("half")
-            raise RuntimeError("stop")
-
-    with pytest.raises(RuntimeError, match="stop"):
-        fail()
-    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
-    assert (tmp_path / "a.txt").read_text() == "finished"
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 import gc
 import json
-import os
 import pickle
+import shutil
 import weakref
 from functools import partial
 
@@ -21,7 +21,7 @@ from custom_components.methods.rdmm.reporting import SigmaReport
 from custom_components.space import load_image, volumes, write_affine_transform
 from custom_components.transforms.load import LoadPaird, ScanPath, release
 from custom_components.transforms.propagation import LoadAtlasPaird, PropagateLabelsd
-from custom_components.transforms.publish import OutputFile, Publishd, Report, listed, publish
+from custom_components.transforms.publish import OutputFile, Publishd, Report
 from custom_components.transforms.report import PairReport
 from custom_components.transforms.save import PairFiles
 from custom_components.transforms.uncertainty import UncertaintyReport
@@ -73,7 +73,7 @@ def test_a_second_run_without_affine_labels_and_samples_leaves_nothing_of_the_fi
     assert not names(folder) & gone
 
 
-def test_files_that_no_manifest_names_are_nobodys_to_delete(paths, tmp_path):
+def test_files_that_no_manifest_names_are_nobodys_to_delete_or_to_replace(paths, tmp_path):
     folder = tmp_path / "phantom_01__phantom_00"
     folder.mkdir()
     (folder / "warped_label.nii.gz").write_text("of a run before there were manifests")
@@ -82,34 +82,55 @@ def test_files_that_no_manifest_names_are_nobodys_to_delete(paths, tmp_path):
     for _ in range(2):
         published(registered(LoadPaird()(images)), tmp_path, PairFiles(("warped",)))
         assert names(folder) == {"warped.nii.gz", "files.json", "warped_label.nii.gz", "notes.txt"}
+    with pytest.raises(FileExistsError, match=r"warped_label\.nii\.gz is there already"):
+        published(registered(LoadPaird()(paths)), tmp_path, PairFiles(("warped_label",)))
+    assert (folder / "warped_label.nii.gz").read_text() == "of a run before there were manifests"
 
 
-@pytest.mark.parametrize(
-    "manifest",
-    [
-        '["../precious.txt"]',
-        '["sub/precious.txt"]',
-        '{"precious.txt": 1}',
-        "[1]",
-        "no JSON",
-        '["..", "old.txt"]',
-        '[""]',
-    ],
-)
-def test_a_manifest_that_is_not_ours_deletes_nothing(tmp_path, manifest):
-    folder = tmp_path / "pair"
-    (folder / "sub").mkdir(parents=True)
-    for path in (
-        tmp_path / "precious.txt",
-        folder / "sub" / "precious.txt",
-        folder / "precious.txt",
-        folder / "old.txt",
-    ):
-        path.write_text("keep")
-    (folder / "files.json").write_text(manifest)
-    publish(folder, [OutputFile("new.txt", lambda path: path.write_text("new"))])
-    assert {path.name for path in tmp_path.rglob("*.txt")} == {"precious.txt", "old.txt", "new.txt"}
-    assert listed(folder) == ["new.txt"]
+def copies(paths, folder):
+    """The same pair by other files of the same names."""
+    folder.mkdir()
+    return {key: shutil.copy(paths[key], folder) for key in ("moving", "fixed")}
+
+
+def test_pairs_of_equal_names_never_share_a_folder_and_a_pair_replaces_itself(paths, tmp_path):
+    first = {key: paths[key] for key in ("moving", "fixed")}
+    pairs = [first, copies(paths, tmp_path / "b"), copies(paths, tmp_path / "c")]
+    results = [
+        published(registered(LoadPaird()(pair)), tmp_path / "out", PairFiles(("warped",)), PairReport(picture=False))
+        for pair in [*pairs, *reversed(pairs)]
+    ]
+    folders = [result.folder for result in results]
+    assert folders[:3] == folders[:2:-1]
+    assert len({*folders}) == 3
+    assert {child.name for child in (tmp_path / "out").iterdir()} == {folder.name for folder in folders}
+    for result, pair in zip(results, pairs, strict=False):
+        assert result.metrics["id"] == result.id == result.folder.name
+        assert json.loads(result.files["metrics"].read_text())["moving"] == pair["moving"]
+    assert results[0].id == "phantom_01__phantom_00"
+    assert results[1].id == "b_phantom_01__b_phantom_00"
+
+
+def test_another_pair_of_an_id_is_refused_by_name(paths, tmp_path):
+    item = {key: paths[key] for key in ("moving", "fixed")} | {"id": "p"}
+    folder = published(registered(LoadPaird()(item)), tmp_path / "out", PairFiles(("warped",))).folder
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    other = copies(paths, tmp_path / "b") | {"id": "p"}
+    with pytest.raises(FileExistsError, match=r"out/p holds the result of .*phantom_00.nii.gz.*another output folder"):
+        published(registered(LoadPaird()(other)), tmp_path / "out", PairFiles(("warped",)))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("id", ["../../p", "/tmp/p", "..", "a/../../b", ".hidden", "x" * 300, "files.json", 0])
+def test_no_id_leads_out_of_the_output(paths, tmp_path, id):
+    item = {key: paths[key] for key in ("moving", "fixed")} | {"id": id}
+    result = published(registered(LoadPaird()(item)), tmp_path / "in" / "out", PairReport(picture=False))
+    assert result.folder.parent == tmp_path / "in" / "out"
+    assert not result.folder.name.startswith(".")
+    assert result.metrics["id"] == str(id)
+    assert names(tmp_path) == {"in"}
+    assert names(tmp_path / "in") == {"out"}
+    assert (result.folder / "metrics.json").is_file()
 
 
 def test_a_reporter_that_fails_leaves_the_earlier_run_alone(paths, tmp_path):
@@ -124,25 +145,6 @@ def test_a_reporter_that_fails_leaves_the_earlier_run_alone(paths, tmp_path):
     with pytest.raises(OSError, match=r"cannot write the results here \(No space left"):
         published(item, tmp_path, lambda pair, earlier: Report(files={"one": OutputFile("one.txt", fail)}))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-
-
-def test_a_run_cut_while_its_files_come_leaves_none_of_an_earlier_run(tmp_path, monkeypatch):
-    def files(text):
-        return [OutputFile(name, lambda path: path.write_text(text)) for name in ("a.txt", "b.txt", "c.txt")]
-
-    publish(tmp_path, files("old"))
-    replace, moved = os.replace, []
-
-    def cut(source, target):
-        if moved:
-            raise KeyboardInterrupt
-        moved.append(target)
-        replace(source, target)
-
-    monkeypatch.setattr(os, "replace", cut)
-    with pytest.raises(KeyboardInterrupt):
-        publish(tmp_path, files("new"))
-    assert {path.name: path.read_text() for path in tmp_path.glob("*.txt")} == {"a.txt": "new"}
 
 
 # Reporters

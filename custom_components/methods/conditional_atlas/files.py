@@ -12,13 +12,14 @@ import torch
 from monai.transforms import Transform
 from torch import Tensor
 
+from ...data.names import file_stem, safe_name
 from ...evaluation.overlap import present_labels
 from ...files import write_metrics, write_table
 from ...notices import collecting, warn
-from ...space.files import publish_together, write_image
+from ...results import publishing
+from ...space.files import write_image
 from ...space.grids import voxel_spacing
 from ...transforms.load import GridOptions, LoadPaird
-from ...transforms.registered import file_stem
 from ...vocabulary import Config, Data, Item
 from .attributes import Attribute, Attributes
 from .network import AtlasNetwork
@@ -58,9 +59,10 @@ def write_template(
     """
     image, labels = render(network, attributes)
     parts = [re.sub(r"[^\w.+-]+", "-", f"{name}-{_text(value)}") for name, value in attributes.items()]
-    stem = "_".join(["template", *parts])
+    stem = safe_name("_".join(["template", *parts]))
     affine = network.affine.cpu().numpy()
-    with publish_together(folder) as scratch:
+    of = {name: _text(value) for name, value in attributes.items()}
+    with publishing(folder, stem, of) as scratch:
         write_image(scratch / f"{stem}.nii.gz", image[:1], affine)
         if labels is not None:
             write_image(scratch / f"{stem}_label.nii.gz", labels, affine)
@@ -94,7 +96,7 @@ def write_sweep(
     affine = network.affine.cpu().numpy()
     images = torch.cat([image[:1] for image, _ in rendered])
     labels = [label for _, label in rendered if label is not None]
-    with publish_together(folder) as scratch:
+    with publishing(folder, "sweep") as scratch:
         write_image(scratch / "sweep.nii.gz", images, affine)
         if labels:
             write_image(scratch / "sweep_label.nii.gz", torch.cat(labels), affine)

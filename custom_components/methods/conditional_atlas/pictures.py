@@ -23,7 +23,7 @@ from ...evaluation.drawing import (
     on_cpu,
     views_of,
 )
-from ...files import replacing
+from ...results import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

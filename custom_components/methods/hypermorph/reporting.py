@@ -26,7 +26,8 @@ from ...evaluation.drawing import (
 from ...evaluation.metrics import pair_metrics
 from ...evaluation.overlap import label_overlap, present_labels
 from ...fields import warp
-from ...files import replacing, write_table
+from ...files import write_table
+from ...results import replacing
 from ...space.warping import warp_image
 from ...transforms.publish import OutputFile, Report, image_file
 from ...transforms.registered import RegisteredPair

@@ -17,6 +17,7 @@ from ...data.batches import prepare_pair_batch
 from ...evaluation.overlap import label_overlap, present_labels
 from ...fields import warp
 from ...files import write_metrics, write_table
+from ...results import publishing
 from ...vocabulary import Batch, Entry, Result, Row
 from .network import HyperMorphUNet
 from .objective import LabelCriterion
@@ -196,18 +197,17 @@ def tune_bundle(
     start = min(max(start, 0.01), 0.99)  # the logit of 0 and 1 is infinite
     values, history = tune_hyper(network, deformation, pairs, judge, start=start, iterations=iterations, progress=True)
     rows = [{**dict(zip(names, h["hyper"], strict=True)), "criterion": h["criterion"]} for h in history]
-    write_table(output / "tuning.csv", rows)
     found = {name: round(value, 6) for name, value in zip(names, values, strict=True)}
     used: Row = {"criterion": "labels" if by_labels else "regularity"}
     used |= {"pairs": len(pairs), "iterations": iterations}
-    for name in ("sweep.csv", "structures.csv"):
-        (output / name).unlink(missing_ok=True)  # of an earlier tuning
-    if ids is not None and sweep:
-        hyper = torch.tensor([values]).repeat(sweep + 1, 1)
-        hyper[:-1, 0] = torch.linspace(0, 1, sweep)
-        dice = sweep_dice(network, deformation, pairs, hyper, ids, progress=True)
-        used["dice"] = _write_sweep(output, names[0], hyper[:, 0].tolist(), dice, ids)
-    write_metrics(output / "tuned.json", {**found, **used})
+    with publishing(output, "tuning") as scratch:
+        write_table(scratch / "tuning.csv", rows)
+        if ids is not None and sweep:
+            hyper = torch.tensor([values]).repeat(sweep + 1, 1)
+            hyper[:-1, 0] = torch.linspace(0, 1, sweep)
+            dice = sweep_dice(network, deformation, pairs, hyper, ids, progress=True)
+            used["dice"] = _write_sweep(scratch, names[0], hyper[:, 0].tolist(), dice, ids)
+        write_metrics(scratch / "tuned.json", {**found, **used})
     return found
 
 

@@ -14,7 +14,11 @@ from torch.utils.data import Dataset
 from ...data.batches import Prepare, Prepared, prepare_pair_batch, seeded_batch
 from ...data.names import pair_digest, pair_name
 from ...files import save_tensors
+from ...networks.parallel import is_distributed, is_first_process
+from ...results import publishing, read_manifest
 from ...vocabulary import Collated, Entry
+
+_STORE = "momenta"  # the part of the folder's manifest
 
 
 class SteadyPairs(Dataset[dict[str, str | Tensor]]):
@@ -56,12 +60,18 @@ class MomentumStore:
 
     def __init__(self, folder: str | os.PathLike[str], settings: Mapping[str, object] | None = None) -> None:
         self.folder = Path(folder)
+        self._known: set[str] = set()  # files that the manifest lists
         self.description = json.dumps({key: str(value) for key, value in (settings or {}).items()}, sort_keys=True)
 
     def clear(self) -> None:
-        """Forget all momenta, as a training does that is not resumed."""
-        for file in self.folder.glob("*.pt"):
-            file.unlink()
+        """Forget all momenta, as a training does that is not resumed; the processes of a distributed run wait for the
+        first one, which deletes the files. Files that no store wrote stay."""
+        if is_first_process() and self.folder.is_dir():
+            with publishing(self.folder, _STORE):
+                pass  # no files take the place of those that are there
+        if is_distributed():
+            torch.distributed.barrier()
+        self._known = set()
 
     def load(self, pairs: Sequence[str]) -> Tensor | None:
         """The momenta (B, D, *S') of a batch of pairs, or None if one of them has none yet.
@@ -70,7 +80,7 @@ class MomentumStore:
             ValueError: if a file was made with other settings.
         """
         files = [self._file(pair) for pair in pairs]
-        if not files or not all(file.exists() for file in files):
+        if not files or not all(self._has(file) for file in files):
             return None
         momenta = []
         for file in files:
@@ -86,7 +96,17 @@ class MomentumStore:
     def save(self, pairs: Sequence[str], momenta: Tensor) -> None:
         """Keep momenta (B, D, *S')."""
         for pair, momentum in zip(pairs, momenta.detach().cpu(), strict=True):
-            save_tensors(self._file(pair), {"momentum": momentum.clone(), "description": self.description})
+            file, content = self._file(pair), {"momentum": momentum.clone(), "description": self.description}
+            if self._has(file):
+                save_tensors(file, content)
+                continue
+            with publishing(self.folder, _STORE, add=True) as scratch:
+                save_tensors(scratch / file.name, content)
+
+    def _has(self, file: Path) -> bool:
+        if file.name not in self._known:  # another process may have written it
+            self._known = set(read_manifest(self.folder).get(_STORE, {}).get("files", []))
+        return file.name in self._known and file.exists()
 
     def _file(self, pair: str) -> Path:
         return self.folder / f"{pair}.pt"

@@ -70,7 +70,7 @@ def test_files_of_a_template_lie_at_its_place(size, labels, tmp_path):
         {"label": f"{stem}_label.nii.gz"} if labels else {}
     )
     assert files == {kind: str(tmp_path / "new" / name) for kind, name in names.items()}
-    assert {path.name for path in (tmp_path / "new").iterdir()} == {*names.values(), f"{stem}.json"}
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {*names.values(), f"{stem}.json", "files.json"}
     expected = render(network, attributes)
     image = load_image(files["template"])
     torch.testing.assert_close(image.data, expected[0])
@@ -87,7 +87,7 @@ def test_files_of_a_template_lie_at_its_place(size, labels, tmp_path):
 def test_a_template_without_attributes_has_a_plain_name(tmp_path):
     files = write_template(tmp_path, make_network(SIZES[0], {}), {}, picture=False)
     assert files == {"template": str(tmp_path / "template.nii.gz")}
-    assert {path.name for path in tmp_path.iterdir()} == {"template.nii.gz", "template.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"template.nii.gz", "template.json", "files.json"}
 
 
 def test_names_of_files_are_made_of_any_category(tmp_path):
@@ -111,7 +111,8 @@ def test_frames_of_a_sweep_are_single_templates(size, name, values, tmp_path):
     files = write_sweep(tmp_path, network, attributes, name, values)
     assert all(Path(path).is_file() for path in files.values())
     names = {"sweep.nii.gz", "sweep_label.nii.gz", "sweep.csv", "sweep.gif"}
-    assert {path.name for path in tmp_path.iterdir()} == {Path(path).name for path in files.values()} == names
+    assert {Path(path).name for path in files.values()} == names
+    assert {path.name for path in tmp_path.iterdir()} == names | {"files.json"}
     image, labels = (nib.load(tmp_path / f"sweep{part}.nii.gz") for part in ("", "_label"))
     assert image.shape == (*size, *[1] * (3 - len(size)), len(values))
     single = write_template(tmp_path / "single", network, {**attributes, name: values[0]}, picture=False)

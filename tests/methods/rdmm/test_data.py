@@ -18,12 +18,33 @@ def test_stored_momenta_belong_to_their_pair_and_settings(tmp_path):
     assert torch.equal(store.load(["b", "a"]), momenta.flip(0))
     assert store.load(["a", "c"]) is None
     assert store.load([]) is None
-    assert {path.name for path in (tmp_path / "new").iterdir()} == {"a.pt", "b.pt"}
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"a.pt", "b.pt", "files.json"}
     with pytest.raises(ValueError, match=r"a\.pt: a momentum made with .* take another folder"):
         MomentumStore(tmp_path / "new", {"kernel": "another"}).load(["a"])
     store.clear()
     assert store.load(["a"]) is None
     MomentumStore(tmp_path / "nowhere").clear()
+
+
+def test_a_store_deletes_replaces_and_reads_its_own_files_alone(tmp_path):
+    weights = {"momentum": torch.ones(2, 4, 5), "description": MomentumStore(tmp_path).description}
+    for name in ("model.pt", "b.pt"):
+        torch.save(weights, tmp_path / name)
+    store = MomentumStore(tmp_path)
+    store.save(["a"], torch.zeros(1, 2, 4, 5))
+    assert store.load(["b"]) is None
+    with pytest.raises(FileExistsError, match=r"b\.pt is there already"):
+        store.save(["b"], torch.zeros(1, 2, 4, 5))
+    MomentumStore(tmp_path).clear()
+    assert {path.name for path in tmp_path.iterdir()} == {"model.pt", "b.pt"}
+
+
+def test_momenta_of_another_process_are_found(tmp_path):
+    one, other = MomentumStore(tmp_path), MomentumStore(tmp_path)
+    for store, pair in ((one, "a"), (other, "b"), (one, "c")):
+        assert store.load([pair]) is None
+        store.save([pair], torch.zeros(1, 2, 4, 5))
+    assert all(store.load(["a", "b", "c"]) is not None for store in (one, other))
 
 
 def test_a_store_needs_a_second_optimiser(tmp_path):
