@@ -19,6 +19,8 @@ from ..space.volumes import Volume
 from ..vocabulary import Data
 from .load import ScanPath
 
+_IMPLAUSIBLE = 0.25  # mean displacement, as a share of the image's diagonal
+
 _IMAGES = ("moving", "fixed", "label_moving", "label_fixed", "mask_moving", "mask_fixed")
 
 
@@ -50,7 +52,8 @@ class RegisteredPair:
         """The pair in a (decollated) item as `LoadPaird` made it, with a prediction under `pred`.
 
         Raises:
-            ValueError: if the item did not come from `LoadPaird`, or its fields do not fit the model grid.
+            ValueError: if the item did not come from `LoadPaird`, its fields do not fit the model grid, or the
+                displacement is not finite or as large as the image.
         """
         volumes = {role: ScanPath.volume_of(item[f"{role}_path"]) for role in ("moving", "fixed")}
         labels = [f"label_{role}" for role in ("moving", "fixed") if item.get(f"label_{role}_path")]
@@ -67,6 +70,7 @@ class RegisteredPair:
             if key in pred and pred[key].shape != (len(grid.size), *grid.size):
                 wanted = (len(grid.size), *grid.size)
                 raise ValueError(f"expected pred[{key!r}] of shape {wanted} for one pair, got {tuple(pred[key].shape)}")
+        _check_plausible(pred["ddf"].float(), grid, volumes["moving"].path)
         name = item_name({"id": item.get("id"), **{role: volumes[role].path for role in ("moving", "fixed")}})
         matrix = np.asarray(item["world_matrix"], dtype=np.float64)
         return cls(name, volumes, images, pred, grid, matrix, brain_only)
@@ -114,6 +118,19 @@ class RegisteredPair:
     def foreground(self) -> Tensor:
         """Where the pair is judged, shape (1, *S), bool."""
         return foreground_mask(self.judged)[0]
+
+
+def _check_plausible(ddf: Tensor, grid: Grid, path: str) -> None:
+    """Refuse a displacement (D, *S), voxels, that no registration gives: not finite, or as large as the image."""
+    if not torch.isfinite(ddf).all():
+        raise ValueError(f"{path}: the deformation is not finite; the weights may be damaged")
+    spacing = torch.tensor(grid.spacing, dtype=ddf.dtype).view(-1, *[1] * (ddf.ndim - 1))
+    mean, across = float((ddf * spacing).norm(dim=0).mean()), float(np.linalg.norm(grid.spacing * np.array(grid.size)))
+    if mean > _IMPLAUSIBLE * across:
+        raise ValueError(
+            f"{path}: the deformation moves points by {mean:.4g} mm in the mean, in an image {across:.4g} mm across; "
+            "the weights may be damaged"
+        )
 
 
 def _on_cpu(value: Tensor | np.ndarray | float) -> Tensor:

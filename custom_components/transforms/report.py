@@ -15,6 +15,7 @@ from ..evaluation.pictures import pair_picture
 from ..space.resampling import resample
 from ..space.volumes import Volume
 from ..vocabulary import Row
+from .likeness import image_likeness
 from .publish import OutputFile, Report
 from .registered import RegisteredPair
 
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 _CAPTIONS = {
     "ncc": "correlation with the fixed image",
+    "image_ncc": "the same between the original images",
     "dice": "mean Dice of the labels",
     "folding_percent": "folding (det J <= 0), % of the foreground",
     "sd_log_jacobian": "SD of log det J",
@@ -34,9 +36,10 @@ _CAPTIONS = {
 class PairReport:
     """A reporter: the measures of a pair, and picture.png.
 
-    Similarity, folding and inverse consistency are measured on the model grid (see `pair_metrics`), overlap on
-    the fixed image's own grid: the warped label map of an earlier reporter against the original fixed one
-    (`dice_before`: placed by the headers alone).
+    Similarity, folding and inverse consistency are measured on the model grid (see `pair_metrics`); similarity also
+    between the images themselves (see `image_likeness`, which warns where it fell); overlap on the fixed image's own
+    grid: the warped label map of an earlier reporter against the original fixed one (`dice_before`: placed by the
+    headers alone).
 
     Args:
         labels: ids for the overlap; by default those present in the pair, without the background.
@@ -61,6 +64,7 @@ class PairReport:
         warped = earlier.files["warped_label"].image if "warped_label" in earlier.files else None
         if warped is not None and "label_fixed" in pair.volumes:
             metrics |= self._overlap(pair, warped)
+        metrics |= image_likeness(pair)
         if "seconds" in pair.pred:
             metrics["seconds"] = round(float(pair.pred["seconds"]), 3)
         metrics["model_spacing_mm"] = pair.spacing_mm
