@@ -80,6 +80,7 @@ def atlas(
     Returns:
         The paths of the template's files, and the scan's registration.
     """
+    from ..data.names import check_free, item_name
     from ..methods.conditional_atlas.files import write_sweep, write_template
 
     if not takes_scans(find_bundle(bundle)):
@@ -90,6 +91,8 @@ def atlas(
     item: Entry = {key: str(Path(path).absolute()) for key, path in files.items() if path is not None}
     workflow = build_workflow(bundle, [item], overlay, settings)
     folder = writable_folder(output)
+    if scan is not None:
+        check_free(folder, [{**item, "id": item_name(item)}])
     network = workflow.parser.get_parsed_content("network")
     network.load_state_dict(read_weights(workflow.parser.get_parsed_content("weights")))
     encoder = network.template.encoder

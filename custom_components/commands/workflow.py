@@ -26,10 +26,13 @@ _FILE_KEYS = ("moving", "fixed", "label_moving", "label_fixed", "mask_moving", "
 def infer(bundle: str, pairs: list[Entry], overlays: str | Sequence[str], settings: Mapping[str, object]) -> Cohort:
     """Run a bundle's inference.json on pairs; what became of each.
 
-    Arguments and errors as in `build_workflow`; `output_dir` must be among the settings. OSError: if it cannot be made.
+    Arguments and errors as in `build_workflow`; `output_dir` must be among the settings. OSError: if it cannot be made,
+    or holds the result of something else under an item's id.
     """
+    from ..data.names import check_free
+
     workflow = build_workflow(bundle, pairs, overlays, settings)
-    writable_folder(workflow.parser.get_parsed_content("output_dir"))
+    check_free(writable_folder(workflow.parser.get_parsed_content("output_dir")), pairs)
     workflow.run()
     return workflow.parser.get_parsed_content("cohort").cohort
 

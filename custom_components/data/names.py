@@ -71,36 +71,38 @@ def _differing_folders(paths: Sequence[str]) -> list[str]:
 
 
 def result_files(item: Mapping[str, object]) -> dict[str, str]:
-    """The images that a result is of, by role, as absolute paths: moving and fixed, or a scan's."""
-    roles = ("moving", "fixed") if "moving" in item else ("image",) if item.get("image") else ("label",)
-    return {role: os.path.abspath(str(item[role])) for role in roles if item.get(role)}
-
-
-def plain_name(files: Mapping[str, str]) -> str:
-    """The name of a pair, <fixed>__<moving>, or of a scan, by its files as `result_files` gives them."""
-    return _joined(files, {path: file_stem(path) for path in files.values()})
+    """The images that a result is of, by role, as absolute paths: moving and fixed, or a scan as moving."""
+    scan = item.get("moving") or item.get("image") or item.get("label")
+    paths = {"moving": scan, "fixed": item.get("fixed")}
+    return {role: os.path.abspath(str(path)) for role, path in paths.items() if path}
 
 
 def item_name(item: Mapping[str, object]) -> str:
-    """The id of a pair or a scan, else its name by its files."""
-    return str(item["id"]) if has_id(item) else plain_name(result_files(item))
+    """The id of an item; else of a pair <fixed>__<moving>, and of a scan the name of its file after its subject and
+    session where that does not tell them."""
+    files = result_files(item)
+    name = _joined(files, {path: file_stem(path) for path in files.values()})
+    if has_id(item):
+        return str(item["id"])
+    known = [] if "fixed" in files else [str(item[key]) for key in ("subject", "session") if key in item]
+    return "_".join([*(text for text in known if text not in name), name])
 
 
-def pair_names(pairs: Sequence[Mapping[str, str]]) -> list[str]:
-    """Unique names of pairs or scans, by their files (`result_files`): `plain_name` where it is unique, else with the
-    folders that differ."""
-    plain = [plain_name(files) for files in pairs]
-    names = list(plain)
-    for name, number in Counter(plain).items():
+def unique_names(items: Sequence[Mapping[str, object]]) -> list[str]:
+    """Names of items without ids: `item_name` where it is unique, else the files' names with the folders that
+    differ."""
+    files = [result_files(item) for item in items]
+    names = [item_name(item) for item in items]
+    for name, number in Counter(names).items():
         if number > 1:
-            same = [i for i, other in enumerate(plain) if other == name]
-            distinct = distinct_names([path for i in same for path in pairs[i].values()])
+            same = [i for i, other in enumerate(names) if other == name]
+            distinct = distinct_names([path for i in same for path in files[i].values()])
             for i in same:
-                names[i] = _joined(pairs[i], distinct)
+                names[i] = _joined(files[i], distinct)
     counts = Counter(names)
     return [
-        name if counts[name] == 1 else f"{name}-{_digest(*files.values())}"
-        for name, files in zip(names, pairs, strict=True)
+        name if counts[name] == 1 else f"{name}-{_digest(*paths.values())}"
+        for name, paths in zip(names, files, strict=True)
     ]
 
 
@@ -116,8 +118,10 @@ def named(items: Sequence[Entry]) -> list[Entry]:
     for i in bare:
         first = seen.setdefault(tuple(files[i].values()), i)
         if first != i:
-            raise ValueError(f"items {first} and {i} are the same, {plain_name(files[i])}: give each an id")
-    names = dict(zip(bare, pair_names([files[i] for i in bare]), strict=True))
+            raise ValueError(f"items {first} and {i} are the same, {item_name(items[i])}: give each an id")
+    taken = {str(item["id"]) for item in items if has_id(item)}
+    names = dict(zip(bare, unique_names([items[i] for i in bare]), strict=True))
+    names = {i: f"{name}-{_digest(*files[i].values())}" if name in taken else name for i, name in names.items()}
     result = [{**item, "id": names[i]} if i in names else dict(item) for i, item in enumerate(items)]
     check_ids(result)
     return result
@@ -170,9 +174,15 @@ def result_name(output: str | os.PathLike[str], item: Mapping[str, object], part
         if other in others:  # the manifest has no files to tell the two apart
             return safe_name(f"{name}-{_digest(*files.values())}")
         others.append(other)
-        name = safe_name(pair_names([*others, files])[-1])
+        name = safe_name(unique_names([*others, files])[-1])
         other = _holder(output / name, part)
     return name
+
+
+def check_free(output: str | os.PathLike[str], items: Sequence[Mapping[str, object]]) -> None:
+    """Raises FileExistsError: if the result of another item has the folder of one of these items' ids."""
+    for item in items:
+        result_name(output, item)
 
 
 def _holder(folder: Path, part: str) -> dict[str, str] | None:
@@ -185,7 +195,7 @@ def _holder(folder: Path, part: str) -> dict[str, str] | None:
 
 
 def _joined(files: Mapping[str, str], names: Mapping[str, str]) -> str:
-    return "__".join(names[files[role]] for role in ("fixed", "moving", "image", "label") if role in files)
+    return "__".join(names[files[role]] for role in ("fixed", "moving") if role in files)
 
 
 def _digest(*texts: str) -> str:

@@ -311,4 +311,4 @@ def _save_nifti(
             image.header[name] = like[name]
         image.header["pixdim"][4:] = like["pixdim"][4:]
         image.header.set_xyzt_units("mm", like.get_xyzt_units()[1])
-    save_image(image, path)
+    save_image(image, str(path))

@@ -12,7 +12,7 @@ import torch
 from monai.transforms import Transform
 from torch import Tensor
 
-from ...data.names import file_stem, safe_name
+from ...data.names import file_stem, item_name, safe_name
 from ...evaluation.overlap import present_labels
 from ...files import write_metrics, write_table
 from ...notices import collecting, warn
@@ -166,15 +166,10 @@ class LoadToTemplated(Transform):
 
 def _pair(scan: str, data: Data, template: Mapping[str, str | None]) -> Item:
     """The item of a scan as one of a pair; `template` is its fixed half."""
-    pair = {"moving": scan, "id": data.get("id") or _name(scan, data), "affine": data.get("affine"), **template}
+    named = {"image": scan, **{key: data[key] for key in ("id", "subject", "session") if key in data}}
+    pair = {"moving": scan, "id": item_name(named), "affine": data.get("affine"), **template}
     pair |= {f"{key}_moving": data.get(key) or data.get(f"{key}_moving") for key in ("label", "mask")}
     return {key: value for key, value in pair.items() if value}
-
-
-def _name(scan: str, data: Data) -> str:
-    """A scan's file name, after its subject and session where the name does not tell them."""
-    stem = file_stem(str(scan))
-    return "_".join([*(str(data[k]) for k in ("subject", "session") if k in data and str(data[k]) not in stem), stem])
 
 
 def inference_settings(weights: Mapping[str, Tensor]) -> Config:
