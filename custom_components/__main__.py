@@ -6,15 +6,12 @@ import functools
 import logging
 import os
 import sys
-import traceback
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 from .commands import discover
 from .commands.words import checked, from_text
-
-PACKAGE = Path(__file__).resolve().parent
+from .runs import sentence
 
 
 class Commands(dict[str, Callable[..., object]]):
@@ -42,7 +39,7 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("MORPHZOO_DEBUG"):
             raise
-        sys.exit(f"morphzoo: error: {_reason(error)}")
+        sys.exit(f"morphzoo: error: {sentence(error)}")
 
 
 def _printing(command: Callable[..., object]) -> Callable[..., None]:
@@ -54,20 +51,6 @@ def _printing(command: Callable[..., object]) -> Callable[..., None]:
         print(*(result if isinstance(result, list) else [result]), sep="\n")
 
     return run
-
-
-def _reason(error: BaseException) -> str:
-    """One line: the outermost error in the chain that our own code raised, else the innermost one."""
-    chain: list[BaseException] = []
-    current: BaseException | None = error
-    while current is not None and current not in chain:
-        chain.append(current)
-        current = current.__cause__ or current.__context__
-    for one in chain:
-        frames = traceback.extract_tb(one.__traceback__)
-        if frames and Path(frames[-1].filename).resolve().is_relative_to(PACKAGE):
-            return " ".join(str(one).split())
-    return f"{type(chain[-1]).__name__}: {' '.join(str(chain[-1]).split())[:300]}"
 
 
 if __name__ == "__main__":

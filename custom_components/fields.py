@@ -315,11 +315,15 @@ def _lookup(image: Tensor, vectors: Tensor, mode: str, padding: str, *, relative
 
 
 def _grid_sample(image: Tensor, grid: Tensor, mode: str, padding: str) -> Tensor:
-    """`grid_sample` with aligned corners.
+    """`grid_sample` with aligned corners, for which a location that is not a number is no reason to crash.
 
     On the CPU grid_sample runs one thread per sample of the batch. A small batch is therefore cut into slabs along the
     grid's first axis, stacked as a batch over the same image: the same numbers, all threads at work.
     """
+    if padding == "border" and torch.is_grad_enabled() and (image.requires_grad or grid.requires_grad):
+        # torch makes an address of a NaN in its backward pass (2-D, CPU) and crashes. Let it read the first voxel:
+        # the field itself keeps its NaN, by which a training notices. Numbers stay as they are.
+        grid = grid.masked_fill(grid.isnan(), -1.0)
     batch = image.shape[0]
     slabs = torch.get_num_threads() if image.device.type == "cpu" else 1
     rows, rest = grid.shape[1], grid[0, 0].numel()

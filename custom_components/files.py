@@ -8,6 +8,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -69,6 +70,24 @@ def save_tensors(path: str | os.PathLike[str], content: Mapping[str, object]) ->
         torch.save(content, partial)
 
 
+def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What `save_tensors` wrote, on the CPU: data only, no code.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is damaged, holds other objects than tensors, numbers and text, or is no dictionary of them.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path}: there is no such file of weights")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of many classes: pickle's, zipfile's, torch's own
+        raise ValueError(f"{path}: this is no file of weights, or a damaged one ({type(error).__name__})") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{path}: expected a file of named weights, got a {type(state).__name__}")
+    return state
+
+
 def load_weights(network: nn.Module, path: str | os.PathLike[str], name: str) -> None:
     """Load a state file into a network, where its parameters are.
 
@@ -80,7 +99,7 @@ def load_weights(network: nn.Module, path: str | os.PathLike[str], name: str) ->
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: there are no weights of the {name} network; train them")
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = read_state(path)
     try:
         network.load_state_dict(state)
     except RuntimeError as error:

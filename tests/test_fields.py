@@ -1,5 +1,6 @@
 """Dense vector fields: identities, closed forms, orders of convergence, and agreement with MONAI."""
 
+import functools
 import itertools
 import math
 import warnings
@@ -8,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.functional import grid_sample
 
 from custom_components import fields
 from custom_components.affine import affine_to_ddf
@@ -239,6 +241,43 @@ def test_every_operator_is_differentiable(size):
     assert check(lambda f: fields.compose(f, f), (field,))
     assert check(lambda f: fields.resize_field(f, [n + 3 for n in size]), (field,))
     assert check(fields.jacobian_determinant, (field,))
+
+
+@both
+@pytest.mark.parametrize("mode", ["linear", "nearest"])
+@pytest.mark.parametrize("padding", ["border", "zeros"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e30])
+def test_a_field_that_is_not_finite_does_not_crash_the_backward_pass(size, mode, padding, bad):
+    """torch 2.13 ends the process with a segmentation fault."""
+    field, image = smooth_field(size, 2, 1.0, torch.float32), torch.rand(2, 1, *size, requires_grad=True)
+    field.view(-1)[::7] = bad
+    field.requires_grad_()
+    fields.warp(image, field, mode=mode, padding=padding).sum().backward()
+    assert image.grad.shape == image.shape
+
+
+@both
+def test_an_integrated_velocity_keeps_what_is_not_a_number(size):
+    velocity = smooth_field(size, 1, 1.0, torch.float32)
+    velocity[0, 0, 3] = math.nan
+    velocity.requires_grad_()
+    ddf = fields.integrate_velocity(velocity)
+    ddf.sum().backward()
+    assert ddf[0, 0, 3].isnan().all()
+    assert fields.compose(ddf, ddf)[0, 0, 3].isnan().all()
+
+
+@both
+def test_the_guard_against_nan_changes_no_number(size):
+    images = torch.rand(2, 3, *size)
+    grids = 3 * torch.rand(2, *size, len(size)) - 1.5
+    answers = []
+    for look_up in (fields._grid_sample, functools.partial(grid_sample, align_corners=True)):
+        image, grid = images.clone().requires_grad_(), grids.clone().requires_grad_()
+        result = look_up(image, grid, "bilinear", "border")
+        result.square().sum().backward()
+        answers.append((result, image.grad, grid.grad))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*answers, strict=True))
 
 
 @both

@@ -15,9 +15,10 @@ from monai.utils import get_seed
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from ..files import save_tensors
+from ..files import read_state, save_tensors
 from ..networks.parallel import is_first_process, unwrap
 from ..vocabulary import Stateful
+from .finite import check_finite
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class ResumableCheckpoint:
     Raises:
         RuntimeError: if a file belongs to another architecture: `attach` checks the initial weights, the start of the
             run checks the checkpoint.
+        FloatingPointError: if a file has, or would get, values that are not finite. Then it stays as it was.
     """
 
     def __init__(
@@ -64,7 +66,7 @@ class ResumableCheckpoint:
         if self.resume and self.path.exists():
             engine.add_event_handler(Events.STARTED, self.load)
         elif self.initial_weights is not None:
-            weights = torch.load(self.initial_weights, map_location="cpu", weights_only=True)
+            weights = read_state(self.initial_weights)
             current = unwrap(self.objects["network"]).state_dict() if self.fresh else {}
             fresh = {k: v for k, v in current.items() if k not in weights and any(part in k for part in self.fresh)}
             self._restore("network", {**weights, **fresh}, self.initial_weights)
@@ -86,7 +88,7 @@ class ResumableCheckpoint:
 
     def load(self, engine: Engine) -> None:
         """Restore every object and the engine's position from the checkpoint."""
-        checkpoint = torch.load(self.path, map_location="cpu", weights_only=True)
+        checkpoint = read_state(self.path)
         for name in self.objects:
             if name not in checkpoint:
                 raise RuntimeError(f"{self.path} is no checkpoint of this training: it has no {name}")
@@ -97,6 +99,7 @@ class ResumableCheckpoint:
             logger.warning("%s has all %d epochs: raise max_epochs to continue", self.path, checkpoint["epoch"])
 
     def _restore(self, name: str, state: Mapping[str, object], source: str | os.PathLike[str]) -> None:
+        check_finite(state, f"{source}: the {name}")
         thing = unwrap(self.objects[name])
         length = thing.T_max if isinstance(thing, CosineAnnealingLR) else None
         try:
@@ -108,10 +111,11 @@ class ResumableCheckpoint:
             raise RuntimeError(f"{source} is a checkpoint of another {name}: {reason}") from error
 
     def save(self, engine: Engine) -> None:
-        """Write the checkpoint; only the first process of a distributed run does."""
+        """Write the checkpoint, if all of it is finite; only the first process of a distributed run does."""
         if not is_first_process():
             return
         state = {name: unwrap(thing).state_dict() for name, thing in self.objects.items()}
+        check_finite(state, f"{self.path} is not written: the training")
         save_tensors(self.path, {**state, "epoch": engine.state.epoch, "iteration": engine.state.iteration})
 
 
@@ -119,7 +123,7 @@ class BestCheckpoint:
     """Save networks whenever a validation's key metric exceeds all earlier ones, those before a resumption included.
 
     Each file is a state dict; it is written under another name and renamed. Only the first process of a distributed run
-    writes.
+    writes. Weights that are not finite raise a FloatingPointError, and the files stay as they were.
 
     Args:
         folder: where the files are written; it is made.
@@ -143,8 +147,12 @@ class BestCheckpoint:
         if self.score is not None and score <= self.score:
             return
         if is_first_process():
-            for name, network in (self.networks or {"model.pt": engine.network}).items():
-                save_tensors(self.folder / name, unwrap(network).state_dict())
+            networks = self.networks or {"model.pt": engine.network}
+            states = {self.folder / name: unwrap(network).state_dict() for name, network in networks.items()}
+            for path, state in states.items():
+                check_finite(state, f"{path} is not written: the network")
+            for path, state in states.items():
+                save_tensors(path, state)
         self.score = score
 
     def state_dict(self) -> dict[str, float | None]:

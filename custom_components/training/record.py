@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from monai.handlers import LrScheduleHandler, StatsHandler, TensorBoardStatsHandler
 from torch import nn
 from torch.optim import Optimizer
@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from ..networks.parallel import is_first_process, unwrap
 from ..vocabulary import Stateful
 from .checkpoints import AverageWeights, BestCheckpoint, ResumableCheckpoint, WeightAverage
+from .finite import FiniteLoss
 from .logs import ProgressBar, TrainingCurve, WarpedPanel, loss_terms
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ class TrainingRecord:
 
     It attaches to a trainer, in this order:
 
+    - the end of the run when the loss is no longer a number (`FiniteLoss`);
     - the learning-rate schedule, one step an epoch: along a cosine to zero at the last epoch, unless `objects` has an
       `lr_scheduler`;
     - the moving average of the weights, which the evaluator uses and `best` saves;
@@ -78,6 +80,7 @@ class TrainingRecord:
 
     def attach(self, engine: Engine) -> None:
         """Attach every part to the trainer, and those of validation to the evaluator."""
+        FiniteLoss().attach(engine)
         objects = dict(self.objects)
         if "lr_scheduler" not in objects:
             optimizer = cast(Optimizer, objects["optimizer"])
@@ -98,7 +101,10 @@ class TrainingRecord:
             self._attach_logs(engine)
 
     def _attach_logs(self, engine: Engine) -> None:
-        StatsHandler(iteration_log=False).attach(self.evaluator)
+        statistics = StatsHandler(iteration_log=False)
+        statistics.attach(self.evaluator)
+        # It would log the traceback of an error that ends the run with a sentence.
+        self.evaluator.remove_event_handler(statistics.exception_raised, Events.EXCEPTION_RAISED)
         TrainingCurve(self.output_dir / "curve.csv", self.evaluator).attach(engine)
         if importlib.util.find_spec("tensorboard") is None:
             logger.warning("tensorboard is not installed: no events are written to %s", self.output_dir)

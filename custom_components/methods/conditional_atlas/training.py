@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from ...data.batches import Prepare
 from ...evaluation.metrics import normalized_cross_correlation
 from ...evaluation.overlap import mean_dice
+from ...files import load_weights
 from ...losses.overlap import label_indicators
 from ...networks.parallel import share_weights
 from ...vocabulary import Entry, Output
@@ -75,11 +76,7 @@ class InitializeTemplate:
         template.initialize(*regression.coefficients())
         self.network.affine.copy_(regression.affine())
         if self.registration_weights is not None:
-            weights = torch.load(self.registration_weights, map_location="cpu", weights_only=True)
-            try:
-                self.network.registration.load_state_dict(weights)
-            except RuntimeError as error:
-                raise RuntimeError(f"{self.registration_weights}: weights of another registration network") from error
+            load_weights(self.network.registration, self.registration_weights, "registration")
         share_weights(self.network)
 
     def _regress(self) -> _Regression:

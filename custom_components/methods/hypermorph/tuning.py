@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from ...data.batches import prepare_pair_batch
 from ...evaluation.overlap import label_overlap, present_labels
 from ...fields import warp
-from ...files import write_metrics, write_table
+from ...files import read_state, write_metrics, write_table
 from ...results import publishing
 from ...vocabulary import Batch, Entry, Result, Row
 from .network import HyperMorphUNet
@@ -183,7 +183,7 @@ def tune_bundle(
     """
     _check_tuning(criterion, iterations, sweep)
     network, deformation = (parser.get_parsed_content(name) for name in ("network", "deformation"))
-    network.load_state_dict(torch.load(parser.get_parsed_content("weights"), map_location="cpu", weights_only=True))
+    network.load_state_dict(read_state(parser.get_parsed_content("weights")))
     network.eval()
     pairs = _load_pairs(parser, items)
     ids = _label_ids(pairs, labels)

@@ -22,7 +22,7 @@ from ...data.batches import Prepare, Prepared, prepare_pair_batch, seeded_batch
 from ...data.names import pair_name, pair_paths
 from ...deformations.momentum import VectorMomentum
 from ...fields import plain, resize_field
-from ...files import save_tensors
+from ...files import read_state, save_tensors
 from ...inference.refinement import PairwiseOptimizer
 from ...inference.registration import RegistrationInferer
 from ...networks.parallel import is_distributed
@@ -80,7 +80,7 @@ class OptimizedMomenta:
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         path = self._files[index]
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_state(path)
         found = json.loads(content["description"])
         wanted = {**self.description, "pair": self._pairs[index]}
         for name in wanted | found:

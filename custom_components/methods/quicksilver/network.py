@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ...files import read_state
 from ...networks.blocks import convolution, initialize_layers, transposed_convolution
 
 
@@ -142,7 +143,7 @@ def load_network(network: nn.Module, path: str | os.PathLike[str] | None) -> Qui
     if path is None or str(path) == "none" or not isinstance(network, QuicksilverNetwork):
         return None
     device = next(network.parameters()).device
-    weights = torch.load(path, map_location=device, weights_only=True)
+    weights = read_state(path)
     if "moving.level_1.0.weight" not in weights:
         raise ValueError(f"{path}: these are not the weights of a Quicksilver network")
     features, normalized = weights["moving.level_1.0.weight"].shape[0], "moving.level_1.1.running_mean" in weights

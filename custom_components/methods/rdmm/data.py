@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from ...data.batches import Prepare, Prepared, prepare_pair_batch, seeded_batch
 from ...data.names import pair_digest, pair_name
-from ...files import save_tensors
+from ...files import read_state, save_tensors
 from ...networks.parallel import is_distributed, is_first_process
 from ...results import publishing, read_manifest
 from ...vocabulary import Collated, Entry
@@ -84,10 +84,10 @@ class MomentumStore:
             return None
         momenta = []
         for file in files:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-            if content["description"] != self.description:
+            content = read_state(file)
+            if content.get("description") != self.description:
                 raise ValueError(
-                    f"{file}: a momentum made with {content['description']}, not {self.description}: "
+                    f"{file}: a momentum made with {content.get('description')}, not {self.description}: "
                     "take another folder"
                 )
             momenta.append(content["momentum"])

@@ -139,7 +139,7 @@ def test_registration_weights_may_come_from_another_bundle(tmp_path):
 
 def test_registration_weights_of_another_network_are_refused_in_one_sentence(tmp_path):
     torch.save(VoxelMorphUNet(2).state_dict(), tmp_path / "model.pt")
-    with pytest.raises(RuntimeError, match=r"model\.pt: weights of another registration network") as caught:
+    with pytest.raises(ValueError, match=r"model\.pt: these are not weights of this registration network") as caught:
         initialize(make_network(SIZES[0]), people(SIZES[0]), registration_weights=tmp_path / "model.pt")
     assert "\n" not in str(caught.value)
 

@@ -1,0 +1,87 @@
+"""How the run of a bundle starts, and how it ends on an error: with one sentence."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import traceback
+from pathlib import Path
+from types import TracebackType
+
+PACKAGE = Path(__file__).resolve().parent
+
+# What MONAI says when a component, or an expression, of a config fails.
+_COMPONENT = re.compile(r"Failed to instantiate component '([^']+)'")
+_EXPRESSION = re.compile(r'Failed to evaluate \w+:\s*"\$(.+)"', re.DOTALL)
+
+
+def sentence(error: BaseException) -> str:
+    """One line for an error: the outermost one of its chain that our own code raised, else the innermost one.
+
+    The latter comes with its class and, where MONAI says so, the component or expression of the config that failed.
+    """
+    chain: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in chain:
+        chain.append(current)
+        current = current.__cause__ or current.__context__
+    for one in chain:
+        frames = traceback.extract_tb(one.__traceback__)
+        if frames and Path(frames[-1].filename).resolve().is_relative_to(PACKAGE):
+            return _one_line(one)
+    return f"{_place(chain)}{type(chain[-1]).__name__}: {_one_line(chain[-1])[:300]}"
+
+
+def start(seed: int | None = 0) -> None:
+    """What `initialize` of every bundle does: errors become one sentence, and MONAI's random numbers get their seed.
+
+    Args:
+        seed: a whole number, or None for other numbers in each run.
+    Raises:
+        ValueError: if it is neither.
+    """
+    from monai.utils import set_determinism  # the command line has no time for monai before it knows the command
+
+    _end_with_a_sentence()
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+        raise ValueError(f"expected a seed that is a whole number, got {seed!r}")
+    set_determinism(seed=seed)
+
+
+def _end_with_a_sentence() -> None:
+    """Let `python -m monai.bundle ...` end with one line and exit code 1 on an error, not with a traceback.
+
+    In any other program (a notebook, a server, a test) errors stay as they are. So they do where the environment
+    variable MORPHZOO_DEBUG is set, to see the traceback.
+    """
+    program = getattr(sys.modules.get("__main__"), "__spec__", None)
+    if os.environ.get("MORPHZOO_DEBUG") or not getattr(program, "name", "").startswith("monai.bundle"):
+        return
+    # The engines log an error on its way out, once each.
+    logging.getLogger("ignite").setLevel(logging.CRITICAL)
+    sys.excepthook = _print_sentence
+
+
+def _print_sentence(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    sys.stdout.flush()
+    words = "interrupted" if issubclass(kind, KeyboardInterrupt) else f"error: {sentence(error)}"
+    # A progress bar may have left its line open.
+    print(f"\nmorphzoo: {words}", file=sys.stderr, flush=True)
+
+
+def _one_line(error: BaseException) -> str:
+    # A KeyError's text is the repr of what it was given.
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return " ".join(str(text).split())
+
+
+def _place(chain: list[BaseException]) -> str:
+    """The innermost component or expression of a config that failed, as the beginning of a sentence."""
+    for one in reversed(chain):
+        for pattern in (_COMPONENT, _EXPRESSION):
+            found = pattern.match(str(one))
+            if found and not found[1].endswith(".run()"):  # which says nothing
+                return re.sub(r"__local_refs\['([^']+)'\]", r"@\1", " ".join(found[1].split())) + ": "
+    return ""
