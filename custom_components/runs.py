@@ -28,8 +28,7 @@ def sentence(error: BaseException) -> str:
         chain.append(current)
         current = current.__cause__ or current.__context__
     for one in chain:
-        frames = traceback.extract_tb(one.__traceback__)
-        if frames and Path(frames[-1].filename).resolve().is_relative_to(PACKAGE):
+        if _is_ours(one):
             return _one_line(one)
     return f"{_place(chain)}{type(chain[-1]).__name__}: {_one_line(chain[-1])[:300]}"
 
@@ -69,6 +68,14 @@ def _print_sentence(kind: type[BaseException], error: BaseException, trace: Trac
     words = "interrupted" if issubclass(kind, KeyboardInterrupt) else f"error: {sentence(error)}"
     # A progress bar may have left its line open.
     print(f"\nmorphzoo: {words}", file=sys.stderr, flush=True)
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether a `raise` in our own code made the error; an operation that failed there does not count."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames or not Path(frames[-1].filename).resolve().is_relative_to(PACKAGE):
+        return False
+    return not frames[-1].line or frames[-1].line.startswith("raise")  # there may be no source to read
 
 
 def _one_line(error: BaseException) -> str:

@@ -47,6 +47,11 @@ def test_an_error_of_others_says_which_part_of_a_config_failed(message, place):
     assert runs.sentence(error) == f"{place}KeyError: key of mine"
 
 
+def test_an_operation_that_fails_in_our_own_code_says_of_which_kind_it_is():
+    error = chained(lambda: files.load_parts(torch.nn.Linear(1, 1), None), "something else")
+    assert runs.sentence(error).startswith("AttributeError: 'NoneType' object has no attribute")
+
+
 def test_the_sentence_of_a_long_error_is_short():
     assert len(runs.sentence(ValueError("word " * 1000))) < 320
 
