@@ -72,11 +72,14 @@ def apply(
 def _apply_to_image(steps: list[Step], source: str, output: str, reference: str, mode: str, fill: float | None) -> str:
     """Write the resampled image; by which interpolation."""
     from ..space.components import load_components, write_components
+    from ..space.resampling import spatial_dims_of_steps
     from ..space.volumes import load_grid
     from ..space.warping import looks_like_labels, warp_components
 
-    image, target = load_components(source), load_grid(reference)
+    d = spatial_dims_of_steps(steps)
+    image, target = load_components(source, d), load_grid(reference)
+    grid = target.grid_in_file if d == 3 else target.grid
     if mode == "auto":
         mode = "nearest" if image.says_labels or looks_like_labels(image.data) else "linear"
-    write_components(output, warp_components(image, target.grid, steps, mode=mode, fill=fill), image, like=target)
+    write_components(output, warp_components(image, grid, steps, mode=mode, fill=fill), image, like=target)
     return mode

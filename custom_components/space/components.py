@@ -63,14 +63,17 @@ def _parts(voxel: np.dtype) -> int:
     return len(voxel.names) if voxel.names else 2 if voxel.kind == "c" else 1
 
 
-def load_components(path: str | os.PathLike[str]) -> Components:
+def load_components(path: str | os.PathLike[str], spatial_dims: int = 2) -> Components:
     """Read an image of any number of frames and components.
 
+    Args:
+        spatial_dims: 3 leaves the one slice of a file in the 3-D world, for 3-D transforms; 2 makes it a 2-D image.
     Raises:
         FileNotFoundError, ImportError: as `load_image`.
         ValueError: if the file is damaged, its affine cannot be inverted, or voxels hold something else than numbers.
     """
-    grid, path, header = load_grid(path).grid, str(path), None
+    volume, path, header = load_grid(path), str(path), None
+    grid = volume.grid_in_file if spatial_dims == 3 else volume.grid
     if is_nibabel(path):
         array, d = read_nibabel(path)[0], 3
         head = nib.load(path).header

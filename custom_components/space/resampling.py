@@ -71,6 +71,14 @@ def fading(steps: Sequence[Step]) -> list[Step]:
     return [step.fading() if isinstance(step, DisplacementField) else step for step in steps]
 
 
+def spatial_dims_of_steps(steps: Sequence[Step]) -> int:
+    """Whether a transform moves 2-D or 3-D points. Raises ValueError: if it is empty, or its steps do not agree."""
+    found = {len(step) - 1 if isinstance(step, np.ndarray) else len(step.grid.size) for step in steps}
+    if len(found) != 1:
+        raise ValueError(f"expected a transform of 2-D or 3-D points, got steps of {sorted(found) or 'no'} dimensions")
+    return found.pop()
+
+
 def transform_steps(
     world_matrix: np.ndarray | None = None, ddf: Tensor | None = None, ddf_grid: Grid | None = None
 ) -> list[Step]:

@@ -6,7 +6,8 @@ Convention: affines map voxels to RAS millimetres, whatever the file's own conve
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TypedDict
 
 import numpy as np
@@ -19,6 +20,7 @@ from .frames import Frame, refuse_shear
 from .grids import Grid
 from .planes import plane_affine, slice_axis, slice_frame
 from .readers import existing, image_size, is_nibabel, nibabel_frame, open_nibabel, read_itk_components, read_nibabel
+from .resampling import resample
 from .values import finite_values
 
 _ROUNDING = 1e-3  # scale factors are stored as float32: 3 may come back as 2.99995
@@ -29,8 +31,8 @@ class Volume:
     """An image read from a file: `data` (1, *S) and `affine` (D + 1, D + 1), voxel to RAS mm.
 
     `file_affine` (4, 4), `file_shape` and `file_dtype` say how the file itself stores it (a 2-D image may be one slice
-    of a 3-D file); `has_frame` is False when the file says nothing about its place in the world. `background` is the
-    value for places outside the image.
+    of a 3-D file); `has_frame` is False when the file says nothing about its place in the world. `whole` is the
+    3-D image from which a slice was cut.
     """
 
     data: Tensor
@@ -40,12 +42,22 @@ class Volume:
     file_shape: tuple[int, ...]
     file_dtype: np.dtype
     has_frame: bool = True
-    background: float = 0.0
+    whole: Volume | None = None
 
     @property
     def grid(self) -> Grid:
         """The native grid of the image."""
         return Grid(self.affine, tuple(self.data.shape[1:]))
+
+    @cached_property
+    def background(self) -> float:
+        """The value for places outside the image: 0 for labels, else `background_value`."""
+        return background_value(self.data[0].numpy()) if self.data.is_floating_point() else 0.0
+
+    @property
+    def grid_in_file(self) -> Grid:
+        """The grid as the file has it, of three axes."""
+        return Grid(self.file_affine, (*self.file_shape, 1)[:3])
 
     @property
     def is_slice(self) -> bool:
@@ -57,6 +69,19 @@ class Volume:
         """The frame (4, 4) of the plane of a 2-D image, see `planes`."""
         axis = slice_axis(self.file_shape, self.path)
         return slice_frame(self.file_affine, axis) if axis is not None and self.is_slice else np.eye(4)
+
+    def cut(self, like: Volume) -> Volume:
+        """This 3-D image where the slice `like` lies, as a 2-D one that keeps the whole; labels by nearest voxel."""
+        mode = "linear" if self.data.is_floating_point() else "nearest"
+        data = resample(self.data, self.affine, like.grid_in_file, mode=mode, fill=self.background)
+        return replace(
+            self,
+            data=data.reshape(1, *like.grid.size),
+            affine=like.affine,
+            file_affine=like.file_affine,
+            file_shape=like.file_shape,
+            whole=self,
+        )
 
     @property
     def thickness_mm(self) -> float:
@@ -92,7 +117,7 @@ def load_image(path: str | os.PathLike[str]) -> Volume:
     if array.min() == array.max():
         raise ValueError(f"{path}: expected an image, got the constant {array.flat[0]:g} in every voxel")
     array = array.astype(np.float32)
-    return Volume(torch.from_numpy(array)[None], **header, background=background_value(array))
+    return Volume(torch.from_numpy(array)[None], **header)
 
 
 def spatial_dims_of(path: str | os.PathLike[str]) -> int:

@@ -169,6 +169,9 @@ class LoadPaird(Transform):
     def _volumes(self, data: Data) -> dict[str, Volume]:
         volumes = {role: load_image(path_of(data, role)) for role in ("moving", "fixed")}
         fixed, moving = volumes["fixed"], volumes["moving"]
+        if fixed.is_slice and moving.data.ndim == 4:
+            warn(f"{moving.path}: registered where the slice {fixed.path} cuts it; its other slices are not looked at")
+            volumes["moving"] = moving = moving.cut(fixed)
         check_dimensions(fixed, moving)
         if self.spatial_dims not in (None, fixed.data.ndim - 1):
             raise ValueError(
@@ -221,7 +224,7 @@ def check_dimensions(fixed: Volume, moving: Volume) -> None:
         flat, whole = sorted((fixed, moving), key=lambda volume: volume.data.ndim)
         raise ValueError(
             f"expected two images of one dimension, got one slice, {flat.path} of shape {flat.file_shape}, and "
-            f"{whole.path} of shape {whole.file_shape}; cut the latter at the slice first: resample it onto {flat.path}"
+            f"{whole.path} of shape {whole.file_shape}; as the fixed image a slice of a 3-D file cuts the moving one"
         )
     if fixed.data.ndim == 3 and abs(fixed.frame[:3, 2] @ moving.frame[:3, 2]) < _SAME_PLANE:
         warn(f"{moving.path}: its slice is not parallel to that of {fixed.path}; their planes are laid on one another")
@@ -241,6 +244,8 @@ def load_labels_for(path: str, image: Volume, read: Callable[[str], Volume] = lo
     Raises:
         ValueError: if the sizes differ and one of the two files has no world frame, or the dimensions differ.
     """
+    if image.whole is not None:
+        return load_labels_for(path, image.whole, read).cut(image)
     labels = read(path)
     if labels.data.ndim != image.data.ndim:
         raise ValueError(f"{path}: expected labels for {image.path} {image.file_shape}, got shape {labels.file_shape}")

@@ -21,8 +21,6 @@ from ..files import write_metrics
 from ..notices import collecting
 from ..results import PAIR, publishing, retract
 from ..space.files import write_displacement_field, write_image
-from ..space.grids import Grid
-from ..space.resampling import DisplacementField
 from ..space.volumes import Volume
 from ..vocabulary import Data, Item, Metrics
 from .load import release
@@ -73,11 +71,21 @@ def image_file(
     return OutputFile(name, lambda path: write_image(path, image, affine, like=like, dtype=dtype), image, affine)
 
 
-def field_file(name: str, ddf: Tensor, grid: Grid) -> OutputFile:
-    """A displacement field (D, *S), voxels of `grid`, as a file of ITK's dialect, in which it fades beyond its grid."""
+def model_image_file(name: str, image: Tensor, pair: RegisteredPair) -> OutputFile:
+    """An image (1, *S) on the model grid of a pair as a NIfTI file."""
 
     def write(path: Path) -> None:
-        field = DisplacementField(ddf, grid).fading()
+        grid = pair.grid_in_files
+        write_image(path, image.reshape(1, *grid.size), grid.affine)
+
+    return OutputFile(name, write, image, pair.grid.affine)
+
+
+def field_file(name: str, ddf: Tensor, pair: RegisteredPair) -> OutputFile:
+    """A field (D, *S) on the model grid of a pair as a file of ITK's dialect, in which it fades beyond its grid."""
+
+    def write(path: Path) -> None:
+        field = pair.field_in_files(ddf)
         write_displacement_field(path, field.ddf, field.grid)
 
     return OutputFile(name, write)

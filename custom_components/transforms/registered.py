@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,8 +14,10 @@ from ..data.names import item_name
 from ..evaluation.metrics import foreground_mask
 from ..fields import plain
 from ..space.grids import Grid
+from ..space.planes import lift_field, lift_grid, lift_steps
 from ..space.resampling import DisplacementField, Step
 from ..space.volumes import Volume
+from ..space.warping import warp_image
 from ..vocabulary import Data
 from .load import ScanPath
 
@@ -105,6 +107,38 @@ class RegisteredPair:
             return []
         dense = DisplacementField(self.pred["inverse_ddf"].float(), self.grid).fading()
         return [np.linalg.inv(self.world_matrix), dense] if self.is_aligned else [dense]
+
+    @property
+    def is_in_slices(self) -> bool:
+        """Whether the pair is 2-D, but its files, and the transforms that apply to them, are 3-D."""
+        return any(self.volumes[role].is_slice for role in ("moving", "fixed"))
+
+    def in_files(self, steps: Sequence[Step], *, inverse: bool = False) -> list[Step]:
+        """A transform from fixed to moving points (inverse: back) as it applies to the files' points."""
+        if not self.is_in_slices:
+            return list(steps)
+        fixed, moving = self.volumes["fixed"], self.volumes["moving"]
+        start, end = (moving, fixed) if inverse else (fixed, moving)
+        return lift_steps(steps, start.frame, fixed.frame, end.frame, fixed.thickness_mm)
+
+    def field_in_files(self, ddf: Tensor) -> DisplacementField:
+        """A field (D, *S) on the model grid as a file holds it: it fades beyond its grid."""
+        field, fixed = DisplacementField(ddf.float(), self.grid).fading(), self.volumes["fixed"]
+        return lift_field(field, fixed.frame, fixed.thickness_mm) if self.is_in_slices else field
+
+    @property
+    def grid_in_files(self) -> Grid:
+        """The model grid as files place it."""
+        fixed = self.volumes["fixed"]
+        return lift_grid(self.grid, fixed.frame, fixed.thickness_mm) if self.is_in_slices else self.grid
+
+    def warped(self, source: str, target: str, steps: Sequence[Step]) -> Tensor:
+        """The image `source` on the grid of the image `target`, shape (1, *S), with one interpolation."""
+        moved, like = self.volumes[source], self.volumes[target]
+        if moved.whole is None:
+            return warp_image(moved, like.grid, steps)
+        warped = warp_image(moved.whole, like.grid_in_file, self.in_files(steps, inverse=source == "fixed"))
+        return warped.reshape(1, *like.grid.size)
 
     @cached_property
     def judged(self) -> dict[str, Tensor]:

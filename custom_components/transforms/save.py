@@ -16,8 +16,8 @@ from ..space.files import write_affine_transform, write_composite_transform
 from ..space.grids import Grid
 from ..space.resampling import Step, fading
 from ..space.volumes import Volume
-from ..space.warping import warp_image, warp_to_grid
-from .publish import OutputFile, Report, field_file, image_file
+from ..space.warping import warp_to_grid
+from .publish import OutputFile, Report, field_file, image_file, model_image_file
 from .registered import RegisteredPair
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class PairFiles:
         warped_fixed_label: warped_fixed_label.nii.gz, the fixed label map there, if there is one.
         forward, inverse: forward_field.nii.gz, inverse_field.nii.gz, the dense part alone, on the model grid and, where
             it moves there, beyond it, until it has faded to nothing.
-        affine: affine.tfm, if there was a pre-alignment.
+        affine: affine.tfm, if there was a pre-alignment, or the slices of a 2-D pair lie apart.
         composite: transform.h5, inverse_transform.h5, dense and affine in one file; without `itk` there is none, and
             the log says so. Forward resamples the moving image onto the fixed one, inverse the other way round.
         jacobian: jacobian.nii.gz, determinant of the dense part on the model grid.
@@ -68,10 +68,10 @@ class PairFiles:
         there = ("", "moving", "fixed", pair.forward)
         back = ("_fixed", "fixed", "moving", pair.inverse)
         for suffix, source, target, steps in (there, back):
-            moved, like = pair.volumes[source], pair.volumes[target]
+            like = pair.volumes[target]
             name = f"warped{suffix}"
             if name in self.write and steps:
-                warped = warp_image(moved, like.grid, steps)
+                warped = pair.warped(source, target, steps)
                 files[name] = image_file(f"{name}.nii.gz", warped, like.affine, like=like)
             labels, name = pair.volumes.get(f"label_{source}"), f"warped{suffix}_label"
             if name in self.write and labels and steps:
@@ -79,20 +79,21 @@ class PairFiles:
                 files[name] = image_file(f"{name}.nii.gz", warped, like.affine, like=like, dtype=labels.file_dtype)
         if "jacobian" in self.write:
             determinant = jacobian_determinant(pair.pred["ddf"].float()[None])[0]
-            files["jacobian"] = image_file("jacobian.nii.gz", determinant, pair.grid.affine)
+            files["jacobian"] = model_image_file("jacobian.nii.gz", determinant, pair)
         return files
 
     def _transforms(self, pair: RegisteredPair) -> dict[str, OutputFile]:
         files = {}
-        if "affine" in self.write and pair.is_aligned:
-            files["affine"] = OutputFile("affine.tfm", partial(_write_affine, pair.world_matrix))
+        matrices = [step for step in pair.in_files(pair.forward) if isinstance(step, np.ndarray)]
+        if "affine" in self.write and matrices:
+            files["affine"] = OutputFile("affine.tfm", partial(_write_affine, matrices[0]))
         forward = ("forward", "ddf", "transform", pair.forward)
         inverse = ("inverse", "inverse_ddf", "inverse_transform", pair.inverse)
         for name, key, composite, steps in (forward, inverse):
             if name in self.write and steps:
-                files[name] = field_file(f"{name}_field.nii.gz", pair.pred[key].float(), pair.grid)
+                files[name] = field_file(f"{name}_field.nii.gz", pair.pred[key], pair)
             if "composite" in self.write and steps:
-                files[composite] = OutputFile(f"{composite}.h5", partial(_write_composite, steps))
+                files[composite] = OutputFile(f"{composite}.h5", partial(_write_composite, pair, name, steps))
         return files
 
 
@@ -106,5 +107,5 @@ def _write_affine(matrix: np.ndarray, path: Path) -> None:
     write_affine_transform(path, matrix)
 
 
-def _write_composite(steps: Sequence[Step], path: Path) -> None:
-    write_composite_transform(path, fading(steps))
+def _write_composite(pair: RegisteredPair, name: str, steps: Sequence[Step], path: Path) -> None:
+    write_composite_transform(path, pair.in_files(fading(steps), inverse=name == "inverse"))

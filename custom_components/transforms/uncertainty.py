@@ -12,8 +12,8 @@ from ..evaluation.pictures import maps_picture
 from ..fields import resize_field
 from ..space.files import write_image
 from ..space.grids import Grid, voxel_spacing
-from ..space.warping import warp_image, warp_to_grid
-from .publish import OutputFile, Report, field_file, image_file
+from ..space.warping import warp_to_grid
+from .publish import OutputFile, Report, field_file, image_file, model_image_file
 from .registered import RegisteredPair
 
 _CAPTIONS = {
@@ -63,7 +63,7 @@ def _deviations(pair: RegisteredPair, earlier: Report) -> Report:
     }
     files = {}
     if "warped" in earlier.files:
-        files = {name: image_file(f"{name}.nii.gz", values[None], grid.affine) for name, values in maps.items()}
+        files = {name: model_image_file(f"{name}.nii.gz", values[None], pair) for name, values in maps.items()}
     if "picture" in earlier.files:
         fixed, spacing = pair.images["fixed"], pair.spacing_mm
         files["uncertainty"] = OutputFile(
@@ -96,16 +96,16 @@ def _sample_files(pair: RegisteredPair, earlier: Report) -> dict[str, OutputFile
         if "warped" in earlier.files:
             files[f"{name}_warped"] = _warped_sample(f"{name}_warped.nii.gz", pair, ddf)
         if "forward" in earlier.files:
-            files[f"{name}_field"] = field_file(f"{name}_field.nii.gz", ddf, pair.grid)
+            files[f"{name}_field"] = field_file(f"{name}_field.nii.gz", ddf, pair)
     return files
 
 
 def _warped_sample(name: str, pair: RegisteredPair, ddf: Tensor) -> OutputFile:
-    fixed, moving = pair.volumes["fixed"], pair.volumes["moving"]
+    fixed = pair.volumes["fixed"]
 
     def write(path: Path) -> None:
         # Resampled only now: all samples at once would fill the memory.
-        warped = warp_image(moving, fixed.grid, pair.steps(ddf))
+        warped = pair.warped("moving", "fixed", pair.steps(ddf))
         write_image(path, warped, fixed.affine, like=fixed)
 
     return OutputFile(name, write)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...evaluation.pictures import maps_picture
 from ...fields import resize_map
-from ...transforms.publish import OutputFile, Report, image_file
+from ...transforms.publish import OutputFile, Report, model_image_file
 from ...transforms.registered import RegisteredPair
 
 
@@ -26,7 +26,7 @@ class SigmaReport:
         metrics = {"sigma_mm": float(inside.mean()), "sigma_sd_mm": float(inside.std(correction=0))}
         files = {}
         if "warped" in earlier.files:
-            files["sigma"] = image_file("sigma.nii.gz", sigma, pair.grid.affine)
+            files["sigma"] = model_image_file("sigma.nii.gz", sigma, pair)
         if "picture" in earlier.files:
             files["sigma_picture"] = OutputFile(
                 "sigma.png",
