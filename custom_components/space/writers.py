@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import nibabel as nib
 import numpy as np
 
@@ -10,17 +12,17 @@ from .readers import import_itk
 
 _NIFTI = (".nii", ".nii.gz")
 _MGH = (".mgz", ".mgh")
-_ITK = (".mha", ".mhd", ".nrrd", ".nhdr")
+_ITK = (".mha", ".nrrd")
 
 
-def check_image_ending(path: str) -> None:
+def check_image_ending(path: str | os.PathLike[str]) -> None:
     """Raises ValueError: if images cannot be written in the format of this ending, or there is none."""
     if not str(path).lower().endswith((*_NIFTI, *_MGH, *_ITK)):
         endings = ", ".join((*_NIFTI, *_MGH, *_ITK))
         raise ValueError(f"{path}: expected the name of an image file that ends in one of {endings}")
 
 
-def save_image(image: nib.Nifti1Image, path: str) -> None:
+def save_image(image: nib.Nifti1Image, path: str | os.PathLike[str]) -> None:
     """Write a NIfTI image as the format that the path's ending names.
 
     Raises:
@@ -28,6 +30,7 @@ def save_image(image: nib.Nifti1Image, path: str) -> None:
         ImportError: if the format needs `itk` and it is not installed.
     """
     check_image_ending(path)
+    path = str(path)
     name = path.lower()
     if name.endswith(_NIFTI):
         nib.save(image, path)
