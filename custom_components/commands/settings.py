@@ -28,7 +28,7 @@ _KINDS = {
     "spacing": "float | Sequence[float]",
     "optimize": "int | Sequence[int]",
     "hyper": "float | Sequence[float] | str",
-    "labels": "Sequence[int] | str",
+    "labels": "Sequence[int] | 'all'",
     "template_label": "str",
     "smoothing": "float",
 }

@@ -15,13 +15,13 @@ from typing import Any, NoReturn
 def convert(name: str, value: object, kinds: str) -> object:
     """A value as one of the kinds that an annotation names.
 
-    The kinds are tried in the order bool, int, float, numbers, text, texts. Other kinds than these take a Python value
-    as it is, and a text as a literal (a number, a list, ...).
+    The kinds are tried in the order bool, int, float, numbers, text, texts; `'all'` is a text that may be given. Other
+    kinds take a Python value as it is, and a text as a literal (a number, a list, ...).
 
     Args:
         name: of the setting, for the message.
         value: a text of the command line, or a Python value.
-        kinds: an annotation, for instance `float | Sequence[float] | None`.
+        kinds: an annotation, for instance `float | Sequence[float] | 'auto' | None`.
     Returns:
         The value; None where None is given.
     Raises:
@@ -34,11 +34,14 @@ def convert(name: str, value: object, kinds: str) -> object:
         if kind in named:
             try:
                 return read(value)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 continue
-    if not {*named} <= {*_READERS, "None"}:
+    words = [kind for kind in named if kind.startswith("'")]
+    if repr(value) in words:
+        return value
+    if not {*named} <= {*_READERS, *words, "None"}:
         return _literal(value)
-    wanted = " or ".join(_WORDS[kind] for kind in _READERS if kind in named)
+    wanted = " or ".join([*(_WORDS[kind] for kind in _READERS if kind in named), *words])
     raise ValueError(f"--{name}: expected {wanted}, got {str(value)!r}")
 
 

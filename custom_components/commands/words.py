@@ -17,20 +17,26 @@ _SHORT = {"o": "output", "b": "bundle"}
 
 
 def checked(words: Sequence[str], commands: Mapping[str, Callable[..., object]]) -> list[str]:
-    """The words with full names of flags, each flag with its value; a call for help stays as it is.
+    """The words for fire, with full names of flags, each flag with its value; a call for help alone, if there is one.
 
-    A text stays the text that was typed; only `~/` at its beginning becomes the home folder, as in a shell.
+    fire reads values as Python literals, so each is quoted: a text stays the text that was typed. Only `~/` at its
+    beginning becomes the home folder, as in a shell.
 
     Raises:
-        ValueError: if the command has no such flag, a flag has no value, or there are too many or too few words.
+        ValueError: if there is no such command or flag, a flag has no value, or there are too many or too few words.
     """
-    if not words or words[0] not in commands or {"--help", "-h", "--"} & {*words}:
+    if not words or _is_flag(words[0]):
         return list(words)
     command, rest = words[0], list(words[1:])
+    if command not in commands:
+        raise ValueError(f"there is no command {command!r}; there are {', '.join(commands)}")
     parameters = inspect.signature(commands[command]).parameters
+    if "--help" in rest or ("-h" in rest and not any(name.startswith("h") for name in parameters)):
+        return [command, "--", "--help"]
     positional, flags = _split(command, rest, parameters)
     _check_number(command, positional, flags, parameters)
-    return [command, *map(_home, positional), *(f"--{name}={_home(value)}" for name, value in flags.items())]
+    texts = [repr(_home(word)) for word in positional]
+    return [command, *texts, *(f"--{name}={_home(value)!r}" for name, value in flags.items())]
 
 
 def _check_number(
@@ -56,12 +62,14 @@ def _split(
     open_ended = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
     while words:
         word = words.pop(0)
-        if word == "-":
-            raise ValueError(f"{command}: expected a path or a value, got '-'")
         if not _is_flag(word):
             positional.append(word)
             continue
         key, equals, value = word.lstrip("-").partition("=")
+        if not key or (len(key) > 1 and not word.startswith("--")):
+            raise ValueError(
+                f"{word!r}: a flag of several letters begins with --; a path that begins with - is ./{word}"
+            )
         name = _full_name(word, key.replace("-", "_"), parameters)
         if name not in parameters and not open_ended:
             there = ", ".join(f"--{other}" for other in parameters)
@@ -108,12 +116,10 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def from_text(command: Callable[..., object]) -> Callable[..., object]:
-    """The command for fire: its arguments come as texts and are converted as the command declares them.
+    """The command for texts, which are converted as the command declares its arguments.
 
     What it takes as further settings stays text, for a bundle says what that means.
     """
-    from fire.decorators import SetParseFn
-
     signature = inspect.signature(command)
 
     @functools.wraps(command)
@@ -124,4 +130,4 @@ def from_text(command: Callable[..., object]) -> Callable[..., object]:
                 bound.arguments[name] = convert(name, value, str(signature.parameters[name].annotation))
         return command(*bound.args, **bound.kwargs)
 
-    return SetParseFn(str)(run)
+    return run

@@ -32,6 +32,7 @@ def infer(bundle: str, pairs: list[Entry], overlays: str | Sequence[str], settin
     from ..data.names import check_free
 
     workflow = build_workflow(bundle, pairs, overlays, settings)
+    workflow.parser.get_parsed_content("evaluator")  # what components refuse, they refuse before anything is written
     check_free(writable_folder(workflow.parser.get_parsed_content("output_dir")), pairs)
     workflow.run()
     return workflow.parser.get_parsed_content("cohort").cohort

@@ -85,6 +85,8 @@ class PairwiseOptimizer:
         iterations = [iterations] * len(levels) if isinstance(iterations, int) else list(iterations)
         if len(iterations) != len(levels):
             raise ValueError(f"expected iterations for {len(levels)} levels, got {len(iterations)}")
+        if min(iterations, default=0) < 0 or min(levels, default=1) < 1:
+            raise ValueError(f"expected iterations of at least 0 and levels of at least 1, got {iterations}, {levels}")
         if method not in ("adam", "lbfgs"):
             raise ValueError(f"expected method adam or lbfgs, got {method!r}")
         self.deformation, self.loss, self.loss_across = deformation, loss, loss_across

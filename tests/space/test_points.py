@@ -28,7 +28,11 @@ def moved(folder: Path, name: str, content: str | bytes, steps: list | None = No
         ("capitals.CSV", "X, Y, Z\n1, 2, 3\n", "X,Y,Z\n7.000000,2.000000,2.000000\n"),
         ("blank.csv", "\nx,y,z\n\n1,2,3\n,,\n", "x,y,z\n7.000000,2.000000,2.000000\n"),
         ("more.csv", "name,x,y,z,t\n=1+1,1,2,3,-4\n", "name,x,y,z,t\n'=1+1,7.000000,2.000000,2.000000,-4\n"),
-        ("latin1.csv", "x,y,z,name\n1,2,3,\u00d6hr\n".encode("latin-1"), "x,y,z,name\n7.000000,2.000000,2.000000,\u00d6hr\n"),
+        (
+            "latin1.csv",
+            "x,y,z,name\n1,2,3,\u00d6hr\n".encode("latin-1"),
+            "x,y,z,name\n7.000000,2.000000,2.000000,\u00d6hr\n",
+        ),
         ("decimal_commas.csv", "x;y;z\n1,5;2;-3,5\n", "x;y;z\n7,500000;2,000000;-4,500000\n"),
         ("tabs.tsv", "x\ty\tz\n1e0\t2\t3\n", "x\ty\tz\n7.000000\t2.000000\t2.000000\n"),
         ("blanks.txt", "x  y  z\n 1  2 3\n", "x y z\n7.000000 2.000000 2.000000\n"),
