@@ -19,7 +19,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
@@ -175,6 +175,16 @@ def retract(folder: str | os.PathLike[str], part: str) -> None:
         for name in old["files"]:
             (folder / name).unlink(missing_ok=True)
         _end(folder, scratch, manifest, {part: {"of": old["of"], "files": [], "unfinished": True}})
+
+
+def list_files(folder: str | os.PathLike[str], part: str, names: Sequence[str], *, unfinished: bool = False) -> None:
+    """Add files that are in a folder already to a part of its manifest, and say whether that part is unfinished."""
+    folder = Path(folder)
+    with aside(folder) as scratch, _locked(folder):
+        manifest = read_manifest(folder)
+        known = manifest.get(part, Part(of={}, files=[]))
+        after = Part(of=known["of"], files=sorted({*known["files"], *names}))
+        _end(folder, scratch, manifest, {part: Part(**after, unfinished=True) if unfinished else after})
 
 
 def _check(folder: Path, part: str, of: Mapping[str, str], names: list[str], manifest: Manifest) -> None:

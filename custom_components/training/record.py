@@ -21,6 +21,7 @@ from ..vocabulary import Stateful
 from .checkpoints import AverageWeights, BestCheckpoint, ResumableCheckpoint, WeightAverage
 from .finite import FiniteLoss
 from .logs import ProgressBar, TrainingCurve, WarpedPanel, loss_terms
+from .run_files import RunFiles
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,8 @@ class TrainingRecord:
     - `last.pt` beside the best weights: `objects`, schedule, average and best score. `resume` continues from it,
       `initial_weights` starts from a model.pt (see `ResumableCheckpoint`);
     - in `output_dir`, the curve (`curve.csv`) and TensorBoard's events with a panel of images, and a progress bar.
+
+    The manifests of both folders list what this training wrote; see `RunFiles`.
 
     In a distributed run every process resumes and steps the schedule, but only the first one writes.
 
@@ -81,6 +84,8 @@ class TrainingRecord:
     def attach(self, engine: Engine) -> None:
         """Attach every part to the trainer, and those of validation to the evaluator."""
         FiniteLoss().attach(engine)
+        files = RunFiles(self.objects, self.best, self.output_dir, resume=self.resume)
+        files.attach(engine, self.evaluator)
         objects = dict(self.objects)
         if "lr_scheduler" not in objects:
             optimizer = cast(Optimizer, objects["optimizer"])
@@ -99,6 +104,7 @@ class TrainingRecord:
         self.best.attach(self.evaluator)
         if is_first_process():
             self._attach_logs(engine)
+        files.attach_last(engine)
 
     def _attach_logs(self, engine: Engine) -> None:
         statistics = StatsHandler(iteration_log=False)
