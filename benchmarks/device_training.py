@@ -1,8 +1,8 @@
 """Train a registration U-Net for a given number of minutes, all of it on one device.
 
-    python -m benchmarks.device_training MAPS --bundle synthmorph --minutes 8 --output DIR [--initial WEIGHTS]
+    python -m benchmarks.device_training MAPS --table labels.csv --bundle synthmorph --minutes 8 --output DIR
 
-MAPS is a file of `numpy.savez`: "maps" (N, *2S) of positions in "ids", at twice the resolution of the network's grid,
+MAPS is a file of `device_maps`: "maps" (N, *2S) of positions in "ids", at twice the resolution of the network's grid,
 in one template space; "split" says "training" or "validation" for each map. Every part of a step is drawn and computed
 on the device (`device_synthesis`); with CUDA the step is captured once and replayed. Nothing is read back but the
 losses' sums, once in a while. DIR receives `<bundle>.pt` (the weights' running mean, as the bundle loads it) and
@@ -29,6 +29,7 @@ from torch import Tensor
 
 from benchmarks.device_synthesis import Augmentation, DevicePairs, LabelTable
 from custom_components.fields import integrate_velocity, resize_field, warp
+from custom_components.files import read_state, save_tensors
 from custom_components.losses.regularization import FoldingPenalty, GradientPenalty
 from custom_components.losses.similarity import LNCC
 from custom_components.networks.voxelmorph_unet import VoxelMorphUNet
@@ -92,8 +93,8 @@ def build_network(bundle: str, initial: Path | None, device: torch.device) -> Vo
     options = {} if features is None else {"encoder_channels": features[0], "decoder_channels": features[1]}
     network = VoxelMorphUNet(3, half_resolution=True, **options)
     if initial is not None:
-        stored = torch.load(initial, map_location="cpu", weights_only=True)
-        network.load_state_dict(stored.get("network", stored.get("state_dict", stored)))
+        stored = read_state(initial)
+        network.load_state_dict(stored.get("network", stored))
     return network.to(device)
 
 
@@ -291,7 +292,7 @@ def run(training: Training, held_out: DevicePairs, minutes: float, output: Path,
             curve.add({"seconds": elapsed, "steps": done, "seconds_per_step": seconds, **losses, **dice})
             if not math.isfinite(sum(losses.values())):
                 raise SystemExit(f"{name}: the loss is no longer finite after {done} steps; the weights written stay")
-            torch.save({"network": {k: v.cpu() for k, v in training.means().items()}}, output / f"{name}.pt")
+            save_tensors(output / f"{name}.pt", {k: v.cpu().contiguous() for k, v in training.means().items()})
             last = time.monotonic()
             if progress >= 1:
                 return seconds
