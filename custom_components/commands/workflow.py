@@ -19,19 +19,27 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ..evaluation.cohort import Cohort
+    from ..evaluation.result import Registration
 
 _FILE_KEYS = ("moving", "fixed", "label_moving", "label_fixed", "mask_moving", "mask_fixed", "image", "label", "mask")
 
 
-def infer(bundle: str, pairs: list[Entry], overlays: str | Sequence[str], settings: Mapping[str, object]) -> Cohort:
-    """Run a bundle's inference.json on pairs; what became of each.
+def infer(
+    bundle: str,
+    pairs: list[Entry],
+    overlays: str | Sequence[str],
+    settings: Mapping[str, object],
+    *,
+    earlier: Sequence[Registration] = (),
+) -> Cohort:
+    """Run a bundle's inference.json on pairs; what became of each, after the results of an earlier run.
 
     Arguments and errors as in `build_workflow`; `output_dir` must be among the settings. OSError: if it cannot be made,
     or holds the result of something else under an item's id.
     """
     from ..data.names import check_free
 
-    workflow = build_workflow(bundle, pairs, overlays, settings)
+    workflow = build_workflow(bundle, pairs, overlays, settings, earlier=earlier)
     workflow.parser.get_parsed_content("evaluator")  # what components refuse, they refuse before anything is written
     check_free(writable_folder(workflow.parser.get_parsed_content("output_dir")), pairs)
     workflow.run()
@@ -39,7 +47,12 @@ def infer(bundle: str, pairs: list[Entry], overlays: str | Sequence[str], settin
 
 
 def build_workflow(
-    bundle: str, pairs: list[Entry], overlays: str | Sequence[str], settings: Mapping[str, object]
+    bundle: str,
+    pairs: list[Entry],
+    overlays: str | Sequence[str],
+    settings: Mapping[str, object],
+    *,
+    earlier: Sequence[Registration] = (),
 ) -> ConfigWorkflow:
     """A bundle's inference.json, initialised for these pairs.
 
@@ -48,6 +61,7 @@ def build_workflow(
         pairs: items with paths of files; scans for a bundle with a template.
         overlays: further config files, the last one wins.
         settings: by id; those that are None are left out.
+        earlier: registrations that go into the cohort's tables, too.
     Raises:
         FileNotFoundError: if a file or the weights are missing.
         ValueError: if the bundle has no such setting, takes other items, or the weights are another network's.
@@ -57,7 +71,7 @@ def build_workflow(
 
     logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)  # it warns of the file that is False below
     root = find_bundle(bundle)
-    configs, given = check_settings(root, overlays, settings, _spatial_dims(pairs[0]))
+    configs, given = check_settings(root, overlays, settings, spatial_dims(pairs))
     if takes_scans(root) and any("moving" in pair for pair in pairs):
         raise ValueError(f"{root.name} registers single scans to its template, not pairs: morphzoo atlas SCAN")
     with warnings.catch_warnings():
@@ -68,6 +82,9 @@ def build_workflow(
             logging_file=False,
             workflow_type="infer",
         )
+        given |= {"cohort#earlier": list(earlier)} if earlier else {}
+        # A spacing that was asked for is kept.
+        given |= {"preprocessing#fit": False} if "spacing" in given and not takes_scans(root) else {}
         give(workflow.parser, {**given, "bundle_root": str(root), "dataset#data": pairs})
         _fit_to_weights(workflow.parser, root, given)
         workflow.initialize()
@@ -96,10 +113,18 @@ def _check_files(pairs: Sequence[Entry]) -> None:
                 raise FileNotFoundError(f"{path}: there is no such file ({key})")
 
 
-def _spatial_dims(pair: Entry) -> int:
+def spatial_dims(pairs: Sequence[Entry]) -> int:
+    """The dimension of a list's images, by the first fixed one that can be read."""
     from ..space.volumes import spatial_dims_of
 
-    return spatial_dims_of(pair["fixed"]) if "fixed" in pair else 3
+    fixed = [pair["fixed"] for pair in pairs if "fixed" in pair]
+    for path in fixed:
+        try:
+            return spatial_dims_of(path)
+        except ValueError:
+            if len(fixed) == 1:
+                raise
+    return 3
 
 
 def _configs(root: Path, spatial_dims: int, learned_affine: bool) -> tuple[list[str], dict[str, object]]:

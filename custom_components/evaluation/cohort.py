@@ -16,7 +16,7 @@ from ignite.engine import Engine, Events
 from ..files import write_metrics, write_table
 from ..results import publishing, replacing
 from ..vocabulary import Metrics, Row
-from .result import Registration
+from .result import Failure, Registration
 
 COHORT = "cohort"  # the part of a folder's manifest that has the tables and the page
 
@@ -89,7 +89,7 @@ def cohort_page(
     numeric = summarize([{k: row[k] for k in columns if k in row} for row in rows])
     parts = [
         f"<h1>{html.escape(title)}</h1>",
-        f"<p>{len(rows)} pair{'s' if len(rows) > 1 else ''}. Mean and standard deviation over the pairs.</p>",
+        f"<p>{_number_of_pairs(rows)}. Mean and standard deviation over the pairs.</p>",
         _table(
             ["measure", "mean", "SD", "n"],
             [[k, _number(s["mean"]), _number(s["sd"]), str(s["n"])] for k, s in numeric.items()],
@@ -101,6 +101,11 @@ def cohort_page(
     page = _PAGE.format(title=html.escape(title), body="\n".join(parts))
     with replacing(path or folder / "index.html") as temporary:
         temporary.write_text(page, encoding="utf-8")
+
+
+def _number_of_pairs(rows: Sequence[Metrics]) -> str:
+    failed = sum("failure" in row for row in rows)
+    return f"{len(rows)} pair{'s' if len(rows) > 1 else ''}" + (f", of which {failed} failed" if failed else "")
 
 
 def _columns(rows: Sequence[Metrics]) -> list[str]:
@@ -160,10 +165,12 @@ class Cohort:
     Args:
         folder: of the run; with more than one pair it holds metrics.csv, metrics.json and index.html.
         registrations: one for each pair.
+        failures: the pairs that have none.
     """
 
     folder: Path
     registrations: tuple[Registration, ...]
+    failures: tuple[Failure, ...] = ()
 
     def __len__(self) -> int:
         return len(self.registrations)
@@ -183,8 +190,8 @@ class Cohort:
 
     @property
     def rows(self) -> list[Row]:
-        """The measures of each pair."""
-        return [registration.row for registration in self.registrations]
+        """The measures of each pair; those that failed come last."""
+        return [registration.row for registration in self.registrations] + [failure.row for failure in self.failures]
 
     def summary(self) -> dict[str, dict[str, float]]:
         """Mean, SD and number of each measure, see `summarize`."""
@@ -197,16 +204,18 @@ class CohortReport:
 
     Args:
         output_dir: folder of the run.
+        earlier: registrations of an earlier run that belong to the same cohort.
     """
 
-    def __init__(self, output_dir: str | os.PathLike[str]) -> None:
+    def __init__(self, output_dir: str | os.PathLike[str], earlier: Sequence[Registration] = ()) -> None:
         self.output_dir = Path(output_dir)
-        self.registrations: list[Registration] = []
+        self.registrations = list(earlier)
+        self.failures: list[Failure] = []
 
     @property
     def cohort(self) -> Cohort:
         """What has been registered so far."""
-        return Cohort(self.output_dir, tuple(self.registrations))
+        return Cohort(self.output_dir, tuple(self.registrations), tuple(self.failures))
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
@@ -214,9 +223,11 @@ class CohortReport:
 
     def collect(self, engine: Engine) -> None:
         self.registrations += [item["registration"] for item in engine.state.output if "registration" in item]
+        self.failures += [item["failure"] for item in engine.state.output if "failure" in item]
 
-    def write(self, engine: Engine) -> None:
+    def write(self, engine: Engine | None = None) -> None:
+        rows = self.cohort.rows
         with publishing(self.output_dir, COHORT) as scratch:  # one pair leaves nothing, not even of an earlier run
-            if len(self.registrations) > 1:
-                write_cohort(scratch, self.cohort.rows)
-                cohort_page(self.output_dir, self.cohort.rows, path=scratch / "index.html")
+            if len(rows) > 1:
+                write_cohort(scratch, rows)
+                cohort_page(self.output_dir, rows, path=scratch / "index.html")

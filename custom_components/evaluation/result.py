@@ -8,7 +8,28 @@ from pathlib import Path
 
 from monai.data import MetaTensor
 
-from ..vocabulary import Metrics, Row
+from ..vocabulary import Entry, Metrics, Row
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A pair that could not be registered.
+
+    Args:
+        id: name of the pair.
+        item: with the paths of its files.
+        reason: one sentence.
+    """
+
+    id: str
+    item: Entry
+    reason: str
+
+    @property
+    def row(self) -> Row:
+        """A row of the cohort's table: the pair, and why it has no measures."""
+        paths = {role: str(self.item[role]) for role in ("moving", "fixed", "image") if self.item.get(role)}
+        return {"id": self.id, **paths, "failure": self.reason}
 
 
 @dataclass(frozen=True)

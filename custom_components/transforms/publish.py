@@ -26,6 +26,8 @@ from ..vocabulary import Data, Item, Metrics
 from .load import release
 from .registered import RegisteredPair
 
+REQUEST = "request.json"  # what a result was asked for with, if the item says so
+
 
 @dataclass(frozen=True)
 class OutputFile:
@@ -98,7 +100,7 @@ class Publishd(Transform):
     the item the folder is called <fixed>__<moving>, see `result_name`. An earlier result of the same pair is replaced,
     one of another pair never; see `results` for the manifest `files.json`. The tables of an earlier cohort in
     `output_dir` go: they would not fit the pair. The measures' `warnings` are those of loading the pair and of the
-    reporters.
+    reporters. An item's `request`, a text, is kept with the result.
 
     Args:
         output_dir: folder of the run.
@@ -129,6 +131,10 @@ class Publishd(Transform):
         if report.metrics or warnings:
             report = report | Report({"warnings": warnings})
             report = report | Report(files={"metrics": OutputFile("metrics.json", partial(_write, report.metrics))})
+        if data.get("request"):
+            names = {kind: file.name for kind, file in report.files.items()}
+            content = {"request": data["request"], "files": names, "captions": report.captions}
+            report = report | Report(files={"request": OutputFile(REQUEST, partial(_write, content))})
         folder = Path(self.output_dir) / name
         retract(self.output_dir, COHORT)
         with publishing(folder, PAIR, result_files(inputs), scratch_in=self.output_dir) as scratch:

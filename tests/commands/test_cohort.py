@@ -1,0 +1,94 @@
+"""A pair that fails is a row of the table, the others are done, and a second call does only what is missing."""
+
+import csv
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+from support import run
+
+from custom_components.data.phantoms import write_phantom_scans
+
+QUICK = ("--affine", "none", "--optimize", "0", "--spacing", "6", "--bundle", "voxelmorph")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scans")
+    write_phantom_scans(folder, 3, (24, 26, 28), num_validation=0, spacing_mm=(3.0, 3.0, 3.0))
+    return sorted((folder / "images").iterdir())
+
+
+@pytest.fixture
+def data_list(images, tmp_path):
+    """A list of three pairs; the moving image of the second is damaged."""
+    (tmp_path / "bad.nii.gz").write_bytes(images[1].read_bytes()[:2000])
+    moving = [images[0], tmp_path / "bad.nii.gz", images[1]]
+    pairs = [{"id": f"p{i}", "moving": str(path), "fixed": str(images[2])} for i, path in enumerate(moving)]
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps({"validation_pairs": pairs}))
+    return path
+
+
+def table(folder):
+    return {row["id"]: row for row in csv.DictReader((folder / "metrics.csv").open())}
+
+
+def test_a_damaged_scan_is_a_row_and_a_second_call_does_only_that_pair(data_list, images, tmp_path, capsys):
+    out = tmp_path / "out"
+    message = run("evaluate", data_list, "-o", out, *QUICK)
+    assert message.startswith("morphzoo: error: 1 of 3 pairs failed, the others are done; p1: ")
+    assert "truncated or damaged" in message
+    assert "\n" not in message
+    rows = table(out)
+    assert list(rows) == ["p0", "p2", "p1"]
+    assert "bad.nii.gz: cannot be read" in rows["p1"]["failure"]
+    assert not rows["p1"]["ncc_after"]
+    assert rows["p0"]["ncc_after"]
+    assert json.loads((out / "metrics.json").read_text())["summary"]["ncc_after"]["n"] == 2
+    assert "3 pairs, of which 1 failed" in (out / "index.html").read_text()
+    before = {path: path.stat().st_mtime_ns for i in (0, 2) for path in (out / f"p{i}").iterdir()}
+
+    assert run("evaluate", data_list, "-o", out, *QUICK).startswith("morphzoo: error: 1 of 1 pairs failed")
+    assert "2 of 3 pairs are done already" in capsys.readouterr().out
+    assert list(table(out)) == ["p0", "p2", "p1"]
+    (tmp_path / "bad.nii.gz").write_bytes(images[1].read_bytes())
+    assert run("evaluate", data_list, "-o", out, *QUICK) is None
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert list(table(out)) == ["p0", "p2", "p1"]
+    assert "failure" not in table(out)["p0"]
+    first = (out / "metrics.csv").read_text()
+    assert run("evaluate", data_list, "-o", out, *QUICK) is None
+    assert "3 of 3 pairs are done already" in capsys.readouterr().out
+    assert sorted((out / "metrics.csv").read_text().splitlines()) == sorted(first.splitlines())
+
+
+def test_a_pair_is_done_again_when_its_files_or_settings_change(data_list, images, tmp_path, capsys):
+    out = tmp_path / "out"
+    (tmp_path / "bad.nii.gz").write_bytes(images[1].read_bytes())
+
+    def number_done(*more):
+        assert run("evaluate", data_list, "-o", out, *QUICK, *more) is None
+        shown = capsys.readouterr().out
+        return int(shown.split()[0]) if "are done already" in shown else 0
+
+    assert number_done() == 0
+    assert number_done("--optimize", "1") == 0
+    assert number_done("--optimize", "1") == 3
+    assert number_done("--optimize", "1", "--again") == 0
+    image = nib.load(images[1])
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[::-1], image.affine), tmp_path / "bad.nii.gz")
+    assert number_done("--optimize", "1") == 2
+    (out / "p0" / "metrics.json").unlink()
+    assert number_done("--optimize", "1") == 2
+
+
+def test_images_that_do_not_overlap_are_a_row_too(images, tmp_path):
+    far = nib.load(images[0])
+    nib.save(nib.Nifti1Image(np.asarray(far.dataobj), far.affine + np.eye(4, k=3) * 900), tmp_path / "far.nii.gz")
+    pairs = [{"moving": str(path), "fixed": str(images[2])} for path in (tmp_path / "far.nii.gz", images[0])]
+    (tmp_path / "list.json").write_text(json.dumps({"validation_pairs": pairs}))
+    message = run("evaluate", tmp_path / "list.json", "-o", tmp_path / "out", *QUICK)
+    assert "1 of 2 pairs failed, the others are done" in message
+    assert [bool(row["failure"]) for row in table(tmp_path / "out").values()] == [False, True]
