@@ -32,6 +32,8 @@ def register(
     weights: str | None = None,
     device: str | None = None,
     overlay: str | Sequence[str] = (),
+    window: Sequence[float] | None = None,
+    fill: float | None = None,
     keep_arrays: bool = False,
     **settings: object,
 ) -> Registration:
@@ -58,6 +60,10 @@ def register(
         weights: another checkpoint.
         device: "cpu", "cuda:0", ...; default: the GPU if there is one.
         overlay: further config files, the last one wins.
+        window: lowest and highest intensity that is compared, in both images, for instance -160,240 for soft tissue of
+            a CT; default: all, but of a CT no air.
+        fill: value of the warped image outside the moving image; default: what most voxels on its faces hold, air of a
+            CT.
         keep_arrays: the result also holds the warped image, the fields and the other images as tensors.
         **settings: any other setting of the bundle's inference.json.
     Returns:
@@ -67,6 +73,7 @@ def register(
     files |= {"mask_moving": mask_moving, "mask_fixed": mask_fixed}
     settings |= {"optimize": optimize, "affine": "affine" if affine is True else affine, "spacing": spacing}
     settings |= {"samples": samples, "hyper": hyper, "sweep": sweep, "weights": weights, "device": device}
+    settings |= {"preprocessing#window": window, "preprocessing#fill": fill}
     settings |= {"output_dir": str(output), "postprocessing#keep_arrays": keep_arrays or None}
     pair = {key: str(Path(path).absolute()) for key, path in files.items() if path is not None}
     return infer(bundle, [pair], overlay, settings)[0]

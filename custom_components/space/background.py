@@ -34,9 +34,13 @@ def air_of_ct(image: np.ndarray) -> float | None:
     return float(np.median(air)) if air.size > 0.01 * image.size and others < 0.02 * image.size else None
 
 
-def without_padding(image: np.ndarray) -> np.ndarray:
-    """A CT whose padding below air has become air; another image as it is."""
-    if not image.min() < _AIR[0]:
+def without_air(image: np.ndarray) -> np.ndarray:
+    """A CT (*S) whose air and padding have the value of its lowest tissue, 1 % of which is lower; others as they are.
+
+    Otherwise the step from air to tissue takes most of the range, and that from padding to air still more.
+    """
+    if air_of_ct(image) is None:
         return image
-    air = air_of_ct(image)
-    return image if air is None else np.maximum(image, np.asarray(air, image.dtype))
+    tissue = image[image > _AIR[1]]
+    low = np.percentile(tissue, 1) if tissue.size > 0.01 * image.size else _AIR[1]
+    return np.maximum(image, np.asarray(low, image.dtype))

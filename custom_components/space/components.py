@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 import nibabel as nib
 import numpy as np
-import torch
 
-from .files import write_image, write_nifti
+from .files import write_voxels
 from .grids import Grid
 from .readers import is_nibabel, read_itk_components, read_nibabel
 from .volumes import Volume, load_grid
@@ -99,14 +98,8 @@ def write_components(path: str | os.PathLike[str], data: np.ndarray, source: Com
         source: the image as it was read.
         like: says where the grid lies (`load_grid`).
     Raises:
-        ValueError: if another format is wanted for several components.
+        ValueError: if the format cannot hold several components.
     """
-    voxels = source.stored(data)
-    if not str(path).lower().endswith((".nii", ".nii.gz")):
-        if len(data) > 1:
-            raise ValueError(f"{path}: expected a name that ends with .nii or .nii.gz for several frames or components")
-        write_image(path, torch.from_numpy(data), like.affine, like=like)
-        return
     size = [*like.file_shape[:3]]
     size += [1] * (3 - len(size)) if source.axes else []
-    write_nifti(path, voxels.reshape(*size, *source.axes), like.file_affine, header=source.header)
+    write_voxels(path, source.stored(data).reshape(*size, *source.axes), like.file_affine, header=source.header)

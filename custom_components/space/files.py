@@ -65,10 +65,10 @@ def write_image(
         _save_nifti(array, _embed(affine), temporary)
 
 
-def write_nifti(
+def write_voxels(
     path: str | os.PathLike[str], array: np.ndarray, affine: np.ndarray, *, header: nib.Nifti1Header | None = None
 ) -> None:
-    """Write an array of any number of axes as NIfTI.
+    """Write an array of any number of axes and any type; formats other than NIfTI hold one number in each voxel.
 
     Args:
         affine: (4, 4), voxel to RAS mm, of the first three axes.

@@ -70,6 +70,12 @@ class Volume:
         axis = slice_axis(self.file_shape, self.path)
         return slice_frame(self.file_affine, axis) if axis is not None and self.is_slice else np.eye(4)
 
+    def filled(self, value: float) -> Volume:
+        """The same image with another background."""
+        result = replace(self, whole=self.whole and self.whole.filled(value))
+        vars(result)["background"] = value
+        return result
+
     def cut(self, like: Volume) -> Volume:
         """This 3-D image where the slice `like` lies, as a 2-D one that keeps the whole; labels by nearest voxel."""
         mode = "linear" if self.data.is_floating_point() else "nearest"

@@ -18,7 +18,6 @@ from typing import TypedDict
 import numpy as np
 import torch
 from monai.transforms import Transform
-from torch import Tensor
 
 from ..notices import collecting, warn
 from ..space.affine import register_affine
@@ -29,18 +28,11 @@ from ..space.planes import flatten_matrix
 from ..space.resampling import resample
 from ..space.volumes import Volume, load_image, load_labels, load_mask
 from ..vocabulary import Data, Item
+from .intensities import check_window, compared, scale_intensity
 
 logger = logging.getLogger(__name__)
 
 _SAME_PLANE = 0.7  # cosine of the angle between the normals of two slices
-
-
-def scale_intensity(image: Tensor, percentiles: tuple[float, float] = (0.0, 99.9)) -> Tensor:
-    """Map the given percentiles of an image to 0 and 1 and clip beyond them."""
-    low, high = np.percentile(image.numpy(), percentiles)
-    if high <= low:  # Nearly all voxels are equal: the percentiles say nothing, the range does.
-        low, high = float(image.min()), float(image.max())
-    return ((image - low) / (high - low)).clamp(0, 1)
 
 
 class ScanPath(str):
@@ -81,12 +73,14 @@ def release(item: Data) -> Item:
 
 
 class GridOptions(TypedDict, total=False):
-    """Arguments of `LoadPaird` on the model grid and the learned alignment, by keyword."""
+    """Arguments of `LoadPaird` on the model grid, the learned alignment and the intensities, by keyword."""
 
     spatial_dims: int | None
     multiple: int
     aligner: Callable[[Volume, Volume], np.ndarray] | None
     fit: bool
+    window: Sequence[float] | None
+    fill: float | None
 
 
 class LoadOptions(GridOptions, total=False):
@@ -113,6 +107,8 @@ class LoadPaird(Transform):
         aligner: for "learned": from both volumes, fixed then moving, intensities in [0, 1], to the matrix from fixed
             world points to moving ones (`physical.NetworkAligner`).
         fit: another spacing is taken for an image that is too small for this one, with a warning; see `fitting_grid`.
+        window: lowest and highest intensity that is compared, in both images; default: all, but of a CT no air.
+        fill: value of the warped moving image outside of it; default: its background.
     """
 
     def __init__(
@@ -124,7 +120,11 @@ class LoadPaird(Transform):
         multiple: int = 1,
         aligner: Callable[[Volume, Volume], np.ndarray] | None = None,
         fit: bool = True,
+        window: Sequence[float] | None = None,
+        fill: float | None = None,
     ) -> None:
+        check_window(window)
+        self.window, self.fill = window, fill
         self.spacing, self.fit = spacing, fit
         self.affine = affine
         self.spatial_dims = spatial_dims
@@ -142,14 +142,15 @@ class LoadPaird(Transform):
         result = dict(data)
         volumes = self._volumes(data)
         fixed, moving = volumes["fixed"], volumes["moving"]
-        scaled = {role: replace(volume, data=scale_intensity(volume.data)) for role, volume in volumes.items()}
+        contrasts = {role: replace(volume, data=compared(volume, self.window)) for role, volume in volumes.items()}
+        scaled = {role: replace(volume, data=scale_intensity(volume.data)) for role, volume in contrasts.items()}
         affine = str(data.get("affine") or self.affine)
         if affine == "learned":
             if self.aligner is None:
                 raise ValueError("affine 'learned' needs an aligner: the overlay learned_affine.json has one")
             world_matrix = self.aligner(scaled["fixed"], scaled["moving"])
         else:
-            world_matrix = self._world_matrix(fixed, moving, affine)
+            world_matrix = self._world_matrix(contrasts["fixed"], contrasts["moving"], affine)
         if not np.isfinite(world_matrix).all() or abs(np.linalg.det(world_matrix)) < 1e-9:
             raise ValueError(f"expected an affine transform ({affine}) with an inverse, got {world_matrix.tolist()}")
         check_overlap(fixed, moving, world_matrix, affine)
@@ -178,6 +179,8 @@ class LoadPaird(Transform):
                 f"expected {self.spatial_dims}-D images, as the network is for, got {fixed.path} of shape "
                 f"{fixed.file_shape}; configs/inference_2d.json is for 2-D ones"
             )
+        if self.fill is not None:
+            volumes["moving"] = moving.filled(self.fill)
         return volumes
 
     def _world_matrix(self, fixed: Volume, moving: Volume, affine: str) -> np.ndarray:

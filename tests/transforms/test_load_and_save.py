@@ -151,6 +151,33 @@ def test_pair_lands_on_one_grid_with_everything_collatable(tmp_path: Path) -> No
     assert np.corrcoef(item["fixed"].flatten(), item["moving"].flatten())[0, 1] > 0.85
 
 
+def test_outside_the_moving_image_stands_its_background_or_what_is_asked_for(tmp_path: Path) -> None:
+    item = write_pair(tmp_path, *CASES[0].values)
+    image = nib.load(item["moving"])
+    crop = image.get_fdata(dtype="f4")[:, 6:-6] * 2 - 1000
+    nib.save(nib.Nifti1Image(np.where(crop < -900, -1000, crop), image.affine), item["moving"])
+    for fill, expected in ((None, -1000), (-5, -5)):
+        data = registered(LoadPaird(spacing=2.0, fill=fill)(item))
+        result = published(data, tmp_path / "out", PairFiles(["warped", "warped_fixed"]))
+        warped = np.asarray(nib.load(result.files["warped"]).dataobj)
+        assert (warped == expected).mean() > 0.1
+        assert warped.min() >= -1000.01
+        assert 0 in np.asarray(nib.load(result.files["warped_fixed"]).dataobj)
+
+
+def test_a_window_limits_what_is_compared_but_not_what_is_written(tmp_path: Path) -> None:
+    item = write_pair(tmp_path, *CASES[0].values)
+    data = registered(LoadPaird(spacing=2.0, window=(50, 100))(item))
+    assert data["fixed"].max() == 1
+    assert (data["fixed"] == 1).float().mean() > 2 * (LoadPaird(spacing=2.0)(item)["fixed"] == 1).float().mean()
+    warped = published(data, tmp_path / "out", PairFiles(["warped"])).files["warped"]
+    assert np.asarray(nib.load(warped).dataobj).max() > 150
+    with pytest.raises(ValueError, match=r"moving\.nii\.gz: all intensities, .* are on one side of the window"):
+        LoadPaird(window=(1000, 2000))(item)
+    with pytest.raises(ValueError, match="expected a window of two intensities, the lower one first"):
+        LoadPaird(window=(100, 50))
+
+
 def test_labels_are_saved_in_their_own_type(tmp_path: Path) -> None:
     data = registered(LoadPaird()(write_pair(tmp_path, *CASES[2].values)))
     dice = []
