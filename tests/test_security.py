@@ -19,16 +19,18 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from bundle_cases import BUNDLES, has_template, workflow
+from bundle_cases import BUNDLES, STATISTICS, has_template, workflow
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.bundle import ConfigParser
 from support import run
 
 from custom_components.commands.bundles import find_bundle, overlay_path
+from custom_components.commands.exporting import export_bundle
 from custom_components.commands.label_server_export import export_for_monai_label
 from custom_components.commands.settings import give
-from custom_components.commands.workflow import build_workflow, read_weights
+from custom_components.commands.workflow import build_workflow
+from custom_components.files import read_state
 from custom_components.methods.conditional_atlas.template import ConditionalTemplate
 from custom_components.transforms.asked import Asked, Offered
 
@@ -123,6 +125,37 @@ def test_a_data_list_is_data_for_monai_bundle_run(bundle, scan, canary):
     assert job.parser.get_parsed_content("dataset").data == items
 
 
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.name)
+def test_a_data_list_is_data_for_training(bundle, scan, canary):
+    """The list that train.json reads; nobody looks further than the paths and the attributes."""
+    nib.save(nib.Nifti1Image(np.ones((20, 20, 20), np.uint8), np.diag([8.0, 8, 8, 1])), "labels.nii.gz")
+    files = {"image": str(scan), "label": str(canary / "labels.nii.gz")}
+    scans = [{**files, "ventricles": i, "subject": f"{i}"} for i in range(2)]
+    scans = [{**scans[i % 2], "note": value} for i, value in enumerate(HOSTILE)]
+    (canary / "list.json").write_text(json.dumps({"training": scans, "validation": scans}))
+    (canary / "labels.csv").write_text(STATISTICS)
+    overrides = {"dataset_dir": str(canary), "data_list": "list.json", "ckpt_dir": "runs", "output_dir": "runs"}
+    job = workflow(bundle, "train", [bundle / "configs" / "train.json"], overrides)
+    job.initialize()
+    assert job.parser.get_parsed_content("pairs").training(4).data == scans
+
+
+def test_a_data_list_is_data_for_an_exported_bundle(scan, canary, tmp_path_factory, monkeypatch):
+    folder = export_bundle(find_bundle("voxelmorph"), tmp_path_factory.mktemp("exported"))[0]
+    monkeypatch.syspath_prepend(str(folder))
+    items = [{"moving": str(scan), "fixed": str(scan), "id": f"{i}", "note": value} for i, value in enumerate(HOSTILE)]
+    (canary / "list.json").write_text(json.dumps({"test": items}))
+    job = workflow(folder, "infer", [folder / "configs" / "inference.json"], {"data_list": "list.json"})
+    job.initialize()
+    assert job.parser.get_parsed_content("dataset").data == items
+    forget_scripts()
+
+
+def forget_scripts() -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "scripts"]:
+        del sys.modules[name]
+
+
 def test_files_of_a_relative_list_can_have_any_name(scan, canary):
     """A relative list names them as they are, and so does the cohort's table."""
     names = ["$open('sung', 'w').nii.gz", "@bundle_root.nii.gz", "%other.nii.gz", "a#b,c.nii.gz"]
@@ -172,7 +205,7 @@ def test_attributes_of_an_atlas_are_data(text, canary):
 
 def test_the_description_in_a_checkpoint_is_data(scan, canary):
     """The names of attributes and categories come as JSON in a tensor, whatever `weights_only` says."""
-    good = read_weights(str(find_bundle("conditional_atlas") / "models" / "model.pt"))
+    good = read_state(str(find_bundle("conditional_atlas") / "models" / "model.pt"))
     descriptions = [{"attributes": {"ventricles": ["numeric", text]}, "labels": [0, 1]} for text in TEXTS]
     descriptions += [{"attributes": {text: "numeric"}, "labels": None} for text in TEXTS]
     descriptions += [{"attributes": {"ventricles": value}, "labels": None} for value in HOSTILE]
@@ -201,15 +234,30 @@ class Pickled:
 def test_weights_are_never_unpickled(bundle, scan, canary):
     for name, content in (("weights.pt", {"a": Pickled()}), ("weights.pt", Pickled())):
         torch.save(content, name)
-        with pytest.raises((ValueError, pickle.UnpicklingError)):
+        with pytest.raises(ValueError, match=r"weights\.pt: "):
             build_workflow(bundle.name, [item_of(bundle, scan)], (), {"weights": name})
 
 
+def test_no_file_of_weights_momenta_or_training_is_unpickled(canary):
+    """All are read by one function, whatever wrote them."""
+    state = {"optimizer": {"state": {0: {"exp_avg": Pickled()}}}}
+    torch.save(state, "zip.pt")
+    torch.save(state, "legacy.pt", _use_new_zipfile_serialization=False)
+    Path("raw.pt").write_bytes(pickle.dumps(Pickled()))
+    Path("old.pt").write_bytes(pickle.dumps(Pickled(), protocol=0))
+    np.save("array.pt.npy", np.array([Pickled()], dtype=object), allow_pickle=True)
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), "script.pt")
+    for path in sorted(canary.glob("*.pt*")):
+        with pytest.raises(ValueError, match=f"{path.name}: "):
+            read_state(path)
+
+
 def test_the_code_reads_no_pickle_and_evaluates_nothing():
-    """Whatever the door: tensors are read with `weights_only`, and only one function fills a parser."""
+    """Whatever the door: one function reads tensors, and one fills a parser."""
     for path in (REPOSITORY / "custom_components").rglob("*.py"):
         text = path.read_text(encoding="utf-8")
-        for call in re.findall(r"torch\.load\((?:[^()]|\([^()]*\))*\)", text):
+        for call in re.findall(r"(?<!`)torch\.load\([^)]*\)", text):
+            assert path.name == "files.py", f"{path}: read_state is for that"
             assert "weights_only=True" in call, f"{path}: {call}"
         assert not re.search(r"(?<![\w.])(eval|exec)\(|import pickle|allow_pickle=True|yaml\.load|os\.system", text), (
             path
@@ -260,8 +308,7 @@ def scripts(label_bundle, monkeypatch):
     """The exported code, importable as a server imports it."""
     monkeypatch.syspath_prepend(str(label_bundle))
     yield label_bundle
-    for name in [name for name in sys.modules if name.partition(".")[0] == "scripts"]:
-        del sys.modules[name]
+    forget_scripts()
 
 
 def test_requests_to_a_label_server_are_data(scripts, scan, canary):

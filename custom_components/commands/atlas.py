@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..vocabulary import Entry
 from .bundles import find_bundle, takes_scans, those_that_take_scans
-from .workflow import build_workflow, read_weights, writable_folder
+from .workflow import build_workflow, writable_folder
 
 if TYPE_CHECKING:
     from ..evaluation.result import Registration
@@ -81,6 +81,7 @@ def atlas(
         The paths of the template's files, and the scan's registration.
     """
     from ..data.names import check_free, item_name
+    from ..files import read_state
     from ..methods.conditional_atlas.files import write_sweep, write_template
 
     if not takes_scans(find_bundle(bundle)):
@@ -94,7 +95,7 @@ def atlas(
     if scan is not None:
         check_free(folder, [{**item, "id": item_name(item)}])
     network = workflow.parser.get_parsed_content("network")
-    network.load_state_dict(read_weights(workflow.parser.get_parsed_content("weights")))
+    network.load_state_dict(read_state(workflow.parser.get_parsed_content("weights")))
     encoder = network.template.encoder
     swept, values = _parse_sweep(sweep, encoder) if sweep else ("", [])
     free = {swept: values[0]} if values and scan is None else {}

@@ -16,7 +16,7 @@ from .settings import give, typed_settings
 
 if TYPE_CHECKING:
     from monai.bundle import ConfigParser, ConfigWorkflow
-    from torch import Tensor, nn
+    from torch import nn
 
     from ..evaluation.cohort import Cohort
     from ..evaluation.result import Registration
@@ -156,24 +156,22 @@ def _settings_from_weights(source: str, weights: str) -> Config:
     function: Any = locate(source)
     if function is None:
         raise ValueError(f"metadata.json: there is no function {source} (settings_from_weights)")
+    from ..files import read_state
+
+    state = read_state(weights)
     try:
-        return function(read_weights(weights))
+        return function(state)
     except ValueError as error:
         raise ValueError(f"{weights}: {error}") from error
 
 
-def read_weights(path: str) -> dict[str, Tensor]:
-    """The state in a checkpoint, on the CPU; data only, no code."""
-    import torch
-
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
 def _check_architecture(weights: str, network: nn.Module) -> None:
+    from ..files import read_state
+
     # What is no weight (a description) has no fixed length; loading compares it.
     found, wanted = (
         {name: tuple(getattr(value, "shape", ())) for name, value in state.items() if not name.endswith("_extra_state")}
-        for state in (read_weights(weights), network.state_dict())
+        for state in (read_state(weights), network.state_dict())
     )
     if found != wanted:
         raise ValueError(f"{weights}: these are not weights of this bundle's network ({len(wanted)} tensors expected)")
