@@ -137,14 +137,16 @@ def publishing(
         part: name of the part in the manifest.
         of: what the result is of, by role; another one is not replaced.
         add: to the files that the part has.
-        scratch_in: where the scratch folder lies; by default in `folder`. It must be on the same file system.
+        scratch_in: where the scratch folder lies if it is on the same file system; by default in `folder`.
     Raises:
         FileExistsError: if the folder holds this part of something else, or a file of that name which is not ours.
         OSError: in one sentence, if the folder cannot be written to.
         ValueError: if a file named like the manifest is none.
     """
     folder, of = Path(folder), dict(of or {})
-    with aside(folder if scratch_in is None else scratch_in) as scratch:
+    if scratch_in is None or (folder.is_dir() and os.stat(folder).st_dev != os.stat(scratch_in).st_dev):
+        scratch_in = folder
+    with aside(scratch_in) as scratch:
         yield scratch
         names = sorted(path.name for path in scratch.iterdir())
         if not names and part not in read_manifest(folder):
@@ -185,6 +187,15 @@ def list_files(folder: str | os.PathLike[str], part: str, names: Sequence[str], 
         known = manifest.get(part, Part(of={}, files=[]))
         after = Part(of=known["of"], files=sorted({*known["files"], *names}))
         _end(folder, scratch, manifest, {part: Part(**after, unfinished=True) if unfinished else after})
+
+
+def check_place(folder: str | os.PathLike[str], part: str, names: Sequence[str]) -> None:
+    """Refuse a place before the work for it begins; errors as in `publishing`.
+
+    Args:
+        names: of files that may come.
+    """
+    _check(Path(folder), part, {}, list(names), read_manifest(folder))
 
 
 def _check(folder: Path, part: str, of: Mapping[str, str], names: list[str], manifest: Manifest) -> None:

@@ -14,7 +14,7 @@ from urllib.parse import quote
 from ignite.engine import Engine, Events
 
 from ..files import write_metrics, write_table
-from ..results import publishing, replacing
+from ..results import check_place, publishing, replacing
 from ..vocabulary import Metrics, Row
 from .result import Failure, Registration
 
@@ -218,8 +218,13 @@ class CohortReport:
         return Cohort(self.output_dir, tuple(self.registrations), tuple(self.failures))
 
     def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self.check)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
         engine.add_event_handler(Events.COMPLETED, self.write)
+
+    def check(self, engine: Engine) -> None:
+        """Raises FileExistsError: if files of these names are in the folder that no run wrote."""
+        check_place(self.output_dir, COHORT, ("index.html", "metrics.csv", "metrics.json"))
 
     def collect(self, engine: Engine) -> None:
         self.registrations += [item["registration"] for item in engine.state.output if "registration" in item]

@@ -16,9 +16,12 @@ from .finite import check_finite
 
 _TRAINING = "training"  # the part of a folder's manifest
 
+_EVENTS = "events.out.tfevents.*"
+
 
 class RunFiles:
-    """List what a training writes in the manifests of its folders: `last.pt`, the best weights, and `curve.csv`.
+    """List what a training writes in the manifests of its folders: `last.pt`, the best weights, the curve and the events
+    of TensorBoard.
 
     A training that is not resumed deletes what an earlier one listed, just before it writes its own first file; one
     that fails before leaves all as it was. Until the last epoch is over the manifests say `unfinished`. Weights that no
@@ -43,6 +46,7 @@ class RunFiles:
         names = ["last.pt", *(best.networks or ["model.pt"])]
         self.files = [*(best.folder / name for name in names), Path(output_dir) / "curve.csv"]
         self.is_new = not (resume and self.files[0].exists())
+        self.output_dir, self._events = Path(output_dir), set(Path(output_dir).glob(_EVENTS))
         self._before: dict[Path, int] | None = None
 
     def attach(self, engine: Engine, evaluator: Engine) -> None:
@@ -83,6 +87,7 @@ class RunFiles:
     def _list(self, *, unfinished: bool) -> None:
         before = self._before or {}
         written = [path for path, time in self._times().items() if before.get(path) != time]
+        written += {*self.output_dir.glob(_EVENTS)} - self._events
         for folder in {path.parent for path in written}:
             names = [path.name for path in written if path.parent == folder]
             list_files(folder, _TRAINING, names, unfinished=unfinished)

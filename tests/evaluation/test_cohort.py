@@ -48,6 +48,17 @@ def test_one_pair_takes_the_place_of_an_earlier_cohort(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_table_that_no_run_wrote_is_refused_before_the_first_pair(tmp_path):
+    (tmp_path / "metrics.csv").write_text("mine")
+    seen = []
+    engine = Engine(lambda engine, batch: seen.append(batch))
+    CohortReport(tmp_path).attach(engine)
+    with pytest.raises(FileExistsError, match=r"metrics\.csv is there already"):
+        engine.run([1], max_epochs=1)
+    assert seen == []
+    assert (tmp_path / "metrics.csv").read_text() == "mine"
+
+
 def test_the_page_shows_pictures_of_a_relative_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pairs = []

@@ -17,12 +17,14 @@ from ...data.batches import prepare_pair_batch
 from ...evaluation.overlap import label_overlap, present_labels
 from ...fields import warp
 from ...files import read_state, write_metrics, write_table
-from ...results import publishing
+from ...results import check_place, publishing
 from ...vocabulary import Batch, Entry, Result, Row
 from .network import HyperMorphUNet
 from .objective import LabelCriterion
 
 logger = logging.getLogger(__name__)
+
+_TUNING = "tuning"  # the part of the folder's manifest
 
 
 Criterion = Callable[[Result, Batch], Tensor]
@@ -182,6 +184,7 @@ def tune_bundle(
             sweep of one value.
     """
     _check_tuning(criterion, iterations, sweep)
+    check_place(output, _TUNING, ("tuned.json", "tuning.csv", "sweep.csv", "structures.csv"))
     network, deformation = (parser.get_parsed_content(name) for name in ("network", "deformation"))
     network.load_state_dict(read_state(parser.get_parsed_content("weights")))
     network.eval()
@@ -200,7 +203,7 @@ def tune_bundle(
     found = {name: round(value, 6) for name, value in zip(names, values, strict=True)}
     used: Row = {"criterion": "labels" if by_labels else "regularity"}
     used |= {"pairs": len(pairs), "iterations": iterations}
-    with publishing(output, "tuning") as scratch:
+    with publishing(output, _TUNING) as scratch:
         write_table(scratch / "tuning.csv", rows)
         if ids is not None and sweep:
             hyper = torch.tensor([values]).repeat(sweep + 1, 1)
