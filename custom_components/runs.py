@@ -84,11 +84,20 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(text).split())
 
 
+def _arguments(error: BaseException) -> str:
+    """The numbers and texts that MONAI gave the component that failed, as they are written in a call."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_name == "instantiate"]
+    given = frames[-1].f_locals.get("kwargs", {}) if frames else {}
+    plain = {name: value for name, value in given.items() if isinstance(value, bool | int | float | str)}
+    return "(" + ", ".join(f"{name}={value!r}" for name, value in plain.items()) + ")" if plain else ""
+
+
 def _place(chain: list[BaseException]) -> str:
     """The innermost component or expression of a config that failed, as the beginning of a sentence."""
     for one in reversed(chain):
         for pattern in (_COMPONENT, _EXPRESSION):
             found = pattern.match(str(one))
             if found and not found[1].endswith(".run()"):  # which says nothing
-                return re.sub(r"__local_refs\['([^']+)'\]", r"@\1", " ".join(found[1].split())) + ": "
+                words = re.sub(r"__local_refs\['([^']+)'\]", r"@\1", " ".join(found[1].split()))
+                return f"{words}{_arguments(one)}: "
     return ""

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..checks import writable_folder
 from ..vocabulary import Entry
 from .bundles import find_bundle, takes_scans, those_that_take_scans
-from .workflow import build_workflow, writable_folder
+from .workflow import build_workflow
 
 if TYPE_CHECKING:
     from ..evaluation.result import Registration

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..checks import writable_folder
 from ..vocabulary import Metrics
 from .bundles import DEFAULT_BUNDLE, find_bundle
-from .workflow import check_settings, infer, writable_folder
+from .workflow import check_settings, infer
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from ..checks import writable_folder
 from .typed import convert
-from .workflow import build_workflow, writable_folder
+from .workflow import build_workflow
 
 
 @dataclass(frozen=True)

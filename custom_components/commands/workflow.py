@@ -10,6 +10,7 @@ from pathlib import Path
 from pydoc import locate
 from typing import TYPE_CHECKING, Any
 
+from ..checks import writable_folder
 from ..vocabulary import Config, Entry
 from .bundles import abilities, aligner_weights, find_bundle, overlay_path, settings_of, takes_scans
 from .settings import give, typed_settings
@@ -182,15 +183,3 @@ def as_list(value: str | os.PathLike[str] | Sequence[str]) -> list[str]:
     if isinstance(value, os.PathLike) or (isinstance(value, str) and Path(value).exists()):
         return [str(value)]
     return [part for part in value.split(",") if part] if isinstance(value, str) else [str(item) for item in value]
-
-
-def writable_folder(output: str | os.PathLike[str]) -> Path:
-    """Make the output folder, or say at once why that is impossible."""
-    folder = Path(output)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"{folder}: cannot make the output folder ({error.strerror})") from error
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(f"{folder}: no permission to write there")
-    return folder

@@ -38,6 +38,8 @@ def prepare_pair_batch(
     targets = {key: plain(batch[key]) for key in PAIR_KEYS if isinstance(batch.get(key), Tensor)}
     targets = {key: value.to(device, non_blocking=non_blocking, **kwargs) for key, value in targets.items()}
     masks = {key: value for key, value in targets.items() if key.startswith("mask_")}
+    if "image" not in batch:
+        raise ValueError(f"this bundle needs scans with an image, got {', '.join(sorted(targets)) or 'nothing'} alone")
     image = plain(batch["image"]).to(device, non_blocking=non_blocking, **kwargs)
     return image, targets, (), {"masks": masks} if masks else {}
 

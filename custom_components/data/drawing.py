@@ -78,6 +78,12 @@ def pair_with_atlas(num_scans: int, num_pairs: int | None, shuffle: bool) -> Pai
     return SamePairs([(i, num_scans) for i in range(num_scans)], num_pairs)
 
 
+def _no_pair(scans: Sequence[Entry]) -> str:
+    people = len({subject_of(scan) for scan in scans})
+    groups = ", and no two people of one group" if people > 1 else ""
+    return f"no pair of different people can be formed: {len(scans)} scans of {people}{groups}"
+
+
 def pair_scans(scans: Sequence[Entry], partner: str, num_pairs: int | None, shuffle: bool) -> Pairing:
     """Pairs of scans with their partners.
 
@@ -98,7 +104,7 @@ def pair_scans(scans: Sequence[Entry], partner: str, num_pairs: int | None, shuf
         group = np.unique([str(scan.get("group", "")) for scan in scans], return_inverse=True)[1]
         partners = [np.flatnonzero((person != person[i]) & (group == group[i])) for i in range(len(scans))]
     if not any(len(p) for p in partners):
-        raise ValueError(f"no pair of different people can be formed of these {len(scans)} scans")
+        raise ValueError(_no_pair(scans))
     if shuffle:
         return RandomPartners(partners, num_pairs or len(scans))
     return SamePairs([(moving, int(fixed)) for moving, p in enumerate(partners) for fixed in p], num_pairs)

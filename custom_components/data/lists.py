@@ -59,11 +59,11 @@ def load_list(
         ValueError: if the file is no JSON object, the section is absent or empty, an item is neither scan nor pair, or
             two ids are equal or name one folder.
     """
-    path = Path(path)
+    path = Path(str(path))
     if not path.is_file():
         raise FileNotFoundError(f"no data list at {path}")
     try:
-        sections = json.loads(path.read_text(encoding="utf-8"))
+        sections = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"data list {path} is not valid JSON: {error}") from error
     if not isinstance(sections, dict):

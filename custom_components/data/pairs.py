@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from ..checks import check_number
 from ..fields import plain
 from ..vocabulary import Entry
 from .drawing import Pairing, SamePairs, pair_scans, pair_with_atlas
@@ -30,6 +31,9 @@ class TrainingPairs:
         transform: loads a scan (or pair); see `ScanPairDataset`.
         atlas, partner: see `ScanPairDataset`.
         flip_probability: of mirroring a training pair along its first axis (left and right).
+    Raises:
+        ValueError: if the probability is none; from the methods, which name the section and the list, as
+            `load_list` and `ScanPairDataset` do.
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class TrainingPairs:
         partner: str = "another person",
         flip_probability: float = 0.0,
     ) -> None:
+        check_number("flip_probability", flip_probability, least=0, most=1)
         self.data_list, self.base_dir, self.transform = data_list, base_dir, transform
         self.atlas, self.partner, self.flip_probability = atlas, partner, flip_probability
 
@@ -60,29 +65,36 @@ class TrainingPairs:
         flip = None
         if self.flip_probability:
             flip = RandFlipd(_FLIPPED, prob=self.flip_probability, spatial_axis=0, allow_missing_keys=True)
-        return self._dataset(self._scans(section, data), flip, num_pairs, shuffle)
+        return self._dataset(section, data, flip, num_pairs, shuffle)
 
     def validation(
         self, num_pairs: int | None = None, *, section: str = "validation", data: Sequence[Entry] | None = None
     ) -> ScanPairDataset:
         """The data set for validation: the same `num_pairs` each time, unflipped; `data` as for `training`."""
-        return self._dataset(self._scans(section, data), None, num_pairs, False)
-
-    def _scans(self, section: str, data: Sequence[Entry] | None) -> Sequence[Entry]:
-        return load_list(self.data_list, section, self.base_dir) if data is None else data
+        return self._dataset(section, data, None, num_pairs, False)
 
     def _dataset(
-        self, scans: Sequence[Entry], flip: Callable[[Entry], Entry] | None, num_pairs: int | None, shuffle: bool
+        self,
+        section: str,
+        data: Sequence[Entry] | None,
+        flip: Callable[[Entry], Entry] | None,
+        num_pairs: int | None,
+        shuffle: bool,
     ) -> ScanPairDataset:
-        return ScanPairDataset(
-            scans,
-            self.transform,
-            flip,
-            num_pairs=num_pairs,
-            atlas=self.atlas,
-            partner=self.partner,
-            shuffle=shuffle,
-        )
+        scans = load_list(self.data_list, section, self.base_dir) if data is None else data
+        try:
+            return ScanPairDataset(
+                scans,
+                self.transform,
+                flip,
+                num_pairs=num_pairs,
+                atlas=self.atlas,
+                partner=self.partner,
+                shuffle=shuffle,
+            )
+        except ValueError as error:
+            place = "" if data is not None else f" (section {section!r} of {self.data_list})"
+            raise ValueError(f"{error}{place}") from error
 
 
 class ScanPairDataset(Dataset[Entry], Randomizable):
@@ -127,6 +139,8 @@ class ScanPairDataset(Dataset[Entry], Randomizable):
         shuffle: bool = True,
         cache: bool = True,
     ) -> None:
+        if num_pairs is not None:
+            check_number("the number of pairs", num_pairs, least=1, whole=True)
         self.data = [dict(item) for item in data]
         self.pairs_given = _check(self.data)
         self.transform, self.pair_transform, self.partner = transform, pair_transform, partner

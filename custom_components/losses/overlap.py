@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +28,7 @@ class LabelDice(nn.Module):
 
     def __init__(self, labels: Sequence[int] | str, *, pooled: bool = False) -> None:
         super().__init__()
-        if labels != "all" and (isinstance(labels, str) or not labels or min(labels) < 0):
-            raise ValueError(f"expected labels 'all' or a list of ids from 0 on, got {labels!r}")
-        self.labels = labels if isinstance(labels, str) else list(labels)
+        self.labels = _ids(labels)
         self.pooled = pooled
 
     def forward(self, ddf: Tensor, moving: Tensor, fixed: Tensor) -> Tensor:
@@ -53,8 +51,10 @@ class LabelDice(nn.Module):
         else:
             chosen = torch.tensor(self.labels, device=ddf.device)
         num = int(chosen[-1]) + 1 if isinstance(self.labels, str) else max(self.labels) + 1
-        # Ids beyond the chosen ones share the last bin, which is never read.
-        maps = [torch.where(labels < num, labels.long(), num).flatten(1) for labels in (moving, fixed)]
+        # Ids beyond the chosen ones, and those below 0, share the last bin, which is never read.
+        maps = [
+            torch.where((labels >= 0) & (labels < num), labels.long(), num).flatten(1) for labels in (moving, fixed)
+        ]
         overlap, mass = _Overlap.apply(ddf, *maps, num + 1)
         count = _bin_sums(torch.ones_like(maps[1], dtype=overlap.dtype), maps[1], num + 1)
         overlap, total = overlap[:, chosen], (mass + count)[:, chosen]
@@ -79,11 +79,9 @@ class LabelLikelihood(nn.Module):
 
     def __init__(self, labels: Sequence[int] | str, sigma: float = 1.0) -> None:
         super().__init__()
-        if labels != "all" and (isinstance(labels, str) or not labels or min(labels) < 0):
-            raise ValueError(f"expected labels 'all' or a list of ids from 0 on, got {labels!r}")
+        self.labels = _ids(labels)
         if sigma <= 0:
             raise ValueError(f"expected a sigma above 0, got {sigma}")
-        self.labels = labels if isinstance(labels, str) else list(labels)
         self.sigma = sigma
 
     def forward(self, ddf: Tensor, moving: Tensor, fixed: Tensor) -> Tensor:
@@ -106,6 +104,16 @@ class LabelLikelihood(nn.Module):
             moving, fixed = (label_indicators(labels, ids).to(ddf.dtype) for labels in (moving, fixed))
         difference = warp(moving, ddf, padding="border") - fixed
         return difference.square().sum(1).mean() / self.sigma**2
+
+
+def _ids(labels: object) -> list[int] | str:
+    """Labels that count: "all", or a list of ids."""
+    listed = list(labels) if isinstance(labels, Iterable) and not isinstance(labels, str) else []
+    if labels == "all":
+        return "all"
+    if not listed or not all(isinstance(label, int) and label >= 0 for label in listed):
+        raise ValueError(f"expected labels 'all' or a list of ids from 0 on, got {labels!r}")
+    return listed
 
 
 def label_indicators(label_map: Tensor, labels: Sequence[int]) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from ..checks import check_number
 from ..fields import warp
 from ..vocabulary import Batch, Pred, Result
 from .regularization import FoldingPenalty
@@ -54,6 +55,10 @@ class RegistrationLoss(nn.Module):
         segmentation_weight: float = 0.01,
     ) -> None:
         super().__init__()
+        for name, value in (("weight", weight), ("similarity_weight", similarity_weight)):
+            check_number(name, value, least=0)
+        for name, value in (("folding_weight", folding_weight), ("segmentation_weight", segmentation_weight)):
+            check_number(name, value, least=0)
         self.similarity, self.similarity_weight = similarity, similarity_weight
         self.regularization, self.weight, self.regularized = regularization, weight, regularized
         self.folding, self.folding_weight = FoldingPenalty(0.2), folding_weight

@@ -107,7 +107,7 @@ class ResumableCheckpoint:
             if isinstance(thing, CosineAnnealingLR) and length is not None and length != thing.T_max:
                 _stretch(thing, length)
         except (RuntimeError, ValueError, TypeError) as error:
-            reason = str(error).splitlines()[:2][-1].strip()  # torch's first line names the class alone
+            reason = str(error).splitlines()[:2][-1].strip()[:160]  # torch's first line names the class alone
             raise RuntimeError(f"{source} is a checkpoint of another {name}: {reason}") from error
 
     def save(self, engine: Engine) -> None:

@@ -12,6 +12,7 @@ from monai.handlers import ValidationHandler
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from ..checks import check_number, check_switch
 from ..data.batches import Prepare
 from ..networks.parallel import is_distributed
 from ..vocabulary import Entry, Output, Result
@@ -49,7 +50,10 @@ def trainer(
         dataset: the training items; their number is the length of an epoch.
         evaluator: runs after every `val_interval` epochs, before the handlers of that event.
         train_handlers: further handlers, attached in this order.
+    Raises:
+        ValueError: for a number that is none or out of its range, and where no validation would come.
     """
+    _check_trainer(optimizer, max_epochs, batch_size, val_interval, amp)
     return SupervisedTrainer(
         device=device,
         max_epochs=max_epochs,
@@ -63,6 +67,22 @@ def trainer(
         amp=amp,
         decollate=False,
     )
+
+
+def _check_trainer(
+    optimizer: torch.optim.Optimizer, max_epochs: int, batch_size: int, val_interval: int, amp: bool
+) -> None:
+    for group in optimizer.param_groups:
+        check_number("learning_rate", group["lr"], above=0)
+    check_number("max_epochs", max_epochs, least=1, whole=True)
+    check_number("batch_size", batch_size, least=1, whole=True)
+    check_number("val_interval", val_interval, least=1, whole=True)
+    check_switch("amp", amp)
+    if val_interval > max_epochs:
+        raise ValueError(
+            f"expected a val_interval of at most max_epochs, {max_epochs}, got {val_interval}: no validation would "
+            "choose weights"
+        )
 
 
 def validator(

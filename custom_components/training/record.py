@@ -16,6 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
+from ..checks import check_number, check_switch, writable_folder
 from ..networks.parallel import is_first_process, unwrap
 from ..vocabulary import Stateful
 from .checkpoints import AverageWeights, BestCheckpoint, ResumableCheckpoint, WeightAverage
@@ -64,6 +65,8 @@ class TrainingRecord:
         resume: continue from `last.pt` if it exists.
         initial_weights: file of the network's weights to start from, unless a run is resumed.
         fresh: parts of the names of weights that `initial_weights` may lack.
+    Raises:
+        ValueError: if `ema_decay` is no number from 0 to below 1, or `resume` is neither True nor False.
     """
 
     def __init__(
@@ -78,11 +81,15 @@ class TrainingRecord:
         initial_weights: str | os.PathLike[str] | None = None,
         fresh: Sequence[str] = (),
     ) -> None:
+        check_number("ema_decay", ema_decay, least=0, below=1)
+        check_switch("resume", resume)
         self.objects, self.evaluator, self.best, self.output_dir = dict(objects), evaluator, best, Path(output_dir)
         self.ema_decay, self.resume, self.initial_weights, self.fresh = ema_decay, resume, initial_weights, fresh
 
     def attach(self, engine: Engine) -> None:
         """Attach every part to the trainer, and those of validation to the evaluator."""
+        for folder in (self.best.folder, self.output_dir):
+            writable_folder(folder)
         FiniteLoss().attach(engine)
         files = RunFiles(self.objects, self.best, self.output_dir, resume=self.resume)
         files.attach(engine, self.evaluator)
