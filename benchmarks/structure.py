@@ -57,11 +57,11 @@ def measure(checkout: Path) -> Measures:
 
 
 def _count_lines(path: Path) -> int:
-    return len(path.read_text().splitlines())
+    return len(path.read_text(encoding="utf-8").splitlines())
 
 
 def _add_file(found: Measures, path: Path, name: Path) -> None:
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     tree = ast.parse(text)
     if len(tree.body) > (ast.get_docstring(tree) is not None):
         found.files[str(name)] = len(text.splitlines())
@@ -172,8 +172,8 @@ def pasted_share(checkout: Path, pattern: str) -> tuple[list[int], float]:
 
 
 def _lines_of(path: Path) -> list[str]:
-    json.loads(path.read_text())
-    stripped = (line.strip().rstrip(",") for line in path.read_text().splitlines())
+    json.loads(path.read_text(encoding="utf-8"))
+    stripped = (line.strip().rstrip(",") for line in path.read_text(encoding="utf-8").splitlines())
     return [line for line in stripped if any(character.isalnum() for character in line)]
 
 

@@ -57,12 +57,14 @@ def apply(
     from ..space.files import read_transform
     from ..space.points import is_points_file, move_points
     from ..space.warping import interpolation_named
+    from ..space.writers import check_image_ending
 
     mode = interpolation_named(interpolation)
     if is_points_file(source):
         steps = [step for path in as_list(transform) for step in read_transform(path)]
         number, space = move_points(steps, source, output, space)
         return Applied(Path(output), f"{number} points, {space} mm")
+    check_image_ending(output)
     if reference is None:
         raise ValueError("an image needs --reference: the image whose grid the result takes")
     steps = [step for path in as_list(transform) for step in read_transform(path)]

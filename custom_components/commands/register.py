@@ -40,7 +40,7 @@ def register(
     """Register one image to another with a bundle's network, and save everything under OUTPUT/<fixed>__<moving>.
 
     Args:
-        moving: image that is deformed (NIfTI or MGZ; NRRD, MHA and others with `itk`).
+        moving: image that is deformed (NIfTI or MGZ; NRRD, MHA, a folder with a DICOM series and others with `itk`).
         fixed: image whose space the result lives in.
         output: folder for the results.
         bundle: name of a bundle, or its folder.

@@ -7,9 +7,12 @@ Convention: inside the package the world is RAS+ millimetres and a matrix acts o
 *moving* image. A transform from fixed to moving is a sequence of steps, matrices and `DisplacementField`s, applied in
 the order given. Files follow ITK: LPS millimetres.
 
+A NIfTI file lies where ITK's reader places it (`frames`), so that written transforms apply in ITK, ANTs and SimpleITK.
+
 2-D images (two axes, or a third one of a single voxel) live in a plane. If it is a world plane (axial, coronal,
 sagittal), its coordinates are the two world coordinates that vary, in the order x, y, z; else the two in-plane
-directions nearest to world axes, pointing to their positive side.
+directions nearest to world axes, pointing to their positive side. Transforms of slices are written as 3-D ones
+(`planes`).
 """
 
 from .affine import register_affine
