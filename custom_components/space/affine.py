@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ..notices import warn
 from .files import place_itk_image
 from .grids import Grid, canonical_grid, center_of_mass, flip_lps, model_grid
 from .readers import import_itk
@@ -27,6 +28,9 @@ _SAMPLES = 2**15  # points at which the optimiser compares the images
 
 
 _BINS = 32
+
+
+_CLEARLY_BETTER = 1.2  # ratio of mutual informations
 
 
 _TURN_DEGREES = 10.0  # of the second round of starts
@@ -47,8 +51,9 @@ def register_affine(fixed: Volume, moving: Volume, *, transform: str = "affine",
     """Find the affine (or rigid) world map that aligns a moving image with a fixed one, of any contrast.
 
     Starts from the headers as they are, from the centres of the grids and from the centres of mass, refined rigidly on
-    a coarse grid; the best result and turns of it about each axis are refined on a finer grid, and the best of these
-    once more, by an affine map if asked for. Samples are drawn with `seed` and summed in order, so that equal input
+    a coarse grid; from a quarter or half turn, with a warning, if one is clearly better, for headers may be wrong. The
+    best result and turns of it about each axis are refined on a finer grid, and the best of these once more, by an
+    affine map if asked for. Samples are drawn with `seed` and summed in order, so that equal input
     gives an equal result.
 
     Args:
@@ -83,6 +88,13 @@ def register_affine(fixed: Volume, moving: Volume, *, transform: str = "affine",
         return max(found, key=lambda matrix: _mutual_information(level, matrix))
 
     best = refine(coarse, _translations(coarse), "rigid")
+    turn = _quarter_turn(coarse, best)
+    if turn is not None:
+        warn(
+            f"{moving.path}, {fixed.path}: the header of one seems to be turned by 90 or 180 degrees, which the affine "
+            "alignment undid; check it, left and right above all"
+        )
+        best = refine(coarse, [turn], "rigid")
     best = refine(fine, [best, *_turned(best, center)], "rigid")
     return refine(fine, [best], transform)
 
@@ -125,6 +137,24 @@ def _translations(level: _Level) -> list[np.ndarray]:
     ]
     shifts = [np.zeros(d), level.moving_grid.center - level.fixed_grid.center, masses[1] - masses[0]]
     return [_about(np.eye(d), np.zeros(d), shift) for shift in shifts]
+
+
+def _quarter_turn(level: _Level, best: np.ndarray) -> np.ndarray | None:
+    """A map by quarter turns about the centres of mass, if it is clearly better as it is than the best one found."""
+    d = len(level.fixed_grid.size)
+    fixed, moving = (
+        center_of_mass(image_weights(image), grid.affine)
+        for image, grid in ((level.fixed, level.fixed_grid), (level.moving, level.moving_grid))
+    )
+    turns = []
+    for order, signs in itertools.product(itertools.permutations(range(d)), itertools.product((1, -1), repeat=d)):
+        turn = np.zeros((d, d))
+        turn[range(d), order] = signs
+        if np.linalg.det(turn) > 0 and np.trace(turn) < d:
+            turns.append(_about(turn, fixed, moving - fixed))
+    found = max(turns, key=lambda matrix: _mutual_information(level, matrix))
+    is_better = _mutual_information(level, found) > _CLEARLY_BETTER * _mutual_information(level, best)
+    return found if is_better else None
 
 
 def _turned(matrix: np.ndarray, center: np.ndarray) -> list[np.ndarray]:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from space.cases import save
 
+from custom_components.notices import collecting
 from custom_components.space import (
     load_image,
     register_affine,
@@ -35,3 +37,42 @@ def test_affine_in_the_plane_finds_an_origin_that_is_off_by_100_mm(test_data: Pa
     found = register_affine(fixed, moving)
     assert np.linalg.norm(transform_points_world(fixed.grid.center[None], [found]) - moving.grid.center) < 20
     np.testing.assert_array_equal(found, register_affine(fixed, moving))
+
+
+def shapes(size: tuple[int, ...]) -> np.ndarray:
+    """An image without symmetries."""
+    grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, n) for n in size], indexing="ij"))
+    blob = lambda center, width: np.exp(-(((grid.T - center) / width) ** 2).sum(-1)).T  # noqa: E731
+    d = len(size)
+    centers = np.array([[0, 0, 0], [0.5, 0.2, -0.1], [-0.2, 0.55, 0.3], [0.1, -0.3, 0.5]])[:, :d]
+    return sum(
+        weight * blob(c, w) for c, w, weight in zip(centers, (0.6, 0.2, 0.15, 0.25), (1, 1, 2, 1.5), strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [[[0, -1], [1, 0]], [[-1, 0], [0, -1]], [[1, 0, 0], [0, -1, 0], [0, 0, -1]], [[0, 0, 1], [0, 1, 0], [-1, 0, 0]]],
+    ids=["90", "180", "180 about R", "90 about A"],
+)
+def test_a_header_turned_by_90_or_180_degrees_is_undone_and_said(tmp_path: Path, turn: list[list[int]]) -> None:
+    pytest.importorskip("itk")
+    d = len(turn)
+    size = (40, 44, 36)[:d]
+    image = shapes(size).astype(np.float32)[(..., *[None] * (3 - d))]
+    affine = np.diag([*[3.0] * d, *[1.0] * (4 - d)])
+    turned = np.eye(4)
+    turned[:d, :d] = turn
+    center = np.append((affine @ np.append((np.array(image.shape) - 1) / 2, 1))[:3], 0)
+    turned[:3, 3] = (center - turned @ center)[:3]
+    fixed, moving = (
+        load_image(save(tmp_path / f"{name}.nii.gz", image, matrix))
+        for name, matrix in (("fixed", affine), ("moving", turned @ affine))
+    )
+    with collecting() as warnings:
+        found = register_affine(fixed, moving, transform="rigid")
+    points = np.random.default_rng(0).normal(center[:d], 20, (50, d))
+    expected = points @ turned[:d, :d].T + turned[:d, 3]
+    assert np.linalg.norm(transform_points_world(points, [found]) - expected, axis=1).mean() < 1
+    assert len(warnings) == 1
+    assert "turned by 90 or 180 degrees" in warnings[0]
