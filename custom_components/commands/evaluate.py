@@ -21,6 +21,8 @@ def evaluate(
     dataset_dir: str | None = None,
     again: bool = False,
     overlay: str | Sequence[str] = (),
+    window: Sequence[float] | None = None,
+    fill: float | None = None,
     **settings: object,
 ) -> Cohort:
     """Register all pairs of a data list and measure them: OUTPUT/metrics.csv, metrics.json and index.html.
@@ -38,6 +40,7 @@ def evaluate(
         dataset_dir: folder to which the list's paths are relative; default: the list's folder.
         again: do all pairs again.
         overlay: further config files, the last one wins.
+        window, fill: intensities that are compared, and the value outside the moving image, as in `register`.
         **settings: any setting of the bundle's inference.json.
     Returns:
         The registration of each pair.
@@ -55,7 +58,7 @@ def evaluate(
         kinds = ("single scans", "pairs of moving and fixed")
         raise ValueError(f"section {section!r} of {data_list} holds {kinds[single]}, expected {kinds[not single]}")
     overlays = [*as_list(overlay), overlay_path("evaluate")]
-    settings |= {"output_dir": str(output)}
+    settings |= {"output_dir": str(output), "preprocessing#window": window, "preprocessing#fill": fill}
     root = find_bundle(bundle)
     configs, given = check_settings(root, overlays, settings, spatial_dims(pairs))
     pairs = [{**pair, "request": request_of(pair, root, configs, given)} for pair in pairs]

@@ -23,7 +23,7 @@ from .planes import plane_affine
 from .readers import import_itk, nibabel_frame
 from .resampling import DisplacementField, Step
 from .volumes import Volume
-from .writers import save_image
+from .writers import check_image_format, save_image
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +51,7 @@ def write_image(
     """
     array = image.detach().cpu().numpy()
     if dtype is not None:
-        # NIfTI readers differ in what they make of 64-bit integers; nibabel refuses to write them unasked.
-        array = array.astype(np.int32 if dtype.kind in "iu" and dtype.itemsize == 8 else dtype)
+        array = array.astype(dtype)
     d = affine.shape[0] - 1
     several = [len(array)] if array.ndim == d + 1 and len(array) > 1 else []
     array = np.moveaxis(array, 0, -1) if array.ndim == d + 1 else array
@@ -61,8 +60,7 @@ def write_image(
         array, affine = array.reshape(*shape, *several), like.file_affine
     elif array.ndim == d + 1:
         array = array.reshape([*array.shape[:d], *[1] * (3 - d if several else 0), *several])
-    with replacing(path) as temporary:
-        _save_nifti(array, _embed(affine), temporary)
+    write_voxels(path, array, _embed(affine))
 
 
 def write_voxels(
@@ -74,6 +72,10 @@ def write_voxels(
         affine: (4, 4), voxel to RAS mm, of the first three axes.
         header: of another file; intent, description and what it says about further axes is kept.
     """
+    if array.dtype.kind in "iu" and array.dtype.itemsize == 8:
+        # NIfTI readers differ in what they make of 64-bit integers; nibabel refuses to write them unasked.
+        array = array.astype(np.int32 if np.abs(array).max() < 2**31 else np.float64)
+    check_image_format(path, array)  # before there is a temporary file, which the message would name
     with replacing(path) as temporary:
         _save_nifti(array, affine, temporary, like=header)
 

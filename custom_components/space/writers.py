@@ -15,11 +15,20 @@ _MGH = (".mgz", ".mgh")
 _ITK = (".mha", ".nrrd")
 
 
-def check_image_ending(path: str | os.PathLike[str]) -> None:
-    """Raises ValueError: if images cannot be written in the format of this ending, or there is none."""
+def check_image_format(path: str | os.PathLike[str], array: np.ndarray) -> None:
+    """Raises ValueError: if there is no such format, or it cannot hold an array of this shape and type."""
     if not str(path).lower().endswith((*_NIFTI, *_MGH, *_ITK)):
         endings = ", ".join((*_NIFTI, *_MGH, *_ITK))
         raise ValueError(f"{path}: expected the name of an image file that ends in one of {endings}")
+    if str(path).lower().endswith(_NIFTI):
+        return
+    if _without_single_axes(array).ndim > 3 or array.dtype.kind not in "fiu":
+        raise ValueError(f"{path}: only NIfTI files (.nii.gz) can hold an image of shape {array.shape}, {array.dtype}")
+
+
+def _without_single_axes(array: np.ndarray) -> np.ndarray:
+    """An array without the axes of one voxel at its end, beyond the third."""
+    return array.reshape(array.shape[: max([3, *[i + 1 for i, n in enumerate(array.shape) if n > 1]])])
 
 
 def save_image(image: nib.Nifti1Image, path: str | os.PathLike[str]) -> None:
@@ -29,16 +38,14 @@ def save_image(image: nib.Nifti1Image, path: str | os.PathLike[str]) -> None:
         ValueError: if there is no such format, or it cannot hold the image.
         ImportError: if the format needs `itk` and it is not installed.
     """
-    check_image_ending(path)
     path = str(path)
+    array = np.asarray(image.dataobj)
+    check_image_format(path, array)
     name = path.lower()
     if name.endswith(_NIFTI):
         nib.save(image, path)
         return
-    array = np.asarray(image.dataobj)
-    array = array.reshape(array.shape[: max([3, *[i + 1 for i, n in enumerate(array.shape) if n > 1]])])
-    if array.ndim > 3 or array.dtype.kind not in "fiu":
-        raise ValueError(f"{path}: only NIfTI files (.nii.gz) can hold an image of shape {array.shape}, {array.dtype}")
+    array = _without_single_axes(array)
     if name.endswith(_MGH):
         _save_mgh(array, image.affine, path)
     else:
