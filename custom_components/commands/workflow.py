@@ -6,6 +6,7 @@ import logging
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from pydoc import locate
 from typing import TYPE_CHECKING, Any
@@ -42,8 +43,16 @@ def infer(
 
     workflow = build_workflow(bundle, pairs, overlays, settings, earlier=earlier)
     workflow.parser.get_parsed_content("evaluator")  # what components refuse, they refuse before anything is written
-    check_free(writable_folder(workflow.parser.get_parsed_content("output_dir")), pairs)
-    workflow.run()
+    output = Path(workflow.parser.get_parsed_content("output_dir"))
+    is_new = not output.exists()
+    check_free(writable_folder(output), pairs)
+    try:
+        workflow.run()
+    except BaseException:
+        if is_new:
+            with suppress(OSError):  # something is in it
+                output.rmdir()
+        raise
     return workflow.parser.get_parsed_content("cohort").cohort
 
 

@@ -83,6 +83,8 @@ def test_words_that_mean_nothing_are_refused_before_anything_happens(words, part
         (["--device", "toaster"], "--device: there is no 'toaster' on this machine"),
         (["--nothing", "3"], "synthmorph has no setting 'nothing'"),
         (["--optimize", "-5"], "expected iterations of at least 0"),
+        (["--spacing", "0"], "one positive number"),
+        (["--affine", "nowhere.tfm"], "nowhere.tfm"),
         (["--labels", "3,x"], "--labels: expected whole numbers with commas between them or 'all', got '3,x'"),
         (["--report#surface", "3"], "synthmorph has no setting 'report#surface'; there are labels, picture, surfaces"),
     ],
