@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -142,6 +142,7 @@ class ScanPairDataset(Dataset[Entry], Randomizable):
         if num_pairs is not None:
             check_number("the number of pairs", num_pairs, least=1, whole=True)
         self.data = [dict(item) for item in data]
+        self.num_given = len(self.data)  # an atlas follows them
         self.pairs_given = _check(self.data)
         self.transform, self.pair_transform, self.partner = transform, pair_transform, partner
         self.pairing: Pairing
@@ -171,6 +172,24 @@ class ScanPairDataset(Dataset[Entry], Randomizable):
         if self.pair_transform is not None:
             pair = self.pair_transform(pair)
         return _with_image(pair)
+
+    def check_keys(self, needed: Collection[str], alike: bool) -> None:
+        """Refuse scans or pairs without a key of a pair that a training needs.
+
+        Args:
+            needed: keys of a pair that all of them need.
+            alike: whether they need to have the same keys, as those of one batch do.
+        Raises:
+            ValueError: with the key, how many lack it, and the first of them.
+        """
+        for key in ("label_moving", "label_fixed", "mask_moving", "mask_fixed"):
+            name = key if self.pairs_given else key.rpartition("_")[0]
+            given = self.data[: self.num_given]
+            lacking = [item for item in given if name not in item]
+            if lacking and (key in needed or (alike and len(lacking) < len(given))):
+                why = "the loss compares them" if key in needed else "those of a batch are alike: give batch_size 1"
+                first = next((value for value in lacking[0].values() if isinstance(value, str)), "an array")
+                raise ValueError(f"{len(lacking)} of {len(given)} items have no {name!r}, {first} the first; {why}")
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> ScanPairDataset:
         """Seed the drawing of pairs and the random transforms; MONAI's DataLoader does so in each worker."""

@@ -64,6 +64,11 @@ class RegistrationLoss(nn.Module):
         self.folding, self.folding_weight = FoldingPenalty(0.2), folding_weight
         self.overlap, self.segmentation_weight = overlap, segmentation_weight
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The keys of a batch that it needs besides the images."""
+        return () if self.overlap is None else ("label_moving", "label_fixed")
+
     def forward(self, pred: Result, batch: Batch) -> Tensor:
         """Total loss, a scalar. The (weighted, detached) terms are left in `pred["terms"]` by name, for the logs.
 

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import check_number
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -84,8 +86,12 @@ def fixed_size_grid(
     """A RAS grid of given size (D,) and spacing whose middle lies at the world point `center_mm` (default: the origin).
 
     Raises:
-        ValueError: if the spacing is not positive or the numbers of axes differ.
+        ValueError: if the spacing is not positive, the size is none, or the numbers of axes differ.
     """
+    if np.ndim(size) != 1 or len(size) not in (2, 3):
+        raise ValueError(f"expected a size of 2 or 3 whole numbers, got {size!r}")
+    for value in size:
+        check_number("size", value, least=2, whole=True)
     d = len(size)
     spacing = _per_axis(spacing_mm, d, "spacing_mm")
     center = np.zeros(d) if center_mm is None else np.asarray(center_mm, dtype=np.float64)
@@ -97,7 +103,10 @@ def fixed_size_grid(
 
 
 def _per_axis(value: float | Sequence[float], d: int, name: str) -> np.ndarray:
-    values = np.asarray(value, dtype=np.float64)
+    try:
+        values = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):  # texts, nested lists
+        values = np.array([])
     values = np.full(d, values) if values.ndim == 0 else values
     if values.shape != (d,) or not (values > 0).all():
         raise ValueError(f"expected {name} to be one positive number or {d} of them, got {value}")

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ..checks import check_number, check_switch
-from ..data.batches import Prepare
+from ..data.batches import Prepare, prepare_pair_batch
+from ..data.pairs import ScanPairDataset
 from ..networks.parallel import is_distributed
 from ..vocabulary import Entry, Output, Result
 from .scores import registration_score
@@ -51,9 +52,12 @@ def trainer(
         evaluator: runs after every `val_interval` epochs, before the handlers of that event.
         train_handlers: further handlers, attached in this order.
     Raises:
-        ValueError: for a number that is none or out of its range, and where no validation would come.
+        ValueError: for a number that is none or out of its range, where no validation would come, and for scans without
+            the labels that the loss compares.
     """
     _check_trainer(optimizer, max_epochs, batch_size, val_interval, amp)
+    if isinstance(dataset, ScanPairDataset) and prepare_batch is prepare_pair_batch:
+        dataset.check_keys(getattr(loss_function, "needs", ()), alike=batch_size > 1)
     return SupervisedTrainer(
         device=device,
         max_epochs=max_epochs,
