@@ -21,7 +21,12 @@ from .scores import registration_score
 
 
 def loader(dataset: Dataset[Entry], batch_size: int = 1, *, shuffle: bool = True) -> DataLoader:
-    """Batches of a data set; in a distributed run, of this process's share of it."""
+    """Batches of a data set; in a distributed run, of this process's share of it.
+
+    Raises:
+        ValueError: if the size of a batch is no whole number of at least 1.
+    """
+    check_number("batch_size", batch_size, least=1, whole=True)
     if not is_distributed():
         return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle)
     sampler = DistributedSampler(dataset, even_divisible=True, shuffle=shuffle)
@@ -55,9 +60,9 @@ def trainer(
         ValueError: for a number that is none or out of its range, where no validation would come, and for scans without
             the labels that the loss compares.
     """
-    _check_trainer(optimizer, max_epochs, batch_size, val_interval, amp)
+    _check_trainer(optimizer, max_epochs, val_interval, amp)
     if isinstance(dataset, ScanPairDataset) and prepare_batch is prepare_pair_batch:
-        dataset.check_keys(getattr(loss_function, "needs", ()), alike=batch_size > 1)
+        dataset.check_keys(getattr(loss_function, "needs", ()), alike=batch_size != 1)
     return SupervisedTrainer(
         device=device,
         max_epochs=max_epochs,
@@ -73,13 +78,10 @@ def trainer(
     )
 
 
-def _check_trainer(
-    optimizer: torch.optim.Optimizer, max_epochs: int, batch_size: int, val_interval: int, amp: bool
-) -> None:
+def _check_trainer(optimizer: torch.optim.Optimizer, max_epochs: int, val_interval: int, amp: bool) -> None:
     for group in optimizer.param_groups:
         check_number("learning_rate", group["lr"], above=0)
     check_number("max_epochs", max_epochs, least=1, whole=True)
-    check_number("batch_size", batch_size, least=1, whole=True)
     check_number("val_interval", val_interval, least=1, whole=True)
     check_switch("amp", amp)
     if val_interval > max_epochs:
