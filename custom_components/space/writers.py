@@ -15,11 +15,16 @@ _MGH = (".mgz", ".mgh")
 _ITK = (".mha", ".nrrd")
 
 
-def check_image_format(path: str | os.PathLike[str], array: np.ndarray) -> None:
-    """Raises ValueError: if there is no such format, or it cannot hold an array of this shape and type."""
+def check_image_ending(path: str | os.PathLike[str]) -> None:
+    """Raises ValueError: if images cannot be written in the format of this ending, or there is none."""
     if not str(path).lower().endswith((*_NIFTI, *_MGH, *_ITK)):
         endings = ", ".join((*_NIFTI, *_MGH, *_ITK))
         raise ValueError(f"{path}: expected the name of an image file that ends in one of {endings}")
+
+
+def check_image_format(path: str | os.PathLike[str], array: np.ndarray) -> None:
+    """Raises ValueError: if there is no such format, or it cannot hold an array of this shape and type."""
+    check_image_ending(path)
     if str(path).lower().endswith(_NIFTI):
         return
     if _without_single_axes(array).ndim > 3 or array.dtype.kind not in "fiu":
