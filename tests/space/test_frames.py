@@ -73,7 +73,7 @@ def test_any_header_is_placed_as_itk_places_it(
     ours = nifti_frame(header, "a.nii").affine
     corners = np.array([[0, 0, 0, 1], [*np.array(SIZE) - 1, 1]]).T
     voxel = np.linalg.norm(theirs[:3, :3], axis=0).min()
-    np.testing.assert_allclose(ours @ corners, theirs @ corners, atol=1e-2 * voxel, rtol=1e-5)
+    np.testing.assert_allclose(ours @ corners, theirs @ corners, atol=2e-2 * voxel, rtol=1e-5)
 
 
 def test_disagreeing_frames_are_said_once_and_the_qform_is_taken(tmp_path: Path, caplog) -> None:
