@@ -20,8 +20,8 @@ _EVENTS = "events.out.tfevents.*"
 
 
 class RunFiles:
-    """List what a training writes in the manifests of its folders: `last.pt`, the best weights, the curve and the events
-    of TensorBoard.
+    """List what a training writes in the manifests of its folders: `last.pt`, the best weights, the curve, and the
+    events of TensorBoard.
 
     A training that is not resumed deletes what an earlier one listed, just before it writes its own first file; one
     that fails before leaves all as it was. Until the last epoch is over the manifests say `unfinished`. Weights that no
