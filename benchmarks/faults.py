@@ -20,6 +20,7 @@ import argparse
 import contextlib
 import gzip
 import hashlib
+import importlib
 import json
 import logging
 import os
@@ -31,7 +32,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,7 @@ def fork(kind: Kind, output: Path, setting: int, *, after_s: float | None = None
         try:
             os.dup2(null, 1)
             os.dup2(null, 2)
+            torch.set_num_threads(1)  # renews torch's pool, which threads of a fork would race for
             time.perf_counter = time.process_time = lambda: 0.0  # or no two runs say the same
             if watch is not None:
                 sys.addaudithook(watch)
@@ -267,6 +269,21 @@ def leftovers(output: Path) -> list[str]:
     return [str(p.relative_to(output)) for p in output.rglob(".*")]
 
 
+def import_all(kind: Kind, output: Path) -> None:
+    """Import what a run imports, so that each fork has it."""
+    output.mkdir(exist_ok=True)
+    run = replace(
+        kind, run=lambda folder, setting: (kind.run(folder, setting), listed.write_text(" ".join(sys.modules)))
+    )
+    listed = output / "modules"
+    if fork(run, output, 0) != 0:
+        raise RuntimeError(f"{kind.name} fails undisturbed")
+    for name in listed.read_text().split():
+        if not name.startswith("__"):
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
+
+
 def whole(kind: Kind, setting: int, output: Path) -> tuple[Known, float, int]:
     """What an undisturbed run puts in place, its seconds, and its number of changes of files."""
     log = output.with_name("log")
@@ -302,7 +319,7 @@ def trial(kind: Kind, output: Path, setting: int, known: list[Known], **how: Any
 def measure(kind: Kind, kills: int, place: Path, generator: random.Random) -> Outcome:
     """The trials of one kind of run."""
     start = sum(os.times()[:4])
-    kind.run(place / "warm", 0)  # what it imports, each fork has
+    import_all(kind, place / "warm")
     output, total = place / kind.name, Outcome()
     found = [whole(kind, setting, output) for setting in (0, 1)]  # in place: tables name their folder
     while total.killed < kills:
