@@ -249,8 +249,8 @@ def test_labels_of_the_template_are_carried_to_the_scans_own_grid(world, tmp_pat
     load = LoadToTemplated(network, str(tmp_path))
     data, files = saved(tmp_path, load, {**item, "age": 40, "sex": "F"})
     fixed, moving = load_labels(data["label_fixed_path"]), load_image(item["image"])
-    inverse = DisplacementField(data["pred"]["inverse_ddf"], Grid(network.affine.numpy(), WORLD[1]))
-    expected = resample(fixed.data, fixed.affine, moving.grid, steps=[inverse], mode="nearest")
+    inverse = DisplacementField(data["pred"]["inverse_ddf"], Grid(network.affine.numpy(), WORLD[1])).fading()
+    expected = resample(fixed.data, fixed.affine, moving.grid, steps=[inverse], mode="nearest", fill=0)
     written = load_labels(files["warped_fixed_label"])
     assert torch.equal(written.data, expected)
     np.testing.assert_allclose(written.affine, moving.affine, atol=1e-5)
@@ -266,9 +266,9 @@ def test_labels_of_the_template_are_carried_through_the_affine_too(world, tmp_pa
     load = LoadToTemplated(network, str(tmp_path), str(tmp_path / "shift.tfm"))
     data, files = saved(tmp_path, load, {**item, "age": 40, "sex": "F"})
     fixed, moving = load_labels(data["label_fixed_path"]), load_image(item["image"])
-    inverse = DisplacementField(data["pred"]["inverse_ddf"], Grid(network.affine.numpy(), WORLD[1]))
+    inverse = DisplacementField(data["pred"]["inverse_ddf"], Grid(network.affine.numpy(), WORLD[1])).fading()
     steps = [np.linalg.inv(matrix), inverse]
-    expected = resample(fixed.data, fixed.affine, moving.grid, steps=steps, mode="nearest")
+    expected = resample(fixed.data, fixed.affine, moving.grid, steps=steps, mode="nearest", fill=0)
     assert torch.equal(load_labels(files["warped_fixed_label"]).data, expected)
 
 
