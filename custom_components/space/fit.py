@@ -5,10 +5,12 @@ Convention: affines and world matrices are RAS millimetres; a world matrix maps 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
+from ..memory import check_memory
 from ..notices import warn
 from .grids import Grid, canonical_grid, model_grid, voxel_map
 from .volumes import Volume
@@ -16,6 +18,8 @@ from .volumes import Volume
 _POINTS_PER_AXIS = 24  # at which overlap is looked for
 
 _LITTLE_OVERLAP = 0.1
+
+_BYTES_PER_VOXEL_3D, _BYTES_PER_VOXEL_2D = 240.0, 100.0
 
 MIN_VOXELS = 16  # along the longest axis of a model grid
 
@@ -68,8 +72,13 @@ def fitting_grid(fixed: Volume, spacing_mm: float | Sequence[float] | None, *, m
     Raises:
         ValueError: if the spacing is to be kept and is larger than the image.
     """
-    grid = model_grid(fixed.affine, fixed.grid.size, spacing_mm, multiple=multiple)
     native = canonical_grid(fixed.grid)
+    spacing = native.spacing if spacing_mm is None else np.asarray(spacing_mm, dtype=np.float64)
+    if (spacing > 0).all():
+        voxels = math.prod(float(n) for n in (np.array(native.size) - 1) * native.spacing / spacing + 1)
+        what = f"{fixed.path}: a model grid of {voxels:.3g} voxels"
+        check_memory(model_grid_bytes(voxels, len(native.size)), what, "give a coarser --spacing, or crop the image")
+    grid = model_grid(fixed.affine, fixed.grid.size, spacing_mm, multiple=multiple)
     if spacing_mm is None or max(grid.size) >= min(MIN_VOXELS, max(native.size)):
         return grid
     extent = float((native.spacing * (np.array(native.size) - 1)).max())
@@ -87,6 +96,14 @@ def fitting_grid(fixed: Volume, spacing_mm: float | Sequence[float] | None, *, m
         "which is not what the weights were trained for; --spacing sets another"
     )
     return better
+
+
+def model_grid_bytes(voxels: float, dimensions: int) -> float:
+    """An estimate of the memory that a registration takes at least, by the voxels of its model grid.
+
+    Measured with the smallest need of the networks of the bundles, without refinement (docs/reliability.md).
+    """
+    return voxels * (_BYTES_PER_VOXEL_3D if dimensions == 3 else _BYTES_PER_VOXEL_2D)
 
 
 def _by(size: Sequence[int]) -> str:

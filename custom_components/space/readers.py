@@ -15,6 +15,7 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
+from ..memory import check_array
 from .frames import Frame, nifti_frame
 from .grids import flip_lps
 
@@ -65,6 +66,7 @@ def nibabel_frame(image: Any, path: str) -> Frame:
 def read_nibabel(path: str) -> tuple[np.ndarray, Frame]:
     """The scaled voxels of a file, all axes, any type, and its frame. Errors as `open_nibabel` and `nifti_frame`."""
     image = open_nibabel(path)
+    check_array(image.shape, max(image.get_data_dtype().itemsize, 4), path)
     try:
         array = np.asarray(image.dataobj)
     except (*_DAMAGED, ValueError) as error:
@@ -99,6 +101,8 @@ def read_itk_components(path: str) -> tuple[np.ndarray, Frame, int]:
     itk = import_itk(f"reading {path}")
     slices = dicom_slices(path) if os.path.isdir(path) else None
     reader = _itk_reader(path if slices is None else slices[0])
+    size = [reader.GetDimensions(i) for i in range(reader.GetNumberOfDimensions())]
+    check_array([*size, reader.GetNumberOfComponents()], max(reader.GetComponentSize(), 4), path)
     several = reader.GetNumberOfComponents() > 1
     # Of what itk's Python package has no type for, it can still read the numbers.
     pixel = itk.VariableLengthVector[itk.F] if several else itk.D if reader.GetComponentSize() > 2 else itk.F

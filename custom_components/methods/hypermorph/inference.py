@@ -13,6 +13,7 @@ from torch import Tensor
 from ...deformations.base import Deformation
 from ...fields import plain
 from ...inference.prediction import Masks, Network, Precision
+from ...memory import check_memory
 from ...networks.parallel import unwrap
 from ...vocabulary import Result
 from .network import HyperMorphUNet
@@ -130,9 +131,11 @@ class SweepInferer(Inferer):
 
     @torch.no_grad()
     def _swept(self, image: Tensor, network: HyperMorphUNet, hyper: Tensor) -> dict[str, Tensor]:
+        per_value = 4.0 * (image.ndim - 2) * image[:, 0].numel()
+        check_memory(2 * self.sweep * per_value, f"a sweep of {self.sweep} values", "give a smaller --sweep")
+        ddf = torch.empty(len(image), self.sweep, image.ndim - 2, *image.shape[2:])
         values = hyper[:, None].repeat(1, self.sweep, 1)
         values[:, :, 0] = torch.linspace(0, 1, self.sweep)
-        ddf = torch.empty(len(image), self.sweep, image.ndim - 2, *image.shape[2:])
         start = time.perf_counter()
         for i in range(len(image)):
             layout = torch.channels_last_3d if image.ndim == 5 else torch.channels_last

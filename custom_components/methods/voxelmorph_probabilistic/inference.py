@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ...deformations.base import Deformation
 from ...inference.prediction import Masks, Network
+from ...memory import check_memory
 from ...vocabulary import Result
 
 
@@ -44,6 +45,8 @@ class SamplesInferer(Inferer):
         if "posterior" not in pred:
             raise ValueError("samples need a network that predicts a log variance; this one gives a velocity alone")
         parameters, size = pred["posterior"], pred["ddf"].shape[2:]
+        needed = 2 * 4.0 * self.samples * pred["ddf"].numel()
+        check_memory(needed, f"drawing {self.samples} samples", "give fewer --samples or a coarser --spacing")
         generator = torch.Generator().manual_seed(self.seed)
         samples = torch.empty(len(parameters), self.samples, len(size), *size)
         for k in range(self.samples):

@@ -1,0 +1,54 @@
+"""What cannot fit into memory is refused in one sentence, with the estimate and what to do."""
+
+import gzip
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from custom_components import memory
+from custom_components.memory import available_bytes, check_memory
+from custom_components.methods.voxelmorph_probabilistic.deformation import GaussianVelocity
+from custom_components.methods.voxelmorph_probabilistic.inference import SamplesInferer
+from custom_components.space import load_image
+from custom_components.space.fit import fitting_grid
+
+
+def test_memory_is_free_and_finite_here():
+    assert 2**20 < available_bytes() < 2**50
+
+
+def test_a_machine_that_says_nothing_refuses_nothing(monkeypatch):
+    monkeypatch.setattr(memory, "available_bytes", lambda: float("inf"))
+    check_memory(1e30, "all", "nothing")
+
+
+def bomb(path, shape):
+    """A small file whose header says that it holds many voxels, all 0."""
+    header = nib.Nifti1Image(np.zeros((1, 1, 1), np.uint8), np.eye(4)).header
+    header.set_data_shape(shape)
+    with gzip.open(path, "wb") as file:
+        file.write(header.binaryblock + b"\0\0\0\0" + bytes(10**6))
+    return path
+
+
+@pytest.mark.parametrize("shape", [(30000, 30000, 30000), (20000, 20000, 100, 30000)])
+def test_a_compressed_file_that_would_fill_the_memory_is_not_read(tmp_path, shape):
+    with pytest.raises(ValueError, match=r"bomb.nii.gz: its header says .* needs about .* GiB of memory"):
+        load_image(bomb(tmp_path / "bomb.nii.gz", shape))
+
+
+@pytest.mark.parametrize("spacing", [1e-3, 1e-9, 1e-30, 1e-300, [1e-9, 1, 1]])
+def test_a_spacing_that_is_too_fine_is_refused(tmp_path, spacing):
+    image = np.random.default_rng(0).random((20, 20, 20)).astype(np.float32)
+    nib.save(nib.Nifti1Image(image, np.diag([20.0, 20, 20, 1])), tmp_path / "a.nii")
+    with pytest.raises(ValueError, match=r"a.nii: a model grid of .* voxels needs about .*; give a coarser --spacing"):
+        fitting_grid(load_image(tmp_path / "a.nii"), spacing, fit=False)
+
+
+def test_too_many_samples_are_refused():
+    answer = {"ddf": torch.zeros(1, 3, 8, 8, 8), "posterior": torch.zeros(1, 6, 4, 4, 4)}
+    inferer = SamplesInferer(lambda *_, **__: answer, GaussianVelocity(), samples=10**9)
+    with pytest.raises(ValueError, match=r"drawing 1000000000 samples needs about .* GiB .* fewer --samples"):
+        inferer(torch.zeros(1, 2, 8, 8, 8), None)
