@@ -7,6 +7,7 @@ import os
 import shutil
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,21 @@ def test_the_server_lists_the_model(server):
 def test_the_server_answers_with_labels_on_the_studys_grid(server, studies, tmp_path, name):
     assert infer(server, tmp_path / "answer.nii.gz", name, optimize=10) == 200
     check_labels(tmp_path / "answer.nii.gz", studies, name)
+
+
+def test_fifty_requests_in_turn_and_fifty_at_once_are_answered_equally(server, tmp_path):
+    names = list(FRAMES)
+
+    def ask(number: int, kind: str) -> bytes:
+        path = tmp_path / f"{kind}_{number}.nii.gz"
+        assert infer(server, path, names[number % len(names)], optimize=0) == 200
+        return load_image(path).data.numpy().tobytes()
+
+    in_turn = [ask(number, "in_turn") for number in range(50)]
+    with ThreadPoolExecutor(10) as pool:
+        at_once = list(pool.map(lambda number: ask(number, "at_once"), range(50)))
+    assert at_once == in_turn
+    assert in_turn == [in_turn[number % len(names)] for number in range(50)]
 
 
 def test_an_uploaded_label_map_is_propagated(server, studies, tmp_path):
