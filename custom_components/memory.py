@@ -39,8 +39,12 @@ def available_bytes() -> float:
 
 
 _CGROUPS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        "/sys/fs/cgroup/memory/memory.stat",
+    ),
 )
 
 
@@ -52,8 +56,11 @@ def _machine() -> float:
         return math.inf
 
 
-def _container(limit: str, usage: str) -> float:
+def _container(limit: str, usage: str, stat: str) -> float:
     try:
-        return float(Path(limit).read_text()) - float(Path(usage).read_text())
+        free = float(Path(limit).read_text()) - float(Path(usage).read_text())
+        counts = dict(line.split() for line in Path(stat).read_text().splitlines())
     except (OSError, ValueError):
         return math.inf
+    # Files that were read lie in memory as long as nobody else needs it.
+    return free + float(counts.get("total_inactive_file", counts.get("inactive_file", 0)))

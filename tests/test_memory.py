@@ -24,6 +24,18 @@ def test_a_machine_that_says_nothing_refuses_nothing(monkeypatch):
     check_memory(1e30, "all", "nothing")
 
 
+@pytest.mark.parametrize(("name", "free"), [("inactive_file", 700), ("total_inactive_file", 700), ("anon", 400)])
+def test_files_that_were_read_leave_a_container_their_memory(tmp_path, name, free):
+    for file, content in (("limit", "1000"), ("usage", "600"), ("stat", f"{name} 300\n")):
+        (tmp_path / file).write_text(content)
+    assert memory._container(*(str(tmp_path / file) for file in ("limit", "usage", "stat"))) == free
+
+
+def test_a_container_without_a_limit_has_all_memory(tmp_path):
+    (tmp_path / "limit").write_text("max\n")
+    assert memory._container(str(tmp_path / "limit"), str(tmp_path / "x"), str(tmp_path / "x")) == float("inf")
+
+
 def bomb(path, shape):
     """A small file whose header says that it holds many voxels, all 0."""
     header = nib.Nifti1Image(np.zeros((1, 1, 1), np.uint8), np.eye(4)).header
