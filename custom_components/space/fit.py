@@ -101,7 +101,7 @@ def fitting_grid(fixed: Volume, spacing_mm: float | Sequence[float] | None, *, m
 def model_grid_bytes(voxels: float, dimensions: int) -> float:
     """An estimate of the memory that a registration takes at least, by the voxels of its model grid.
 
-    Measured in 3-D with `synthmorph` at 64^3 and 96^3, without refinement (docs/reliability.md). The figure for 2-D is a
+    Measured in 3-D with `synthmorph` at 64^3 and 96^3, without refinement (docs/reliability.md). That for 2-D is a
     guess: no image of two dimensions comes near a machine's memory.
     """
     return voxels * (_BYTES_PER_VOXEL_3D if dimensions == 3 else _BYTES_PER_VOXEL_2D)
