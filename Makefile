@@ -40,4 +40,4 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	touch $@
 
 clean:  ## remove the environment and what was built
-	rm -rf $(VENV) demo_output build *.egg-info
+	rm -rf $(VENV) .venv-lowest demo_output build *.egg-info
