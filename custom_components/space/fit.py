@@ -98,6 +98,25 @@ def fitting_grid(fixed: Volume, spacing_mm: float | Sequence[float] | None, *, m
     return better
 
 
+def checked_grid(grid: Grid, image: Volume) -> Grid:
+    """A grid of a training's size and spacing, if it can hold something of an image.
+
+    Raises:
+        ValueError: if one of its voxels is larger than the image, all of it smaller than a voxel, or it does not fit
+            into memory.
+    """
+    what = f"{image.path}: a grid of {_by(grid.size)} voxels"
+    check_memory(model_grid_bytes(math.prod(map(float, grid.size)), len(grid.size)), what, "give a smaller --size")
+    extent = float((image.grid.spacing * np.array(image.grid.size)).max())
+    if float(grid.spacing.min()) > extent:
+        spacing = f"{float(grid.spacing.min()):g} mm is larger than the image ({extent:.4g} mm)"
+        raise ValueError(f"{image.path}: a spacing of {spacing}; give a smaller --spacing")
+    across, voxel = float((grid.spacing * np.array(grid.size)).max()), float(image.grid.spacing.min())
+    if across < voxel:
+        raise ValueError(f"{what} is {across:.2g} mm wide, less than a voxel ({voxel:.4g} mm); give a larger --spacing")
+    return grid
+
+
 def model_grid_bytes(voxels: float, dimensions: int) -> float:
     """An estimate of the memory that a registration takes at least, by the voxels of its model grid.
 

@@ -22,7 +22,7 @@ from monai.transforms import Transform
 from ..notices import collecting, warn
 from ..space.affine import register_affine
 from ..space.files import read_affine_transform
-from ..space.fit import check_overlap, fitting_grid
+from ..space.fit import check_overlap, checked_grid, fitting_grid
 from ..space.grids import Grid, center_of_mass, fixed_size_grid
 from ..space.planes import flatten_matrix
 from ..space.resampling import resample
@@ -325,7 +325,8 @@ class LoadScand(Transform):
         if image is None and not maps:
             raise ValueError(f"expected an item with image, label or mask, got the keys {sorted(map(str, data))}")
         matrix = read_affine_transform(str(data["affine"])) if data.get("affine") else None
-        grid = fixed_size_grid(self.spacing, self.size, self._center(image or next(iter(maps.values()))))
+        shown = image or next(iter(maps.values()))
+        grid = checked_grid(fixed_size_grid(self.spacing, self.size, self._center(shown)), shown)
         for key, volume in images.items():
             result[key] = resample(
                 scale_intensity(volume.data), volume.affine, grid, world_matrix=matrix, antialias=True

@@ -13,7 +13,7 @@ from support import ROTATION
 from custom_components.notices import collecting
 from custom_components.space import load_image, load_labels
 from custom_components.space.fit import MIN_VOXELS, check_overlap, fitting_grid
-from custom_components.transforms.load import LoadPaird
+from custom_components.transforms.load import LoadPaird, LoadScand
 
 
 def placed(tmp_path, name, size, spacing, center, turn=None):
@@ -134,3 +134,21 @@ def test_values_that_no_image_has_are_refused(tmp_path, value):
     array[1, 1, 1] = value
     with pytest.raises(ValueError, match=r"odd.nii: expected values below 1e\+30"):
         load_image(save(tmp_path / "odd.nii", array))
+
+
+@pytest.mark.parametrize(
+    ("spacing", "size", "reason"),
+    [
+        (1e9, [16, 16, 16], "is larger than the image .* give a smaller --spacing"),
+        (1e-9, [16, 16, 16], "less than a voxel .* give a larger --spacing"),
+        (2.0, [100000, 100000, 100000], "needs about .* GiB .* give a smaller --size"),
+    ],
+)
+def test_a_training_grid_that_holds_nothing_or_too_much_is_refused(fixed, spacing, size, reason):
+    with pytest.raises(ValueError, match=f"fixed.nii.gz: .*{reason}"):
+        LoadScand(spacing, size)({"image": fixed.path})
+
+
+def test_a_training_grid_may_be_larger_than_the_image_or_a_part_of_it(fixed):
+    for spacing, size in ((8.0, [16, 16, 16]), (0.5, [8, 8, 8])):
+        assert LoadScand(spacing, size)({"image": fixed.path})["image"].shape == (1, *size)
