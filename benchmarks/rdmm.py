@@ -110,6 +110,12 @@ def measure(name: str, args: argparse.Namespace, trained: Mapping[str, str]) -> 
         options = dict(settings)
         if network is not None:
             options["weights"] = trained.get(network) or str(trained_here(network, args))
+        # Components are parts of a configuration, not settings.
+        parts = {key: options.pop(key) for key, value in settings.items() if isinstance(value, dict)}
+        overlay = folder.with_suffix(".json")
+        overlay.parent.mkdir(parents=True, exist_ok=True)
+        overlay.write_text(json.dumps(parts))
+        options["overlay"] = [*options.get("overlay", []), str(overlay)]
         evaluate(str(args.output / "pairs.json"), str(folder), bundle=bundle, affine="none", **options)
     return json.loads((folder / "metrics.json").read_text())["pairs"]
 

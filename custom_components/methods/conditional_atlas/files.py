@@ -16,7 +16,8 @@ from ...data.names import file_stem, item_name, safe_name
 from ...evaluation.overlap import present_labels
 from ...files import write_metrics, write_table
 from ...notices import collecting, warn
-from ...results import publishing
+from ...results import publishing, read_manifest
+from ...space.components import load_components
 from ...space.files import write_image
 from ...space.grids import voxel_spacing
 from ...transforms.load import GridOptions, LoadPaird
@@ -62,6 +63,10 @@ def write_template(
     stem = safe_name("_".join(["template", *parts]))
     affine = network.affine.cpu().numpy()
     of = {name: _text(value) for name, value in attributes.items()}
+    kinds = {"template": ".nii.gz"} | ({} if labels is None else {"label": "_label.nii.gz"})
+    files = {kind: folder / f"{stem}{ending}" for kind, ending in kinds.items()}
+    if not picture and _is_there(folder, stem, files, {"template": image[:1], "label": labels}):
+        return {kind: str(path) for kind, path in files.items()}
     with publishing(folder, stem, of) as scratch:
         write_image(scratch / f"{stem}.nii.gz", image[:1], affine)
         if labels is not None:
@@ -70,13 +75,20 @@ def write_template(
         if picture:
             heading = ", ".join(f"{name} {_text(value)}" for name, value in attributes.items())
             template_picture(scratch / f"{stem}.png", image, labels, spacing_mm=_spacing(affine), title=heading)
-    kinds = {"template": ".nii.gz", "label": "_label.nii.gz", "picture": ".png"}
-    files = {kind: folder / f"{stem}{ending}" for kind, ending in kinds.items()}
-    if labels is None:
-        files.pop("label")
-    if not picture:
-        files.pop("picture")
+    files |= {"picture": folder / f"{stem}.png"} if picture else {}
     return {kind: str(path) for kind, path in files.items()}
+
+
+def _is_there(folder: Path, stem: str, files: Mapping[str, Path], content: Mapping[str, Tensor | None]) -> bool:
+    """Whether a whole result in the folder holds just these images: then its picture shows them, too."""
+    known = read_manifest(folder).get(stem, {})
+    if known.get("unfinished") or not {path.name for path in files.values()} <= {*known.get("files", [])}:
+        return False
+    try:
+        found = {kind: load_components(str(path)).data for kind, path in files.items()}
+    except (OSError, ValueError):
+        return False
+    return all(np.array_equal(values, np.asarray(content[kind])) for kind, values in found.items())
 
 
 def write_sweep(

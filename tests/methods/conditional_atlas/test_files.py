@@ -90,6 +90,18 @@ def test_a_template_without_attributes_has_a_plain_name(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"template.nii.gz", "template.json", "files.json"}
 
 
+def test_a_picture_stays_as_long_as_it_shows_the_template(tmp_path):
+    network = make_network(SIZES[0])
+    attributes = {name: 40.0 if name == "age" else "F" for name in network.template.encoder.names}
+    picture = Path(write_template(tmp_path, network, attributes)["picture"])
+    write_template(tmp_path, network, attributes, picture=False)
+    assert picture.is_file()
+    with torch.no_grad():
+        network.template.image.add_(1.0)
+    write_template(tmp_path, network, attributes, picture=False)
+    assert not picture.exists()
+
+
 def test_names_of_files_are_made_of_any_category(tmp_path):
     network = make_network(SIZES[0], {"group": ["AD/MCI", "control"]})
     for _ in range(2):
