@@ -287,17 +287,15 @@ def import_all(kind: Kind, output: Path) -> None:
 
 def whole(kind: Kind, setting: int, output: Path) -> tuple[Known, float, int]:
     """What an undisturbed run puts in place, its seconds, and its number of changes of files."""
-    log = output.with_name("log")
+    log, start = output.with_name("log"), time.perf_counter()
     if fork(kind, output, setting, watch=Watch(output, log=log)) != 0:
         raise RuntimeError(f"{kind.name} fails undisturbed")
-    lines = log.read_text().splitlines()
+    seconds, lines = time.perf_counter() - start, log.read_text().splitlines()
     log.unlink()
     known: Known = {}
     for name, _, value in (line.partition("\t") for line in lines if line):
         known.setdefault(name, set()).add(value)
-    start = time.perf_counter()
-    fork(kind, output, setting)
-    return known, time.perf_counter() - start, len(lines)
+    return known, seconds, len(lines)
 
 
 def trial(kind: Kind, output: Path, setting: int, known: list[Known], **how: Any) -> Outcome:

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -80,12 +81,22 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: there is no such file of weights")
     try:
+        _check_sums(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of many classes: pickle's, zipfile's, torch's own
         raise ValueError(f"{path}: this is no file of weights, or a damaged one ({type(error).__name__})") from error
     if not isinstance(state, dict):
         raise ValueError(f"{path}: expected a file of named weights, got a {type(state).__name__}")
     return state
+
+
+def _check_sums(path: str | os.PathLike[str]) -> None:
+    """Compare the checksums that torch writes, and does not read: one wrong bit can move a deformation unnoticed."""
+    if zipfile.is_zipfile(path):  # files of torch before 1.6 have none
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(damaged)
 
 
 def load_weights(network: nn.Module, path: str | os.PathLike[str], name: str) -> None:
