@@ -28,15 +28,17 @@ import torch
 from torch import Tensor
 
 from benchmarks.device_synthesis import Augmentation, DevicePairs, LabelTable
+from benchmarks.experiments import bundle_config
 from custom_components.fields import integrate_velocity, resize_field, warp
-from custom_components.files import read_state, save_tensors
+from custom_components.files import load_weights, save_tensors
 from custom_components.losses.regularization import FoldingPenalty, GradientPenalty
 from custom_components.losses.similarity import LNCC
 from custom_components.networks.voxelmorph_unet import VoxelMorphUNet
+from custom_components.synthesis.intensities import read_statistics
 
 STRUCTURES = [2, 3, 4, 7, 8, 10, 11, 12, 13, 14, 15, 16, 17, 18, 24, 26, 28]
 STRUCTURES += [41, 42, 43, 46, 47, 49, 50, 51, 52, 53, 54, 58, 60]
-FEATURES = {"voxelmorph": None, "synthmorph": ([64] * 4, [64] * 6)}
+TRAINED = ("voxelmorph", "synthmorph")
 CONTRASTS = ("t1", "t2", "inverted", "random")
 FIRST_EXTRACEREBRAL, FLUID = 500, 24
 
@@ -66,35 +68,34 @@ class Recipe:
 
 
 def label_table(path: Path, ids: np.ndarray, device: torch.device) -> LabelTable:
-    """The table of the ids from a CSV file with id, t1_prior_class, t1_prior_mean, t1_prior_mean_spread."""
-    with open(path, newline="") as file:
-        rows = {int(row["id"]): row for row in csv.DictReader(file)}
-    known = [rows[int(i)] for i in ids]
-    mean, spread, group = (
-        torch.tensor([float(row[f"t1_prior_{key}"]) for row in known], device=device)
-        for key in ("mean", "mean_spread", "class")
-    )
-    number = torch.as_tensor(ids.astype(np.int64), device=device)
-    inside = (number > 0) & (number < FIRST_EXTRACEREBRAL)
-    chosen = [STRUCTURES.index(i) if i in STRUCTURES else len(STRUCTURES) for i in ids.tolist()]
-    return LabelTable(
-        mean=mean,
-        spread=spread,
-        t2_mean=torch.where(inside, 285 - 1.3 * mean, mean).clamp(0, 255),
-        group=group.long(),
-        chosen=torch.tensor(chosen, device=device),
-        cerebral=number < FIRST_EXTRACEREBRAL,
-        fluid=number == FLUID,
-    )
+    """The table of the ids (L,), ascending, from the file that `read_statistics` reads; equal statistics are a group.
+
+    Raises:
+        ValueError: if the file lacks an id.
+    """
+    number = torch.as_tensor(ids.astype(np.int64))
+    (mean, spread), (t2_mean, _) = (read_statistics(path, contrast=c) for c in ("t1", "t2"))
+    mean, spread, t2_mean = (values[number] for values in (mean, spread, t2_mean))
+    if mean.isnan().any():
+        raise ValueError(f"{path}: expected statistics of all labels, got none of {number[mean.isnan()].tolist()}")
+    chosen = [STRUCTURES.index(i) if i in STRUCTURES else len(STRUCTURES) for i in number.tolist()]
+    columns = {
+        "mean": mean,
+        "spread": spread,
+        "t2_mean": t2_mean.clamp(0, 255),
+        "group": torch.stack([mean, spread], 1).unique(dim=0, return_inverse=True)[1],
+        "chosen": torch.tensor(chosen),
+        "cerebral": number < FIRST_EXTRACEREBRAL,
+        "fluid": number == FLUID,
+    }
+    return LabelTable(**{name: values.to(device) for name, values in columns.items()})
 
 
 def build_network(bundle: str, initial: Path | None, device: torch.device) -> VoxelMorphUNet:
-    features = FEATURES[bundle]
-    options = {} if features is None else {"encoder_channels": features[0], "decoder_channels": features[1]}
-    network = VoxelMorphUNet(3, half_resolution=True, **options)
+    """A bundle's 3-D network, with weights to start from if a file is given."""
+    network = bundle_config(bundle, ["inference"]).get_parsed_content("network_def")
     if initial is not None:
-        stored = read_state(initial)
-        network.load_state_dict(stored.get("network", stored))
+        load_weights(network, initial, bundle)
     return network.to(device)
 
 
@@ -306,7 +307,7 @@ def run(training: Training, held_out: DevicePairs, minutes: float, output: Path,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("maps", type=Path)
-    parser.add_argument("--bundle", choices=list(FEATURES), default="synthmorph")
+    parser.add_argument("--bundle", choices=TRAINED, default="synthmorph")
     parser.add_argument("--table", type=Path, required=True, help="CSV file of the labels' T1-like intensities")
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--output", type=Path, required=True)

@@ -18,17 +18,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from benchmarks.experiments import bundle_config
 from custom_components.deformations.velocity import StationaryVelocity
 from custom_components.fields import integrate_velocity, warp
 from custom_components.inference.refiner import refiner
 from custom_components.losses.overlap import LabelDice
 from custom_components.losses.pair import pair_loss
 from custom_components.losses.similarity import LNCC, MIND
-from custom_components.networks.voxelmorph_unet import VoxelMorphUNet
 
-FEATURES = {"voxelmorph": {}, "synthmorph": {"encoder_channels": [64] * 4, "decoder_channels": [64] * 6}}
+TIMED = ("voxelmorph", "synthmorph")
 
 
 class Bench:
@@ -153,12 +153,12 @@ def networks(bench: Bench, size: list[int]) -> None:
     device, name = bench.device, "x".join(map(str, size))
     image = torch.cat([smooth([1, 1, *size], device), smooth([1, 1, *size], device)], 1)
     deformation, loss = StationaryVelocity(), pair_loss(0.1, folding_weight=10.0)
-    for bundle, options in FEATURES.items():
-        network = VoxelMorphUNet(3, half_resolution=True, **options).to(device)
+    for bundle in TIMED:
+        network = bundle_config(bundle, ["inference"]).get_parsed_content("network_def").to(device)
         optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
         for precision in (torch.float32, torch.bfloat16) if device.type == "cuda" else (torch.float32,):
 
-            def pair(network: VoxelMorphUNet = network, precision: torch.dtype = precision) -> dict[str, Tensor]:
+            def pair(network: nn.Module = network, precision: torch.dtype = precision) -> dict[str, Tensor]:
                 with torch.autocast(device.type, precision, enabled=precision != torch.float32):
                     velocity = network(image).float()
                 fields = deformation(velocity, size)

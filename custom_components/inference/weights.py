@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from ignite.engine import Engine
-from monai.handlers import CheckpointLoader
+import os
 
-from ..files import read_state
+from ignite.engine import Engine, Events
+from torch import nn
+
+from ..files import load_weights
+from ..networks.parallel import unwrap
 
 
-class WeightsLoader(CheckpointLoader):
-    """MONAI's `CheckpointLoader`, for files whose checksums are right and whose errors are one sentence.
+class WeightsLoader:
+    """A handler that loads weights at the start of a run, by `files.load_weights`, whose errors are one sentence.
 
-    Args: as MONAI's.
+    Args:
+        network: may be wrapped for data-parallel work.
+        path: of a file of named weights, as `BestCheckpoint` writes it.
     """
+
+    def __init__(self, network: nn.Module, path: str | os.PathLike[str]) -> None:
+        self.network, self.path = network, path
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
         """Raises: FileNotFoundError: if there is no such file. ValueError: if it is damaged or another network's."""
-        read_state(self.load_path)
-        try:
-            super().__call__(engine)
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise ValueError(f"{self.load_path}: these are not weights of this bundle's network") from error
+        load_weights(unwrap(self.network), self.path, "registration")

@@ -23,8 +23,8 @@ IDS = [0, 2, 3, 24, 507]
 
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
-    rows = ["id,t1_prior_class,t1_prior_mean,t1_prior_mean_spread"]
-    rows += [f"{number},{i},{40 * (i + 1)},5" for i, number in enumerate(IDS)]
+    rows = ["id,t1_prior_mean,t1_prior_mean_spread"]
+    rows += [f"{number},{40 * (i + 1)},5" for i, number in enumerate(IDS)]
     path = tmp_path / "labels.csv"
     path.write_text("\n".join(rows) + "\n")
     return path

@@ -19,7 +19,9 @@ def weights(tmp_path):
 
 
 def load(path, network):
-    WeightsLoader(str(path), {"model": network}, map_location="cpu", strict=True)(Engine(lambda *_: None))
+    engine = Engine(lambda *_: None)
+    WeightsLoader(network, path).attach(engine)
+    engine.run([0])
 
 
 def test_weights_are_loaded(weights):
@@ -39,10 +41,10 @@ def test_one_wrong_bit_in_the_weights_is_found(weights, place, bit):
 
 
 def test_weights_of_another_network_are_refused_in_one_sentence(weights):
-    with pytest.raises(ValueError, match=r"model.pt: these are not weights of this bundle's network"):
+    with pytest.raises(ValueError, match=r"model.pt: these are not weights of this registration network"):
         load(weights, nn.Linear(40, 31))
 
 
 def test_missing_weights_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no such file of weights"):
+    with pytest.raises(FileNotFoundError, match="there are no weights of the registration network"):
         load(tmp_path / "none.pt", nn.Linear(40, 30))

@@ -121,7 +121,7 @@ def test_another_pair_of_an_id_is_refused_by_name(paths, tmp_path):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-@pytest.mark.parametrize("id", ["../../p", "/tmp/p", "..", "a/../../b", ".hidden", "x" * 300, "files.json", 0])
+@pytest.mark.parametrize("id", ["../../p", "/p", "..", "a/../../b", ".hidden", "x" * 300, "files.json", 0])
 def test_no_id_leads_out_of_the_output(paths, tmp_path, id):
     item = {key: paths[key] for key in ("moving", "fixed")} | {"id": id}
     result = published(registered(LoadPaird()(item)), tmp_path / "in" / "out", PairReport(picture=False))
