@@ -116,19 +116,17 @@ def train(
     """
     folder.mkdir(parents=True, exist_ok=True)
     settings = {"num_pairs": steps * batch_size // EPOCHS, "batch_size": batch_size, **settings}
-    _record(folder / "settings.json", {**settings, "data_list": str(data_list or "datalist.json")})
+    record_settings(folder / "settings.json", {**settings, "data_list": str(data_list or "datalist.json")})
     if (folder / "model.pt").exists():
         return
     # A file, because MONAI ignores None on its command line.
     overlay = folder / "overlay.json"
     overlay.write_text(json.dumps(settings))
-    root = BUNDLES / bundle
     configs = [*config_files(bundle, ("train", form)), overlay, *overlays]
-    words = {"bundle_root": root, "config_file": [str(path) for path in configs]}
-    words |= {"dataset_dir": slices.absolute(), "data_list": data_list or slices.absolute() / "datalist.json"}
+    words = {"dataset_dir": slices.absolute(), "data_list": data_list or slices.absolute() / "datalist.json"}
     words |= {"output_dir": folder, "ckpt_dir": folder, "resume": True}
     words |= {"max_epochs": EPOCHS, "val_interval": EPOCHS}
-    command = [sys.executable, *launcher, *(word for key, value in words.items() for word in (f"--{key}", str(value)))]
+    command = bundle_command(bundle, configs, words, launcher)
     options: dict[str, Any] = {"env": {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}}
     with open(folder / "log.txt", "a") as log:
         options |= {"stdout": log, "stderr": log}
@@ -138,7 +136,23 @@ def train(
             _run_until(stop, command, options)
 
 
-def _record(path: Path, settings: Mapping[str, Any]) -> None:
+def bundle_command(
+    bundle: str,
+    configs: Sequence[Path],
+    words: Mapping[str, Any],
+    launcher: Sequence[str] = ("-m", "monai.bundle", "run"),
+) -> list[str]:
+    """The command that runs a bundle's config files, the last one wins, with further settings by id."""
+    words = {"bundle_root": BUNDLES / bundle, "config_file": [str(path) for path in configs], **words}
+    return [sys.executable, *launcher, *(word for key, value in words.items() for word in (f"--{key}", str(value)))]
+
+
+def record_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    """Write a training's settings beside it.
+
+    Raises:
+        ValueError: if there are others already.
+    """
     if path.exists() and json.loads(path.read_text()) != settings:
         text = f"{path.parent} holds a training with other settings, {path.read_text()}: choose another folder"
         raise ValueError(text)

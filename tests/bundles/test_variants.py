@@ -131,6 +131,15 @@ def test_stages_of_a_training_train(bundle, scans, tmp_path, names, settings, te
     assert (tmp_path / "affine.pt").exists() == (names[-1] == "train_joint")
 
 
+def test_a_network_is_taught_by_others(bundle, scans, tmp_path):
+    if not (bundle / "configs" / "train_taught.json").exists():
+        pytest.skip("the bundle has no train_taught.json")
+    # The shipped teacher belongs to images of this spacing.
+    losses = train(bundle, scans, tmp_path, "train_taught.json", max_epochs=1, spacing=2.0)
+    assert np.isfinite(losses).all()
+    assert float(read_curve(tmp_path)[0]["score"]) > 0
+
+
 def test_the_published_affine_stage_follows_its_schedules(bundle, scans, tmp_path):
     if not (bundle / "configs" / "train_affine_published.json").exists():
         pytest.skip("the bundle has no train_affine_published.json")

@@ -27,7 +27,7 @@ from ...inference.refinement import PairwiseOptimizer
 from ...inference.registration import RegistrationInferer
 from ...networks.parallel import is_distributed
 from ...vocabulary import Collated, Entry
-from .inference import PatchPredictor
+from .inference import PatchPredictor, Teacher
 from .patches import brightest, cut, pad_to_patches
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class OptimizedMomenta:
 
     Args:
         pairs: the same pairs at each visit (`ScanPairDataset(shuffle=False)`), on one grid.
-        optimizer: `PairwiseOptimizer` with `VectorMomentum`; called as `optimizer(moving, fixed)`.
+        optimizer: `PairwiseOptimizer` with `VectorMomentum`, or a `Teacher`; called as `optimizer(moving, fixed)`.
         cache_dir: folder of the files.
         prepare: makes the images of a batch of pairs; random ones are seeded with the pair's number.
         settings: what else the momenta depend on (weights, iterations): written to the files and compared.
@@ -60,7 +60,7 @@ class OptimizedMomenta:
     def __init__(
         self,
         pairs: Dataset[Entry],
-        optimizer: PairwiseOptimizer,
+        optimizer: PairwiseOptimizer | Teacher,
         cache_dir: str | os.PathLike[str],
         *,
         prepare: Prepare = prepare_pair_batch,

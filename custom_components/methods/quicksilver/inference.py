@@ -106,6 +106,34 @@ class PatchPredictor:
             raise ValueError("the correction belongs to other weights: train one for these, or leave it out (none)")
 
 
+class Teacher:
+    """Momenta by networks that have learned already, in place of optimised ones: a tenth of the time.
+
+    It is called as the optimiser is, `teacher(moving, fixed)`.
+
+    Args:
+        network: predicts the momenta.
+        deformation: that they belong to.
+        correction: corrects the predictions, or None.
+        precision: see `Precision`.
+    """
+
+    def __init__(
+        self,
+        network: QuicksilverNetwork,
+        deformation: Deformation,
+        correction: nn.Module | None = None,
+        precision: str = "float32",
+    ) -> None:
+        self.network, self.deformation = network, deformation
+        self.predict = PatchPredictor(correction=correction, precision=precision)
+
+    @torch.no_grad()
+    def __call__(self, moving: Tensor, fixed: Tensor) -> Tensor:
+        """Momenta (B, D, *S') of images (B, 1, *S)."""
+        return self.predict(torch.cat([moving, fixed], 1), self.network, self.deformation).parameters
+
+
 def _pulled_back(image: Tensor, momentum: Tensor, deformation: Deformation) -> Tensor:
     """The pairs with their fixed images brought to moving space by the inverse map."""
     moving, fixed = image.chunk(2, 1)

@@ -16,7 +16,7 @@ from methods.quicksilver.cases import (
 from torch import nn
 
 from custom_components.fields import warp
-from custom_components.methods.quicksilver.inference import PatchInferer
+from custom_components.methods.quicksilver.inference import PatchInferer, Teacher
 
 
 @strides
@@ -53,6 +53,13 @@ def test_a_correction_is_added_and_sees_the_fixed_image_in_moving_space(size):
     trained = momentum_inferer(predictor=network)(image, correction)
     torch.testing.assert_close(trained["momentum"], pred["momentum"])
     torch.testing.assert_close(trained["ddf"], pred["ddf"])
+
+
+def test_a_teachers_momenta_are_those_of_its_networks():
+    image, network, correction = smooth_pair((20, 26), 2), Local(), Local(scale=-2.0)
+    taught = Teacher(network, vector_momentum(), correction)(*image.chunk(2, 1))
+    pred = momentum_inferer(correction=correction)(image, network)
+    torch.testing.assert_close(taught, pred["momentum"])
 
 
 @torch.no_grad()
