@@ -1,4 +1,4 @@
-"""Training pairs of brains made on the device: label maps stay there, and no step waits for the host.
+"""Training pairs of brains, or of slices, made on the device: maps stay there, and no step waits for the host.
 
 `custom_components.synthesis` renders maps at the network's resolution. Here the maps have twice that resolution: they
 are warped and coloured there, and blocks of 2 voxels along each axis are averaged. So a voxel at a boundary holds a
@@ -12,13 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import combinations, product
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from custom_components.synthesis.noise import gaussian_blur
+
+LINEAR = {2: "bilinear", 3: "trilinear"}
+POOL = {2: F.avg_pool2d, 3: F.avg_pool3d}
 
 
 @dataclass(frozen=True)
@@ -63,27 +66,37 @@ class DevicePairs:
     """Pairs of different people out of label maps (N, *2S), uint8, on the device.
 
     Args:
-        maps: positions in the table; sizes along all axes are even.
+        maps: positions in the table, in 2-D or 3-D; sizes along all axes are even.
         table: of the labels.
         augmentation: the random parts.
+        runs: of slices: how many runs of neighbours there are of each person, one after the other, and how many slices
+            in a run; a pair is of one slice or of two neighbours. (1, 1): a map is a person.
     """
 
-    def __init__(self, maps: Tensor, table: LabelTable, augmentation: Augmentation | None = None) -> None:
-        self.maps, self.table = maps.flatten(1), table
+    def __init__(
+        self, maps: Tensor, table: LabelTable, augmentation: Augmentation | None = None, runs: tuple[int, int] = (1, 1)
+    ) -> None:
+        self.maps, self.table, self.run, self.levels = maps.flatten(1), table, runs[1], runs[0] * runs[1]
+        self.people = len(maps) // self.levels
         self.fine = tuple(maps.shape[1:])
-        self.size = tuple(n // 2 for n in self.fine)
+        self.size, self.spatial_dims = tuple(n // 2 for n in self.fine), len(self.fine)
         self.augmentation = augmentation or Augmentation()
         # Read once: reading a number later would make the host wait in every step.
         self.num_groups, self.num_structures = int(table.group.max()) + 1, int(table.chosen.max())
 
     def anatomies(self, pairs: int) -> Tensor:
         """Label positions (2 P, *2S), moving ones first."""
-        device, count = self.maps.device, len(self.maps)
+        device, count = self.maps.device, self.people
         moving = torch.randint(count, (pairs,), device=device)
         fixed = (moving + torch.randint(1, count, (pairs,), device=device)) % count
+        people = torch.cat([moving, fixed])
+        if self.levels > 1:
+            level = torch.randint(self.levels, (pairs,), device=device)
+            place = (level % self.run + torch.randint(-1, 2, (pairs,), device=device)).clamp(0, self.run - 1)
+            people = people * self.levels + torch.cat([level, level // self.run * self.run + place])
         flip = (torch.rand(pairs, device=device) < self.augmentation.flip).repeat(2)
-        labels = self._warped(torch.cat([moving, fixed]), flip)
-        chance = torch.rand(pairs, device=device).repeat(2).view(-1, 1, 1, 1)
+        labels = self._warped(people, flip)
+        chance = self.each(torch.rand(pairs, device=device).repeat(2))
         strip, dry = chance < self.augmentation.strip, chance < self.augmentation.strip / 2
         index = labels.long()
         return labels * (self.table.cerebral[index] | ~strip) * ~(self.table.fluid[index] & dry)
@@ -92,27 +105,31 @@ class DevicePairs:
         """Label positions (2 P, *2S) of the people as they are, moving ones first."""
         return self.maps[torch.cat([moving, fixed])].view(-1, *self.fine)
 
+    def each(self, values: Tensor, channels: int = 0) -> Tensor:
+        """Numbers (B,) as (B, 1, ...), to go with maps, or with `channels` = 1 with images."""
+        return values.view(-1, *[1] * (self.spatial_dims + channels))
+
     def _warped(self, people: Tensor, flip: Tensor) -> Tensor:
         """Maps under a random affine and elastic displacement, by nearest neighbour; 0 outside."""
         device, a = self.maps.device, self.augmentation
-        batch = len(people)
-        matrix, shift = random_affine(batch, a, device)
+        batch, d = len(people), self.spatial_dims
+        matrix, shift = random_affine(batch, a, device, d)
         axes = [torch.arange(n, device=device) - (n - 1) / 2 for n in self.fine]
         index = torch.zeros(batch, *self.fine, dtype=torch.int32, device=device)
         inside = torch.ones(batch, *self.fine, dtype=torch.bool, device=device)
         for row, n in enumerate(self.fine):
-            position = (shift[:, row] * 2 + (n - 1) / 2).view(-1, 1, 1, 1)
+            position = self.each(shift[:, row] * 2 + (n - 1) / 2)
             for column, axis in enumerate(axes):
-                shape = [1] * 4
+                shape = [1] * (d + 1)
                 shape[column + 1] = -1
-                position = position + matrix[:, row, column].view(-1, 1, 1, 1) * axis.view(shape)
+                position = position + self.each(matrix[:, row, column]) * axis.view(shape)
             for scale, largest in a.elastic:
-                std = 2 * largest * torch.rand(batch, 1, 1, 1, 1, device=device)
+                std = 2 * largest * self.each(torch.rand(batch, device=device), 1)
                 coarse = [max(2, round(m / (2 * scale)) + 1) for m in self.fine]
                 noise = std * torch.randn(batch, 1, *coarse, device=device)
-                position = position + F.interpolate(noise, size=self.fine, mode="trilinear", align_corners=True)[:, 0]
+                position = position + F.interpolate(noise, size=self.fine, mode=LINEAR[d], align_corners=True)[:, 0]
             if row == 0:
-                position = torch.where(flip.view(-1, 1, 1, 1), n - 1 - position, position)
+                position = torch.where(self.each(flip), n - 1 - position, position)
             voxel = position.round().int()
             inside &= (voxel >= 0) & (voxel < n)
             index = index * n + voxel.clamp(0, n - 1)
@@ -146,59 +163,59 @@ class DevicePairs:
             labels: (B, *2S) positions. means: (B, L).
             noisy: (B,), the largest standard deviation of the noise, 0 to 255.
         """
-        device, a, batch = self.maps.device, self.augmentation, len(labels)
+        device, a, batch, d = self.maps.device, self.augmentation, len(labels), self.spatial_dims
         index = labels.flatten(1).long()
         std = noisy.view(-1, 1) * (0.25 + 0.75 * torch.rand(batch, means.shape[1], device=device))
         std[:, 0] *= 0.5
         white = torch.randn(batch, 1, *self.fine, device=device)
         texture = torch.randn(batch, 1, *[n // 4 for n in self.fine], device=device)
-        noise = white + F.interpolate(texture, size=self.fine, mode="trilinear", align_corners=False)
+        noise = white + F.interpolate(texture, size=self.fine, mode=LINEAR[d], align_corners=False)
         image = torch.addcmul(means.gather(1, index), std.gather(1, index), noise.flatten(1)).view(-1, 1, *self.fine)
-        zero = torch.rand(batch, 1, 1, 1, 1, device=device) < a.zero_background
+        zero = self.each(torch.rand(batch, device=device), 1) < a.zero_background
         image = image.masked_fill((labels == 0).unsqueeze(1) & zero, 0)
-        image = F.avg_pool3d(image, 2)
-        image = gaussian_blur(image, a.blur * torch.rand(batch, 3, device=device), radius=2)
+        image = POOL[d](image, 2)
+        image = gaussian_blur(image, a.blur * torch.rand(batch, d, device=device), radius=2)
         coarse = [max(2, round(n / 30) + 1) for n in self.size]
-        field = a.bias * torch.rand(batch, 1, 1, 1, 1, device=device) * torch.randn(batch, 1, *coarse, device=device)
-        field = F.interpolate(field, size=self.size, mode="trilinear", align_corners=True)
+        field = a.bias * self.each(torch.rand(batch, device=device), 1) * torch.randn(batch, 1, *coarse, device=device)
+        field = F.interpolate(field, size=self.size, mode=LINEAR[d], align_corners=True)
         image = (image * field.exp()).clamp(min=0)
-        low, high = (getattr(image.flatten(1), name)(1).view(-1, 1, 1, 1, 1) for name in ("amin", "amax"))
-        exponent = (a.gamma * torch.randn(batch, 1, 1, 1, 1, device=device)).exp()
+        low, high = (self.each(getattr(image.flatten(1), name)(1), 1) for name in ("amin", "amax"))
+        exponent = (a.gamma * self.each(torch.randn(batch, device=device), 1)).exp()
         return ((image - low) / (high - low).clamp(min=1e-6)) ** exponent
 
     def clean(self, labels: Tensor) -> Tensor:
         """T1-like images (B, 1, *S) of the table's means, without noise, in [0, 1]."""
-        return F.avg_pool3d((self.table.mean / 255)[labels.long()].unsqueeze(1), 2)
+        return POOL[self.spatial_dims]((self.table.mean / 255)[labels.long()].unsqueeze(1), 2)
 
     def shares(self, labels: Tensor) -> Tensor:
         """Each structure's share of a voxel, (B, K, *S)."""
         channel = self.table.chosen[labels.long()]
         shares = torch.zeros(len(labels), self.num_structures + 1, *self.size, device=labels.device)
-        eighth = shares.new_full((1, 1, 1, 1, 1), 0.125)
-        for i, j, k in product((0, 1), repeat=3):
-            part = channel[:, i::2, j::2, k::2].unsqueeze(1)
-            shares.scatter_add_(1, part, eighth.expand(part.shape))
+        part = shares.new_full([1] * shares.ndim, 0.5**self.spatial_dims)
+        for corner in product((0, 1), repeat=self.spatial_dims):
+            index = channel[(slice(None), *[slice(start, None, 2) for start in corner])].unsqueeze(1)
+            shares.scatter_add_(1, index, part.expand(index.shape))
         return shares[:, : self.num_structures]
 
     def brain(self, labels: Tensor, margin: int = 2) -> Tensor:
         """The brain and a margin of voxels around it, (B, 1, *S), 0 or 1."""
         cerebral = (self.table.cerebral[labels.long()] & (labels > 0)).float().unsqueeze(1)
-        return F.max_pool3d(F.max_pool3d(cerebral, 2), 2 * margin + 1, stride=1, padding=margin)
+        pool = F.max_pool3d if self.spatial_dims == 3 else F.max_pool2d
+        return pool(pool(cerebral, 2), 2 * margin + 1, stride=1, padding=margin)
 
 
-def random_affine(batch: int, a: Augmentation, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Linear parts (B, 3, 3) about the grid's centre, and shifts (B, 3), in voxels."""
+def random_affine(batch: int, a: Augmentation, device: torch.device, spatial_dims: int = 3) -> tuple[Tensor, Tensor]:
+    """Linear parts (B, D, D) about the grid's centre, and shifts (B, D), in voxels."""
 
     def uniform(largest: float, *shape: int) -> Tensor:
         return largest * (2 * torch.rand(*shape, device=device) - 1)
 
-    angles = uniform(torch.pi / 180 * a.rotation_degrees, batch, 3)
+    d = spatial_dims
     one, zero = torch.ones(batch, device=device), torch.zeros(batch, device=device)
-    matrix = torch.diag_embed(1 + uniform(a.scaling, batch, 3))
-    for axis in range(3):
-        c, s = angles[:, axis].cos(), angles[:, axis].sin()
-        entries = [[one, zero, zero], [zero, one, zero], [zero, zero, one]]
-        i, j = [n for n in range(3) if n != axis]
-        entries[i][i], entries[i][j], entries[j][i], entries[j][j] = c, -s, s, c
+    matrix = torch.diag_embed(1 + uniform(a.scaling, batch, d))
+    for i, j in combinations(range(d), 2):
+        angle = uniform(torch.pi / 180 * a.rotation_degrees, batch)
+        entries = [[one if row == column else zero for column in range(d)] for row in range(d)]
+        entries[i][i], entries[i][j], entries[j][i], entries[j][j] = angle.cos(), -angle.sin(), angle.sin(), angle.cos()
         matrix = torch.stack([torch.stack(row, -1) for row in entries], -2) @ matrix
-    return matrix, uniform(a.shift, batch, 3)
+    return matrix, uniform(a.shift, batch, d)

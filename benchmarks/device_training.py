@@ -1,15 +1,17 @@
-"""Train a registration U-Net for a given number of minutes, all of it on one device.
+"""Train a bundle's registration network for a given number of minutes, all of it on one device.
 
     python -m benchmarks.device_training MAPS --table labels.csv --bundle synthmorph --minutes 8 --output DIR
 
 MAPS is a file of `device_maps`: "maps" (N, *2S) of positions in "ids", at twice the resolution of the network's grid,
-in one template space; "split" says "training" or "validation" for each map. Every part of a step is drawn and computed
-on the device (`device_synthesis`); with CUDA the step is captured once and replayed. Nothing is read back but the
-losses' sums, once in a while. DIR receives `<bundle>.pt` (the weights' running mean, as the bundle loads it) and
-`<bundle>.csv` (the curve), every minute and at the end.
+in one template space; "split" says "training" or "validation" for each map. With --spatial_dims 2 slices of the maps,
+at their own resolution, train the bundle's 2-D network. Every part of a step is drawn and computed on the device
+(`device_synthesis`); with CUDA the step is captured once and replayed. Nothing is read back but the losses' sums, once
+in a while. DIR receives `<name>.pt` (the weights' running mean, as the bundle loads it) and `<name>.csv` (the curve),
+every minute and at the end.
 
-The loss of a pair: 1 - LNCC of noise-free T1-like images, within the brain, + 1 - mean Dice of the structures' shares +
-weight |Dv|^2 + folding_weight |max(0, 0.2 - det J)|^2.
+The loss of a pair, each step of the network's map added up: data_weight (1 - LNCC of noise-free T1-like images, within
+the brain, + 1 - mean Dice of the structures' shares) + the method's penalty (`device_methods`) + folding_weight
+|max(0, 0.2 - det J)|^2.
 """
 
 from __future__ import annotations
@@ -19,184 +21,22 @@ import csv
 import json
 import math
 import time
+import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.device_synthesis import Augmentation, DevicePairs, LabelTable
-from benchmarks.experiments import bundle_config
-from custom_components.fields import integrate_velocity, resize_field, warp
-from custom_components.files import load_weights, save_tensors
-from custom_components.losses.regularization import FoldingPenalty, GradientPenalty
-from custom_components.losses.similarity import LNCC
-from custom_components.networks.voxelmorph_unet import VoxelMorphUNet
-from custom_components.synthesis.intensities import read_statistics
-
-STRUCTURES = [2, 3, 4, 7, 8, 10, 11, 12, 13, 14, 15, 16, 17, 18, 24, 26, 28]
-STRUCTURES += [41, 42, 43, 46, 47, 49, 50, 51, 52, 53, 54, 58, 60]
-TRAINED = ("voxelmorph", "synthmorph")
-CONTRASTS = ("t1", "t2", "inverted", "random")
-FIRST_EXTRACEREBRAL, FLUID = 500, 24
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train.
-
-    Attributes:
-        pairs: in a batch.
-        learning_rate: the largest; it rises over the first 2 % of the time and falls to 0 by a cosine.
-        contrasts: when the share of pairs of any contrast leaves 0, and when it has risen to `most_contrasts`, as
-            shares of the whole time; None for T1-like pairs alone.
-        window, weight, folding_weight, dice_weight: of the loss.
-        ema: share of the weights' running mean that a step keeps.
-    """
-
-    pairs: int = 2
-    learning_rate: float = 5e-4
-    contrasts: tuple[float, float] | None = None
-    most_contrasts: float = 0.8
-    window: int = 7
-    weight: float = 0.1
-    folding_weight: float = 10.0
-    dice_weight: float = 1.0
-    ema: float = 0.999
-
-
-def label_table(path: Path, ids: np.ndarray, device: torch.device) -> LabelTable:
-    """The table of the ids (L,), ascending, from the file that `read_statistics` reads; equal statistics are a group.
-
-    Raises:
-        ValueError: if the file lacks an id.
-    """
-    number = torch.as_tensor(ids.astype(np.int64))
-    (mean, spread), (t2_mean, _) = (read_statistics(path, contrast=c) for c in ("t1", "t2"))
-    mean, spread, t2_mean = (values[number] for values in (mean, spread, t2_mean))
-    if mean.isnan().any():
-        raise ValueError(f"{path}: expected statistics of all labels, got none of {number[mean.isnan()].tolist()}")
-    chosen = [STRUCTURES.index(i) if i in STRUCTURES else len(STRUCTURES) for i in number.tolist()]
-    columns = {
-        "mean": mean,
-        "spread": spread,
-        "t2_mean": t2_mean.clamp(0, 255),
-        "group": torch.stack([mean, spread], 1).unique(dim=0, return_inverse=True)[1],
-        "chosen": torch.tensor(chosen),
-        "cerebral": number < FIRST_EXTRACEREBRAL,
-        "fluid": number == FLUID,
-    }
-    return LabelTable(**{name: values.to(device) for name, values in columns.items()})
-
-
-def build_network(bundle: str, initial: Path | None, device: torch.device) -> VoxelMorphUNet:
-    """A bundle's 3-D network, with weights to start from if a file is given."""
-    network = bundle_config(bundle, ["inference"]).get_parsed_content("network_def")
-    if initial is not None:
-        load_weights(network, initial, bundle)
-    return network.to(device)
-
-
-class Training:
-    """One network's training step, as a function of nothing, and its state on the device.
-
-    Args:
-        network: from pairs to a velocity at half their resolution.
-        pairs: draws the anatomies.
-        precision: of the network, under autocast.
-    """
-
-    def __init__(self, network: VoxelMorphUNet, pairs: DevicePairs, recipe: Recipe, precision: torch.dtype) -> None:
-        self.network, self.pairs, self.recipe, self.precision = network, pairs, recipe, precision
-        self.device = pairs.maps.device
-        graph = self.device.type == "cuda"
-        # A tensor: a captured step reads it anew. Adam takes none on the CPU.
-        self.rate = torch.tensor(recipe.learning_rate, device=self.device) if graph else recipe.learning_rate
-        self.optimizer = torch.optim.Adam(network.parameters(), lr=self.rate, capturable=graph, foreach=True)
-        self.any_contrast = torch.zeros((), device=self.device)
-        self.mean = [p.detach().clone() for p in network.parameters()]
-        self.sums = torch.zeros(5, device=self.device)
-        self.similarity, self.folding, self.smoothness = LNCC(recipe.window), FoldingPenalty(0.2), GradientPenalty()
-
-    def kinds(self, count: int) -> Tensor:
-        """The contrasts of `count` pairs, moving ones first: 0 T1, 1 T2, 2 inverted, 3 random; (2 P,)."""
-        table = torch.randint(3, (2, count), device=self.device)
-        by_table = torch.rand(2, count, device=self.device) < 0.35
-        same = torch.rand(count, device=self.device) < 0.2
-        kind = table.masked_fill(~by_table, 3)
-        kind[1] = torch.where(same, kind[0], kind[1])
-        return (kind * (torch.rand(count, device=self.device) < self.any_contrast)).flatten()
-
-    def images(self, labels: Tensor, kind: Tensor) -> Tensor:
-        """Network inputs (P, 2, *S) of maps (2 P, *2S) and contrasts (2 P,)."""
-        means = self.pairs.means(len(labels), kind)
-        noise = 16 + 16 * (kind == 3)
-        image = self.pairs.render(labels, means, noise.float())
-        return torch.cat(image.chunk(2), 1)
-
-    def velocity(self, image: Tensor) -> Tensor:
-        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-            return self.network(image).float()
-
-    def terms(self, labels: Tensor, kind: Tensor) -> list[Tensor]:
-        """Similarity, smoothness, folding, overlap; scalars."""
-        recipe = self.recipe
-        with torch.no_grad():
-            image = self.images(labels, kind)
-            described = torch.cat([self.pairs.clean(labels), self.pairs.shares(labels)], 1)
-            moving, fixed = described.chunk(2)
-            brain = self.pairs.brain(labels).chunk(2)[1]
-        velocity = self.velocity(image)
-        half = integrate_velocity(velocity, 7)
-        warped = warp(moving, resize_field(half, self.pairs.size))
-        similarity = self.similarity(warped[:, :1], fixed[:, :1], brain)
-        dice = soft_dice(warped[:, 1:], fixed[:, 1:])
-        return [
-            similarity,
-            recipe.weight * self.smoothness(velocity),
-            recipe.folding_weight * self.folding(half),
-            recipe.dice_weight * (1 - dice),
-        ]
-
-    def step(self) -> None:
-        """One step of the optimiser; the terms are added to `sums`, the mean weights follow."""
-        labels = self.pairs.anatomies(self.recipe.pairs)
-        terms = self.terms(labels, self.kinds(self.recipe.pairs))
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.stack(terms).sum().backward()
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0, foreach=True)
-        self.optimizer.step()
-        with torch.no_grad():
-            torch._foreach_lerp_(self.mean, list(self.network.parameters()), 1 - self.recipe.ema)
-            self.sums += torch.stack([*terms, terms[0].new_ones(())]).detach()
-
-    def schedule(self, progress: float) -> None:
-        """Set what changes over the time, progress in [0, 1]."""
-        warm = min(1.0, progress / 0.02 + 0.01)
-        rate = self.recipe.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-        if isinstance(self.rate, Tensor):
-            self.rate.fill_(rate)
-        else:
-            self.optimizer.param_groups[0]["lr"] = rate
-        if self.recipe.contrasts is not None:
-            start, end = self.recipe.contrasts
-            share = min(1.0, max(0.0, (progress - start) / (end - start)))
-            self.any_contrast.fill_(self.recipe.most_contrasts * share)
-
-    def means(self) -> dict[str, Tensor]:
-        """The running mean of the weights, as a state dictionary."""
-        names = [name for name, _ in self.network.named_parameters()]
-        return {**self.network.state_dict(), **dict(zip(names, self.mean, strict=True))}
-
-
-def soft_dice(first: Tensor, second: Tensor) -> Tensor:
-    """Mean Dice of shares (B, K, *S) over the structures that either has."""
-    axes = tuple(range(2, first.ndim))
-    both, total = (first * second).sum(axes), first.square().sum(axes) + second.square().sum(axes)
-    present = (total > 1).float()
-    return (2 * both / total.clamp(min=1) * present).sum() / present.sum().clamp(min=1)
+from benchmarks.device_calibration import Calibration
+from benchmarks.device_methods import METHODS, Registration
+from benchmarks.device_slices import PLANE, take_slices
+from benchmarks.device_step import CONTRASTS, Recipe, Training, label_table
+from benchmarks.device_synthesis import Augmentation, DevicePairs
+from custom_components.fields import warp
+from custom_components.files import save_tensors
 
 
 def captured(step: Callable[[], None], warm_up: int = 5) -> Callable[[], None]:
@@ -215,32 +55,53 @@ def captured(step: Callable[[], None], warm_up: int = 5) -> Callable[[], None]:
 
 
 def check_for_waits(step: Callable[[], None]) -> None:
-    """Run the step twice; the second time whatever makes the host wait for the device raises an error."""
+    """Run the step twice; the second time whatever makes the host wait for the device raises an error.
+
+    Raises:
+        RuntimeError: if the host waits.
+    """
     step()
     torch.cuda.set_sync_debug_mode("error")
-    step()
-    torch.cuda.set_sync_debug_mode("default")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def prepared(step: Callable[[], None], name: str) -> tuple[Callable[[], None], bool]:
+    """The step as a CUDA graph, and whether it is one: a step that waits for the device cannot be captured."""
+    try:
+        check_for_waits(step)
+    except RuntimeError:
+        print(
+            f"{name}: the step waits for the device, so it runs without a graph\n{traceback.format_exc()}", flush=True
+        )
+        return step, False
+    return captured(step), True
 
 
 @torch.no_grad()
 def validate(training: Training, pairs: DevicePairs, seed: int = 0) -> dict[str, float]:
-    """Mean hard Dice of all ordered pairs of the validation people by the mean weights, for T1 to each contrast."""
-    device = training.device
-    state = {k: v.clone() for k, v in training.network.state_dict().items()}
-    training.network.load_state_dict(training.means())
+    """Mean hard Dice of all ordered pairs of the validation people by the mean weights, for T1 to each contrast.
+
+    Of people in slices every tenth level counts.
+    """
+    device, network = training.device, training.network
+    state = {k: v.clone() for k, v in network.state_dict().items()}
+    network.load_state_dict(training.means())
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         scores: dict[str, list[Tensor]] = {"before": [], **{c: [] for c in CONTRASTS[:3]}}
-        people = range(len(pairs.maps))
+        people, levels = range(pairs.people), torch.arange(0, pairs.levels, 10, device=device)
         for moving, fixed in ((m, f) for m in people for f in people if m != f):
-            labels = pairs.given(torch.tensor([moving], device=device), torch.tensor([fixed], device=device))
-            shares = pairs.shares(labels)
-            scores["before"].append(hard_dice(shares[:1], shares[1:]))
+            labels = pairs.given(moving * pairs.levels + levels, fixed * pairs.levels + levels)
+            before, after = pairs.shares(labels).chunk(2)
+            scores["before"].append(hard_dice(before, after))
             for number, contrast in enumerate(CONTRASTS[:3]):
-                image = training.images(labels, torch.tensor([0, number], device=device))
-                ddf = resize_field(integrate_velocity(training.velocity(image), 7), pairs.size)
-                scores[contrast].append(hard_dice(warp(shares[:1], ddf), shares[1:]))
-    training.network.load_state_dict(state)
+                kind = torch.tensor([0, number], device=device).repeat_interleave(len(levels))
+                ddf = training.registration.ddf(training.images(labels, kind))
+                scores[contrast].append(hard_dice(warp(before, ddf), after))
+    network.load_state_dict(state)
     return {name: float(torch.stack(values).mean()) for name, values in scores.items()}
 
 
@@ -272,22 +133,19 @@ def run(training: Training, held_out: DevicePairs, minutes: float, output: Path,
     """Train for so many minutes; returns the seconds of a step."""
     curve, begin = Curve(output / f"{name}.csv"), time.monotonic()
     training.schedule(0.0)
+    step = training.step
     if graph:
-        check_for_waits(training.step)
-    step = captured(training.step) if graph else training.step
+        step, graph = prepared(step, name)
     training.sums.zero_()
-    ready = time.monotonic()
-    last, done, seconds = ready, 0, math.nan
+    last, done, seconds = time.monotonic(), 0, math.nan
     while True:
         now = time.monotonic()
         progress = (now - begin) / (60 * minutes)
         if progress >= 1 or now - last > 60:
-            sums = training.sums.tolist()  # waits for the device
+            *sums, steps = training.sums.tolist()  # waits for the device
             training.sums.zero_()
-            steps, seconds = sums[4], (time.monotonic() - last) / max(sums[4], 1)
-            done += int(steps)
-            names = ("similarity", "smoothness", "folding", "overlap")
-            losses = {n: s / max(steps, 1) for n, s in zip(names, sums, strict=False)}
+            seconds, done = (time.monotonic() - last) / max(steps, 1), done + int(steps)
+            losses = {n: s / max(steps, 1) for n, s in zip(training.names, sums, strict=True)}
             dice = {f"dice_{k}": v for k, v in validate(training, held_out).items()}
             elapsed = time.monotonic() - begin
             curve.add({"seconds": elapsed, "steps": done, "seconds_per_step": seconds, **losses, **dice})
@@ -304,20 +162,43 @@ def run(training: Training, held_out: DevicePairs, minutes: float, output: Path,
             torch.cuda.synchronize()  # the queue stays short: the schedule follows the clock
 
 
+def read_maps(path: Path, table: Path, spatial_dims: int, crop: int | None, device: torch.device) -> list[DevicePairs]:
+    """Pairs of the training people, and of the validation people as they are.
+
+    Args:
+        crop: keep a box of so many voxels of the maps: a rehearsal.
+    """
+    stored = np.load(path)
+    maps, known, levels = stored["maps"], label_table(table, stored["ids"], device), (1, 1)
+    if crop:
+        maps = maps[(slice(None), *[slice((n - crop) // 2, (n + crop) // 2) for n in maps.shape[1:]])]
+    parts = []
+    for part, augmentation in (("training", Augmentation()), ("validation", Augmentation(zero_background=1.0))):
+        chosen = torch.as_tensor(maps[stored["split"] == part], device=device)
+        if spatial_dims == 2:
+            chosen, levels = take_slices(chosen)
+            augmentation = replace(augmentation, **PLANE)
+        parts.append(DevicePairs(chosen, known, augmentation, levels))
+    return parts
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("maps", type=Path)
-    parser.add_argument("--bundle", choices=TRAINED, default="synthmorph")
+    parser.add_argument("--bundle", choices=list(METHODS), default="synthmorph")
+    parser.add_argument("--spatial_dims", type=int, choices=[2, 3], default=3)
     parser.add_argument("--table", type=Path, required=True, help="CSV file of the labels' T1-like intensities")
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--initial", type=Path)
+    parser.add_argument("--calibrate", action="store_true", help="train the log variance alone, on known deformations")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="bfloat16")
-    parser.add_argument("--pairs", type=int, default=2)
-    parser.add_argument("--learning_rate", type=float, default=5e-4)
-    parser.add_argument("--weight", type=float, default=0.1)
+    parser.add_argument("--pairs", type=int, default=Recipe.pairs)
+    parser.add_argument("--learning_rate", type=float, default=Recipe.learning_rate)
+    parser.add_argument("--folding_weight", type=float, default=Recipe.folding_weight)
     parser.add_argument("--contrasts", type=float, nargs=2, help="when other contrasts begin and are complete, 0 to 1")
+    parser.add_argument("--table_share", type=float, default=Recipe.table_share)
     parser.add_argument("--no_graph", action="store_true", help="no CUDA graph")
     parser.add_argument("--channels_last", action="store_true")
     parser.add_argument("--crop", type=int, help="keep a box of so many voxels of the maps: a rehearsal")
@@ -327,20 +208,21 @@ def main() -> None:
     torch.manual_seed(options.seed)
     torch.backends.cudnn.benchmark = True
     device = torch.device(options.device)
-    stored = np.load(options.maps)
-    maps, table = stored["maps"], label_table(options.table, stored["ids"], device)
-    if options.crop:
-        box = tuple(slice((n - options.crop) // 2, (n + options.crop) // 2) for n in maps.shape[1:])
-        maps = maps[(slice(None), *box)]
-    parts = {part: torch.as_tensor(maps[stored["split"] == part], device=device) for part in ("training", "validation")}
-    network = build_network(options.bundle, options.initial, device)
+    dims, precision = options.spatial_dims, getattr(torch, options.precision)
+    training_pairs, held_out = read_maps(options.maps, options.table, dims, options.crop, device)
+    registration = Registration(options.bundle, spatial_dims=dims, initial=options.initial, precision=precision)
+    registration.to(device)
     if options.channels_last:
-        network = network.to(memory_format=torch.channels_last_3d)
-    contrasts = None if options.contrasts is None else tuple(options.contrasts)
-    recipe = Recipe(options.pairs, options.learning_rate, contrasts, weight=options.weight)
-    training = Training(network, DevicePairs(parts["training"], table), recipe, getattr(torch, options.precision))
+        registration.network.to(memory_format=torch.channels_last_3d if dims == 3 else torch.channels_last)
+    recipe = Recipe(
+        options.pairs,
+        options.learning_rate,
+        None if options.contrasts is None else tuple(options.contrasts),
+        table_share=options.table_share,
+        folding_weight=options.folding_weight,
+    )
+    training = (Calibration if options.calibrate else Training)(registration, training_pairs, recipe)
     options.output.mkdir(parents=True, exist_ok=True)
-    held_out = DevicePairs(parts["validation"], table, Augmentation(zero_background=1.0))
     graph = device.type == "cuda" and not options.no_graph
     name = options.name or options.bundle
     seconds = run(training, held_out, options.minutes, options.output, name, graph=graph)

@@ -46,6 +46,9 @@ class MomentumDeformation(Deformation):
 
     quantities: tuple[str, ...] = ("momentum", "root")
 
+    # See `shooting.shoot`.
+    checked: bool = True
+
     def __init__(
         self,
         kernel: Kernel,
@@ -77,7 +80,14 @@ class MomentumDeformation(Deformation):
             unit = per_channel(spacing, momentum)
             flow, own = self.flow(parameters, spacing)
             checkpoint = len(size) == 3 if self.checkpoint is None else self.checkpoint
-            shot = shoot(flow, momentum * unit, num_steps=self.num_steps, inverse=inverse, checkpoint=checkpoint)
+            shot = shoot(
+                flow,
+                momentum * unit,
+                num_steps=self.num_steps,
+                inverse=inverse,
+                checkpoint=checkpoint,
+                checked=self.checked,
+            )
             fields = {"ddf": resize_field(shot.ddf, size), "momentum": momentum, "energy": shot.energy}
             fields |= {"velocity": shot.velocity / unit, **own}
             if shot.inverse_ddf is not None:

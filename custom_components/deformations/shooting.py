@@ -158,6 +158,7 @@ def shoot(
     inverse: bool = False,
     checkpoint: bool = True,
     max_steps: int = 200,
+    checked: bool = True,
 ) -> Shot:
     """Follow an equation of motion from an initial momentum over unit time.
 
@@ -169,6 +170,8 @@ def shoot(
         inverse: also integrate the inverse map.
         checkpoint: recompute each step in the backward pass, so that memory does not grow with the stages of all steps.
         max_steps: limit for the steps.
+        checked: False takes the steps as they are and looks at no value, so that a GPU never makes the host wait; what
+            diverges is then not finite.
     Raises:
         ValueError: if the momentum is not a vector field, or there is no step.
         ShootingError: if a velocity stops being finite or would need more than `max_steps` steps.
@@ -182,7 +185,11 @@ def shoot(
     with torch.autocast(momentum.device.type, enabled=False):
         start, velocity = flow.start(momentum)
         maps = [torch.zeros_like(velocity)] * (2 if inverse else 1)
-        end, num_steps = _restarted(_Carrying(flow, len(maps)), (*start, *maps), num_steps, checkpoint, max_steps)
+        carrying, begin = _Carrying(flow, len(maps)), (*start, *maps)
+        if checked:
+            end, num_steps = _restarted(carrying, begin, num_steps, checkpoint, max_steps)
+        else:
+            end = _integrated(carrying, begin, num_steps, checkpoint, checked=False)
         energy = (momentum * velocity).sum(1).flatten(1).mean(1)
     ddf, *back = end[len(start) :]
     return Shot(ddf, back[0] if inverse else None, end[: len(start)], velocity, energy, num_steps)
@@ -219,7 +226,7 @@ def _restarted(flow: _Carrying, state: State, num_steps: int, checkpoint: bool, 
             num_steps = needed
 
 
-def _integrated(flow: _Carrying, state: State, num_steps: int, checkpoint: bool) -> State:
+def _integrated(flow: _Carrying, state: State, num_steps: int, checkpoint: bool, checked: bool = True) -> State:
     dt = 1 / num_steps
     step: Callable[..., tuple[Tensor, ...]] = _runge_kutta
     for _ in range(num_steps):
@@ -227,14 +234,16 @@ def _integrated(flow: _Carrying, state: State, num_steps: int, checkpoint: bool)
             *new, fastest = recompute(step, flow, dt, *state, use_reentrant=False, preserve_rng_state=False)
         else:
             *new, fastest = step(flow, dt, *state)
+        state = tuple(new)
+        if not checked:
+            continue
         speed = float(fastest)
         if not math.isfinite(speed):
             raise ShootingError("the momentum or its velocity is not finite")
         if speed * dt > _COURANT:
             # A fifth more than the speed asks for: on the way it may rise.
             raise _TooFast(math.ceil(1.2 * speed / _COURANT))
-        state = tuple(new)
-    if not all(bool(torch.isfinite(part).all()) for part in state):
+    if checked and not all(bool(torch.isfinite(part).all()) for part in state):
         raise ShootingError("shooting has diverged: momentum or map are not finite")
     return state
 

@@ -12,10 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import device_training
+from benchmarks import device_step, device_training
+from benchmarks.device_calibration import Calibration
 from benchmarks.device_maps import collect
+from benchmarks.device_methods import METHODS, Registration
+from benchmarks.device_slices import take_slices
+from benchmarks.device_step import Recipe
 from benchmarks.device_synthesis import Augmentation, DevicePairs
-from custom_components.networks.voxelmorph_unet import VoxelMorphUNet
+from custom_components.files import save_tensors
 
 SIZE = (32, 32, 32)
 IDS = [0, 2, 3, 24, 507]
@@ -46,7 +50,7 @@ def maps() -> np.ndarray:
 
 @pytest.fixture
 def pairs(maps: np.ndarray, table: Path) -> DevicePairs:
-    known = device_training.label_table(table, np.array(IDS), torch.device("cpu"))
+    known = device_step.label_table(table, np.array(IDS), torch.device("cpu"))
     return DevicePairs(torch.as_tensor(maps), known, Augmentation(strip=1.0))
 
 
@@ -80,18 +84,75 @@ class TestDevicePairs:
         assert centre[2] > cortex[2]  # inverted
 
 
-def test_a_short_training_writes_weights_and_a_curve(maps, table, tmp_path, monkeypatch):
-    np.savez(tmp_path / "maps.npz", maps=maps, ids=IDS, split=["training"] * 4 + ["validation"] * 2)
-    arguments = [str(tmp_path / "maps.npz"), "--table", str(table), "--bundle", "voxelmorph", "--device", "cpu"]
-    arguments += ["--precision", "float32", "--pairs", "1", "--output", str(tmp_path / "out"), "--minutes", "0.02"]
+TRAININGS = [(bundle, ()) for bundle in METHODS if bundle != "synthmorph"]
+TRAININGS += [("synthmorph", ("--spatial_dims", "2")), ("voxelmorph_probabilistic", ("--calibrate",))]
+
+
+@pytest.mark.parametrize(("bundle", "words"), TRAININGS)
+def test_a_short_training_writes_weights_and_a_curve(bundle, words, maps, table, tmp_path, monkeypatch):
+    """What it writes is what the bundle loads."""
+    np.savez(
+        tmp_path / "maps.npz",
+        maps=maps[:, 16:-16, 16:-16, 16:-16],
+        ids=IDS,
+        split=["training"] * 4 + ["validation"] * 2,
+    )
+    arguments = [str(tmp_path / "maps.npz"), "--table", str(table), "--bundle", bundle, "--device", "cpu", *words]
+    arguments += ["--precision", "float32", "--pairs", "1", "--output", str(tmp_path / "out"), "--minutes", "0.01"]
     monkeypatch.setattr(sys, "argv", ["device_training", *arguments, "--contrasts", "0", "0.5"])
     device_training.main()
-    weights = torch.load(tmp_path / "out" / "voxelmorph.pt", weights_only=True)
-    VoxelMorphUNet(3, half_resolution=True).load_state_dict(weights)
-    with open(tmp_path / "out" / "voxelmorph.csv", newline="") as file:
+    Registration(bundle, spatial_dims=2 if "2" in words else 3).begin(tmp_path / "out" / f"{bundle}.pt")
+    with open(tmp_path / "out" / f"{bundle}.csv", newline="") as file:
         row = next(csv.DictReader(file))
     assert int(float(row["steps"])) >= 1
-    assert all(np.isfinite(float(row[key])) for key in ("similarity", "overlap", "dice_t1", "dice_t2"))
+    assert all(np.isfinite(float(value)) for value in row.values())
+
+
+def test_weights_to_begin_from_may_lack_what_the_method_adds(tmp_path):
+    plain = Registration("voxelmorph").network.state_dict()
+    save_tensors(tmp_path / "plain.pt", plain)
+    hyper = Registration("hypermorph", initial=tmp_path / "plain.pt").network.state_dict()
+    torch.testing.assert_close(hyper["encoder.0.0.weight"], plain["encoder.0.0.weight"])
+    del plain["flow.weight"]
+    save_tensors(tmp_path / "cut.pt", plain)
+    with pytest.raises(ValueError, match="not weights to begin this network from"):
+        Registration("hypermorph", initial=tmp_path / "cut.pt")
+
+
+def test_calibration_changes_the_variance_alone_and_makes_the_truth_likelier(pairs):
+    torch.manual_seed(0)
+    registration = Registration("voxelmorph_probabilistic")
+    before = {k: v.clone() for k, v in registration.network.state_dict().items()}
+    training = Calibration(registration, pairs, Recipe(pairs=1, learning_rate=0.01))
+    values = []
+    for _ in range(12):
+        training.sums.zero_()
+        training.step()
+        values.append(float(training.sums[0]))
+    assert np.mean(values[-3:]) < np.mean(values[:3]) - 1
+    for name, value in registration.network.state_dict().items():
+        assert torch.equal(value, before[name]) == (not name.startswith("log_variance."))
+
+
+def test_slices_of_a_person_stand_in_runs_of_neighbours():
+    maps = torch.zeros(2, 8, 16, 12, dtype=torch.uint8)
+    maps[:] = torch.arange(16).view(1, 1, 16, 1)  # a coronal slice holds one number
+    maps[1] += 100
+    slices, (runs, length) = take_slices(maps)
+    assert slices.shape == (2 * runs * length, 32, 32)
+    coronal = slices.view(2, runs, length, 32, 32)[:, 2:, :, 16, 16]
+    assert (coronal[0].diff(dim=1) == 2).all()
+    assert (coronal[1] - coronal[0] == 100).all()
+
+
+def test_pairs_of_slices_are_of_different_people_and_of_neighbours(table):
+    known = device_step.label_table(table, np.array(IDS), torch.device("cpu"))
+    slices = torch.zeros(3, 2, 4, 8, 8, dtype=torch.uint8)
+    slices[:] = torch.arange(1, 4).view(3, 1, 1, 1, 1)
+    pairs = DevicePairs(slices.flatten(0, 2), known, Augmentation(strip=0, elastic=(), shift=0), runs=(2, 4))
+    torch.manual_seed(0)
+    moving, fixed = pairs.anatomies(20)[:, 4, 4].chunk(2)
+    assert (moving != fixed).all()
 
 
 def test_maps_are_read_at_twice_the_resolution(tmp_path):

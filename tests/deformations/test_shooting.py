@@ -467,3 +467,10 @@ def test_the_inverse_is_only_there_if_asked_for():
     without, with_inverse = shot_of(momentum, kernel), shot_of(momentum, kernel, inverse=True)
     assert without.inverse_ddf is None
     torch.testing.assert_close(without.ddf, with_inverse.ddf)
+
+
+def test_unchecked_steps_give_the_same_map(golden):
+    momentum, kernel, spacing = golden
+    one, other = (shot_of(momentum, kernel, spacing=spacing, checked=checked) for checked in (True, False))
+    assert torch.equal(one.ddf, other.ddf)
+    assert not shot_of(momentum * torch.nan, kernel, spacing=spacing, checked=False).ddf.isfinite().all()

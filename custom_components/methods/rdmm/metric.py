@@ -198,7 +198,7 @@ class LocalMetricMomentum(MomentumDeformation):
         """The equation of motion, and the weights at time 0, (B or 1, N, *S')."""
 
     def flow(self, parameters: Tensor, spacing: tuple[float, ...]) -> tuple[Flow, Fields]:
-        own = {"grid_spacing": parameters.new_tensor(spacing).expand(len(parameters), -1)}
+        own = {"grid_spacing": per_channel(spacing, parameters).flatten(1).expand(len(parameters), -1)}
         if self.given_weights is None:
             x = parameters[:, len(spacing) :] if self.predictor is None else self.predictor(parameters).to(parameters)
             pre_weights = self.metric.pre_weights(x, self.base_weights, squared=self.power == 2)

@@ -36,14 +36,14 @@ def smooth(noise: Tensor, smoothing: float) -> Tensor:
     """C applied to (B, C, *S): white noise keeps its variance; `smoothing` 0 returns the noise itself."""
     if smoothing == 0:
         return noise
-    return _along_axes(noise, [_matrix(n, smoothing).to(noise) for n in noise.shape[2:]])
+    return _along_axes(noise, [_powered(n, smoothing, 1, noise) for n in noise.shape[2:]])
 
 
 def smoothed_variance(variance: Tensor, smoothing: float) -> Tensor:
     """Variance of C (sqrt(variance) * eps) at each voxel, (B, C, *S): the diagonal of C diag(variance) C^T."""
     if smoothing == 0:
         return variance
-    return _along_axes(variance, [_matrix(n, smoothing).square().to(variance) for n in variance.shape[2:]])
+    return _along_axes(variance, [_powered(n, smoothing, 2, variance) for n in variance.shape[2:]])
 
 
 def prior_trace(size: Sequence[int], smoothing: float, *, like: Tensor) -> Tensor:
@@ -55,11 +55,14 @@ def prior_trace(size: Sequence[int], smoothing: float, *, like: Tensor) -> Tenso
     Args:
         like: a tensor of the wanted type and device.
     """
-    return _prior_trace(tuple(size), smoothing).to(like)[None, None]
+    return _prior_trace(tuple(size), smoothing, like.dtype, like.device)[None, None]
 
 
+# Kept on the device: a copy to a GPU at each call would make the host wait.
 @lru_cache(maxsize=16)
-def _prior_trace(size: tuple[int, ...], smoothing: float) -> Tensor:
+@torch.inference_mode(False)
+@torch.no_grad()
+def _prior_trace(size: tuple[int, ...], smoothing: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     energy, slope = [], []
     for axis, n in enumerate(size):
         columns = torch.eye(n, dtype=torch.float64) if smoothing == 0 else _matrix(n, smoothing)
@@ -69,7 +72,7 @@ def _prior_trace(size: tuple[int, ...], smoothing: float) -> Tensor:
     total = torch.zeros(size, dtype=torch.float64)
     for axis in range(len(size)):
         total += math.prod([*energy[:axis], slope[axis], *energy[axis + 1 :]])
-    return total
+    return total.to(dtype).to(device)
 
 
 def kernel_energy(smoothing: float, spatial_dims: int) -> float:
@@ -84,7 +87,21 @@ def _kernel(smoothing: float) -> Tensor:
     return torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64) / max(smoothing, 1e-6)) ** 2)
 
 
+def _powered(n: int, smoothing: float, power: int, like: Tensor) -> Tensor:
+    """The powers of the entries of `_matrix`, of the type and on the device of a tensor."""
+    return _powered_on(n, smoothing, power, like.dtype, like.device)
+
+
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)
+@torch.no_grad()
+def _powered_on(n: int, smoothing: float, power: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return _matrix(n, smoothing).pow(power).to(dtype).to(device)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)  # else what a first call in that mode made could not serve training
+@torch.no_grad()
 def _matrix(n: int, smoothing: float) -> Tensor:
     """One axis of C: column j is the kernel around voxel j, cut at the grid's ends; along one voxel nothing is done."""
     if n == 1:
