@@ -23,19 +23,15 @@ from monai.bundle import ConfigParser
 from torch import Tensor
 
 from benchmarks.experiments import BUNDLES
+from benchmarks.rendered_people import CONTRASTS, STRUCTURES, load_people, rendered_pairs
 from custom_components.data.lists import load_list
 from custom_components.evaluation.metrics import normalized_cross_correlation
 from custom_components.evaluation.overlap import label_overlap, mean_dice
 from custom_components.fields import jacobian_determinant, warp
 from custom_components.space import load_image, load_labels
-from custom_components.synthesis.brains import BrainContrast
-from custom_components.synthesis.pairs import SynthesizePair
-from custom_components.synthesis.warp import RandomWarp
-from custom_components.transforms.load import LoadPaird, LoadScand, scale_intensity
+from custom_components.transforms.load import LoadPaird, scale_intensity
 
 BUNDLE = BUNDLES / "synthmorph"
-STRUCTURES = [2, 3, 4, 7, 8, 10, 11, 12, 13, 14, 15, 16, 17, 18, 26, 28]
-STRUCTURES += [41, 42, 43, 46, 47, 49, 50, 51, 52, 53, 54, 58, 60]
 
 
 class Model:
@@ -70,17 +66,10 @@ def contrasts(
 
     The maps must be affinely aligned (data_lists/align.py), with labels.csv beside the list.
     """
-    model, folder = Model(overlay, weights, optimize), Path(data_list).parent
-    load = LoadScand(spacing=spacing, size=size)
-    maps = [load(scan)["label"][None].to(torch.int16) for scan in load_list(data_list, "validation", folder)]
-    table = {"statistics": folder / "labels.csv", "std": (2, 8), "background_std": (0, 3), "bias": 0.15, "gamma": 0.1}
-    for fixed in ("t1", "t2", "inverted"):
-        sides = [BrainContrast(contrast=name, zero_background=1.0, **table) for name in ("t1", fixed)]
-        synthesis, rows = SynthesizePair(RandomWarp(0.0), *sides, flip=0.0, strip=strip), []
-        pairs = [(i, j) for i in range(len(maps)) for j in range(len(maps)) if i != j]
-        for k, (i, j) in enumerate(pairs):
-            draw = synthesis.draw(1, maps[0].shape[2:], torch.Generator().manual_seed(k))
-            pair = synthesis(maps[i], maps[j], draw)
+    model, people = Model(overlay, weights, optimize), load_people(Path(data_list), spacing=spacing, size=size)
+    for fixed in CONTRASTS:
+        rows = []
+        for _, _, pair in rendered_pairs(people, Path(data_list).parent / "labels.csv", fixed, strip=strip):
             start = time.perf_counter()
             pred = model(pair["moving"], pair["fixed"])
             seconds = time.perf_counter() - start
