@@ -1,4 +1,4 @@
-"""Write files so that a cut run leaves the old one or the new one whole; tables, JSON, and weights."""
+"""Write files so that a cut run leaves the old one or the new one whole; tables, JSON, and states of networks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from .results import replacing
 from .vocabulary import Metrics
@@ -97,33 +96,3 @@ def _check_sums(path: str | os.PathLike[str]) -> None:
             damaged = archive.testzip()
         if damaged is not None:
             raise zipfile.BadZipFile(damaged)
-
-
-def load_weights(network: nn.Module, path: str | os.PathLike[str], name: str) -> None:
-    """Load a state file into a network, where its parameters are.
-
-    Args:
-        name: of the network, for the messages.
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it does not hold this network's weights.
-    """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path}: there are no weights of the {name} network; train them")
-    state = read_state(path)
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(f"{path}: these are not weights of this {name} network") from error
-
-
-def load_parts(network: nn.Module, files: Mapping[str, str | os.PathLike[str]]) -> None:
-    """Load the state of parts of a network, by name, each from a file of its own; no file for "none".
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it does not hold the part's weights.
-    """
-    for name, path in files.items():
-        if str(path) != "none":
-            load_weights(network.get_submodule(name), path, name)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from bundle_cases import BUNDLES, OVERLAYS, REPOSITORY, read_json
 
-from custom_components import files, runs
+from custom_components import files, runs, weights
 
 
 def caught(call) -> BaseException:
@@ -48,7 +48,7 @@ def test_an_error_of_others_says_which_part_of_a_config_failed(message, place):
 
 
 def test_an_operation_that_fails_in_our_own_code_says_of_which_kind_it_is():
-    error = chained(lambda: files.load_parts(torch.nn.Linear(1, 1), None), "something else")
+    error = chained(lambda: weights.load_parts(torch.nn.Linear(1, 1), None), "something else")
     assert runs.sentence(error).startswith("AttributeError: 'NoneType' object has no attribute")
 
 

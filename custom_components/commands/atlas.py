@@ -82,7 +82,6 @@ def atlas(
         The paths of the template's files, and the scan's registration.
     """
     from ..data.names import check_free, item_name
-    from ..files import read_state
     from ..methods.conditional_atlas.files import write_sweep, write_template
 
     if not takes_scans(find_bundle(bundle)):
@@ -96,7 +95,6 @@ def atlas(
     if scan is not None:
         check_free(folder, [{**item, "id": item_name(item)}])
     network = workflow.parser.get_parsed_content("network")
-    network.load_state_dict(read_state(workflow.parser.get_parsed_content("weights")))
     encoder = network.template.encoder
     swept, values = _parse_sweep(sweep, encoder) if sweep else ("", [])
     free = {swept: values[0]} if values and scan is None else {}

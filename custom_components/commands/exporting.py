@@ -20,6 +20,7 @@ from monai.bundle import ConfigParser, ReferenceResolver
 
 from ..results import aside, replacing
 from ..vocabulary import Config
+from ..weights import sidecar_path
 from .bundles import PACKAGE
 from .export_checks import NOT_VENDORED, WEIGHTS, check_config, check_metadata, frameworks, own_weights, weights_name
 
@@ -213,13 +214,16 @@ def _fits(overlay: Config, config: Config) -> bool:
 
 
 def _weights(bundle: Path, configs: Mapping[str, str]) -> dict[str, Path]:
-    """The files of weights that configs name; those of inference.json must be there, those of variants may lack."""
+    """The files of weights that configs name, and their sidecars; the weights of inference.json must be there, those of
+    variants may lack."""
     found = {}
     for config, text in configs.items():
         for sibling, name in WEIGHTS.findall(text):
             path = (bundle.parent / sibling if sibling else bundle) / "models" / name
             if path.is_file():
                 found[weights_name(sibling, name)] = path
+                if sidecar_path(path).is_file():
+                    found[sidecar_path(weights_name(sibling, name)).name] = sidecar_path(path)
             elif config == "inference.json" or sibling:
                 raise FileNotFoundError(f"{path}: {bundle.name} has no weights to export; train it")
     return dict(sorted(found.items()))

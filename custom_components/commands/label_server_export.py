@@ -114,8 +114,8 @@ def _checked_ids(atlas: str, atlas_labels: str) -> list[int]:
 
 
 def _for_monai_label(files: Mapping[str, bytes]) -> dict[str, bytes]:
-    """Without the configs that register pairs, and with model.pt alone in `models`: MONAI Label loads whatever file is
-    there with the shortest name, also one that belongs to another network."""
+    """Without the configs that register pairs, and with model.pt and its sidecar alone in `models`: MONAI Label loads
+    whatever weights are there with the shortest name, also those of another network."""
     kept = {}
     for path, content in files.items():
         folder, _, name = path.rpartition("/")
@@ -125,7 +125,7 @@ def _for_monai_label(files: Mapping[str, bytes]) -> dict[str, bytes]:
             content = re.sub(r"'/models/(?!model\.pt')", "'/models/parts/", content.decode()).encode()
         elif path == "scripts/training/record.py":
             content = content.replace(b'"last.pt"', b'"last.ckpt"')
-        elif folder == "models" and name != "model.pt":
+        elif folder == "models" and name not in ("model.pt", "model.json"):
             path = f"models/parts/{name}"
         kept[path] = content
     return kept

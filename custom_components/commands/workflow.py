@@ -18,7 +18,6 @@ from .settings import give, typed_settings
 
 if TYPE_CHECKING:
     from monai.bundle import ConfigParser, ConfigWorkflow
-    from torch import nn
 
     from ..evaluation.cohort import Cohort
     from ..evaluation.result import Registration
@@ -98,6 +97,9 @@ def build_workflow(
         give(workflow.parser, {**given, "bundle_root": str(root), "dataset#data": pairs})
         _fit_to_weights(workflow.parser, root, given)
         workflow.initialize()
+        loader = workflow.parser.get_parsed_content("load_weights")
+        if loader is not None:  # else there is no network
+            loader.load()  # what cannot be loaded is refused before anything is written
     return workflow
 
 
@@ -149,7 +151,7 @@ def _configs(root: Path, spatial_dims: int, learned_affine: bool) -> tuple[list[
 
 
 def _fit_to_weights(parser: ConfigParser, root: Path, settings: Mapping[str, object]) -> None:
-    """Give the parser what follows from the weights; refuse those that do not fit."""
+    """Give the parser what follows from the weights, which must be there."""
     weights = str(parser.get_parsed_content("weights"))
     if parser.config["load_weights"].get("_disabled_", False):
         return
@@ -159,7 +161,6 @@ def _fit_to_weights(parser: ConfigParser, root: Path, settings: Mapping[str, obj
     if source is not None:
         found = _settings_from_weights(source, weights)
         give(parser, {name: value for name, value in found.items() if name not in settings})
-    _check_architecture(weights, parser.get_parsed_content("network_def"))
 
 
 def _settings_from_weights(source: str, weights: str) -> Config:
@@ -173,18 +174,6 @@ def _settings_from_weights(source: str, weights: str) -> Config:
         return function(state)
     except ValueError as error:
         raise ValueError(f"{weights}: {error}") from error
-
-
-def _check_architecture(weights: str, network: nn.Module) -> None:
-    from ..files import read_state
-
-    # What is no weight (a description) has no fixed length; loading compares it.
-    found, wanted = (
-        {name: tuple(getattr(value, "shape", ())) for name, value in state.items() if not name.endswith("_extra_state")}
-        for state in (read_state(weights), network.state_dict())
-    )
-    if found != wanted:
-        raise ValueError(f"{weights}: these are not weights of this bundle's network ({len(wanted)} tensors expected)")
 
 
 def as_list(value: str | os.PathLike[str] | Sequence[str]) -> list[str]:

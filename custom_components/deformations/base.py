@@ -45,6 +45,11 @@ class Deformation(ABC):
             "ddf" (B, D, *S), and what else the deformation has to say of itself (a velocity, an energy).
         """
 
+    def description(self) -> dict[str, object]:
+        """What the parameters mean, as plain values: what a network learned for one deformation is of no use to another
+        one."""
+        return {"kind": type(self).__name__}
+
     def parameter_size(self, size: Sequence[int]) -> list[int]:
         """Spatial size of the parameters for an image of the given size; for those that are made here, from zero."""
         # Rounded up, so that an axis never vanishes.

@@ -67,6 +67,9 @@ class MomentumDeformation(Deformation):
         self.num_steps, self.stride, self.checkpoint = num_steps, stride, checkpoint
         self.floor, self.quantity = floor, quantity
 
+    def description(self) -> dict[str, object]:
+        return {**super().description(), "kernel": repr(self.kernel), "quantity": self.quantity}
+
     @abstractmethod
     def flow(self, parameters: Tensor, spacing: tuple[float, ...]) -> tuple[Flow, Fields]:
         """The equation of motion on the parameters' grid, of the given spacing, and further fields to return."""
@@ -166,6 +169,9 @@ class VectorMomentum(MomentumDeformation):
     ) -> None:
         super().__init__(kernel, spacing, num_steps, stride, checkpoint=checkpoint, floor=floor, quantity=quantity)
         self.stationary = stationary
+
+    def description(self) -> dict[str, object]:
+        return {**super().description(), "stationary": self.stationary}
 
     def flow(self, parameters: Tensor, spacing: tuple[float, ...]) -> tuple[Flow, Fields]:
         return (StationaryFlow if self.stationary else EPDiff)(self.kernel, spacing), {}

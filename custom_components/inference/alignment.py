@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from ..affine import centred_to_voxel
-from ..files import load_weights
 from ..space.affine import image_weights
 from ..space.grids import Grid, center_of_mass, fixed_size_grid
 from ..space.resampling import resample
 from ..space.volumes import Volume
+from ..weights import load_weights
 
 
 class NetworkAligner:
@@ -58,7 +58,8 @@ class NetworkAligner:
             grids.append(fixed_size_grid(self.spacing, self.size, center))
             images.append(resample(volume.data, volume.affine, grids[-1], antialias=True))
         if self.weights is not None:
-            load_weights(self.network.eval(), self.weights, "affine")
+            settings = {"spatial_dims": d, "spacing": self.spacing}
+            load_weights(self.network.eval(), self.weights, "affine", settings)
             self.weights = None
         device = next((parameter.device for parameter in self.network.parameters()), torch.device("cpu"))
         matrix = np.eye(d + 1)

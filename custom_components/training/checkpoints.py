@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from ..files import read_state, save_tensors
 from ..networks.parallel import is_first_process, unwrap
 from ..vocabulary import Stateful
+from ..weights import sidecar_path, write_sidecar
 from .finite import check_finite
 
 logger = logging.getLogger(__name__)
@@ -128,14 +129,29 @@ class BestCheckpoint:
     Args:
         folder: where the files are written; it is made.
         networks: networks by the names of their files; by default the evaluator's network as `model.pt`.
+        settings: what the first network is trained for, by the keys of a sidecar (see `weights`), which is written
+            beside its file; None writes none.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], networks: Mapping[str, nn.Module] | None = None) -> None:
-        self.folder, self.networks = Path(folder), dict(networks or {})
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        networks: Mapping[str, nn.Module] | None = None,
+        settings: Mapping[str, object] | None = None,
+    ) -> None:
+        self.folder, self.networks, self.settings = Path(folder), dict(networks or {}), settings
         self.score: float | None = None
+        self.trainer: Engine | None = None
 
-    def attach(self, engine: Engine) -> None:
-        """Attach to the evaluator."""
+    @property
+    def files(self) -> list[Path]:
+        """What is written."""
+        weights = [self.folder / name for name in self.networks or ["model.pt"]]
+        return weights if self.settings is None else [*weights, sidecar_path(weights[0])]
+
+    def attach(self, engine: Engine, trainer: Engine | None = None) -> None:
+        """Attach to the evaluator; the trainer knows how long the training has been."""
+        self.trainer = trainer
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
 
     def save(self, engine: Engine) -> None:
@@ -153,7 +169,15 @@ class BestCheckpoint:
                 check_finite(state, f"{path} is not written: the network")
             for path, state in states.items():
                 save_tensors(path, state)
+            if self.settings is not None:
+                write_sidecar(self.files[0], {**self.settings, **self._progress(), "validation": score})
         self.score = score
+
+    def _progress(self) -> dict[str, object]:
+        if self.trainer is None:
+            return {}
+        state = self.trainer.state
+        return {"steps": state.iteration, "pairs_per_step": getattr(state.dataloader, "batch_size", None)}
 
     def state_dict(self) -> dict[str, float | None]:
         """The best score so far."""

@@ -108,7 +108,7 @@ class TrainingRecord:
             initial_weights=self.initial_weights,
             fresh=self.fresh,
         ).attach(engine)
-        self.best.attach(self.evaluator)
+        self.best.attach(self.evaluator, engine)
         if is_first_process():
             self._attach_logs(engine)
         files.attach_last(engine)

@@ -20,8 +20,8 @@ _EVENTS = "events.out.tfevents.*"
 
 
 class RunFiles:
-    """List what a training writes in the manifests of its folders: `last.pt`, the best weights, the curve, and the
-    events of TensorBoard.
+    """List what a training writes in the manifests of its folders: `last.pt`, the best weights and their sidecar, the
+    curve, and the events of TensorBoard.
 
     A training that is not resumed deletes what an earlier one listed, just before it writes its own first file; one
     that fails before leaves all as it was. Until the last epoch is over the manifests say `unfinished`. Weights that no
@@ -43,8 +43,7 @@ class RunFiles:
         resume: bool = False,
     ) -> None:
         self.objects = objects
-        names = ["last.pt", *(best.networks or ["model.pt"])]
-        self.files = [*(best.folder / name for name in names), Path(output_dir) / "curve.csv"]
+        self.files = [best.folder / "last.pt", *best.files, Path(output_dir) / "curve.csv"]
         self.is_new = not (resume and self.files[0].exists())
         self.output_dir, self._events = Path(output_dir), set(Path(output_dir).glob(_EVENTS))
         self._before: dict[Path, int] | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import json
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,12 @@ import pytest
 from bundle_cases import BUNDLES, OVERLAYS, REPOSITORY, read_json
 from monai.bundle import ConfigParser
 
+from benchmarks.sidecar import KEYS, configured
+from custom_components.weights import digest, sidecar_path
+
 pytestmark = pytest.mark.filterwarnings("ignore")
+README = REPOSITORY / "README.md"
+WEIGHTS = sorted(REPOSITORY.glob("bundles/*/models/*.pt"))
 SCHEMA = REPOSITORY / "tests" / "data" / "meta_schema_20240725.json"
 SCHEMA_SHA256 = "341be94f63b0341bb8267d56a862879f13546fd542ea501054763d0dc27c55be"
 
@@ -72,8 +78,9 @@ def content(path: Path) -> list[str]:
 
 
 def test_no_line_of_a_config_is_longer_than_120_characters():
-    """The texts of the metadata are whole paragraphs; JSON cannot break a string."""
-    paths = [path for path in sorted((REPOSITORY / "bundles").rglob("*.json")) if path.name != "metadata.json"]
+    """The texts of metadata and sidecars are whole sentences; JSON cannot break a string."""
+    configs = [path for path in sorted((REPOSITORY / "bundles").rglob("*.json")) if path.parent.name != "models"]
+    paths = [path for path in configs if path.name != "metadata.json"]
     lines = [(path, line) for path in paths for line in path.read_text().splitlines()]
     assert [(path, line) for path, line in lines if len(line) > 120] == []
 
@@ -108,3 +115,29 @@ def test_every_id_an_overlay_overrides_exists(bundle):
         for name in read_json(OVERLAYS / f"{overlay}.json"):
             parent = name.rpartition("#")[0]
             assert not parent or parent in parser, f"{overlay}.json overrides {name}, and {base}.json has no {parent}"
+
+
+@pytest.mark.parametrize("weights", WEIGHTS, ids=lambda path: f"{path.parents[1].name}-{path.stem}")
+def test_shipped_weights_have_a_sidecar_of_their_own(weights):
+    sidecar = json.loads(sidecar_path(weights).read_text())
+    assert list(sidecar) == [*KEYS, "state"]
+    assert sidecar["state"] == digest(weights), f"python -m benchmarks.sidecar {weights}"
+    known = set(KEYS) - {"hyper_names", "deformation"}  # not every network has them
+    assert [key for key in known if sidecar[key] is None] == []
+
+
+@pytest.mark.parametrize("weights", WEIGHTS, ids=lambda path: f"{path.parents[1].name}-{path.stem}")
+def test_a_sidecar_says_what_the_configuration_of_its_weights_says(weights):
+    sidecar, settings = json.loads(sidecar_path(weights).read_text()), configured(weights)
+    assert {key: sidecar[key] for key in settings} == settings
+    assert settings or weights.name != "model.pt"
+
+
+def test_readme_metadata_and_sidecar_agree_on_what_is_experimental(bundle):
+    (row,) = [line for line in README.read_text().splitlines() if line.startswith(f"| `{bundle.name}` |")]
+    said = {
+        "README.md": "experimental" in row.rpartition("|")[0].rpartition("|")[2],
+        "metadata.json": read_json(bundle / "configs" / "metadata.json")["experimental"],
+        "model.json": read_json(bundle / "models" / "model.json")["experimental"],
+    }
+    assert len(set(said.values())) == 1, said

@@ -11,7 +11,8 @@ def entries():
 
 
 def ids():
-    paths = [path for path in (REPOSITORY / "bundles").rglob("*.json") if path.name != "metadata.json"]
+    paths = [path for path in (REPOSITORY / "bundles").rglob("*.json") if path.parent.name != "models"]
+    paths = [path for path in paths if path.name != "metadata.json"]
     found = {name.lstrip("+").split("#")[0] for path in paths for name in read_json(path)}
     found |= {name for path in paths for name in read_json(path) if re.fullmatch(r"(train|validate)#\w+", name)}
     for bundle in BUNDLES:

@@ -10,7 +10,7 @@ from support import run
 
 from custom_components.data.phantoms import write_phantom_scans
 
-QUICK = ("--affine", "none", "--optimize", "0", "--spacing", "6", "--bundle", "voxelmorph")
+QUICK = ("--affine", "none", "--optimize", "0", "--spacing", "4", "--bundle", "voxelmorph")
 
 
 @pytest.fixture(scope="module")

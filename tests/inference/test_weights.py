@@ -9,6 +9,7 @@ from torch import nn
 
 from custom_components.files import read_state, save_tensors
 from custom_components.inference.weights import WeightsLoader
+from custom_components.weights import write_sidecar
 
 
 @pytest.fixture
@@ -18,9 +19,9 @@ def weights(tmp_path):
     return path
 
 
-def load(path, network):
+def load(path, network, **options):
     engine = Engine(lambda *_: None)
-    WeightsLoader(network, path).attach(engine)
+    WeightsLoader(network, path, **options).attach(engine)
     engine.run([0])
 
 
@@ -48,3 +49,11 @@ def test_weights_of_another_network_are_refused_in_one_sentence(weights):
 def test_missing_weights_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="there are no weights of the registration network"):
         load(tmp_path / "none.pt", nn.Linear(40, 30))
+
+
+def test_weights_for_another_use_are_refused_when_a_run_starts(weights):
+    write_sidecar(weights, {"spacing": 2.0})
+    load(weights, nn.Linear(40, 30), settings={"spacing": 2.0})
+    with pytest.raises(ValueError, match="trained at a spacing of 2 mm, not 8 mm"):
+        load(weights, nn.Linear(40, 30), settings={"spacing": 8.0})
+    load(weights, nn.Linear(40, 30), settings={"spacing": 8.0}, spacing_factor=4.0)

@@ -7,6 +7,7 @@ from torch import nn
 from training.cases import batches, make_training
 
 from custom_components.training.checkpoints import BestCheckpoint, ResumableCheckpoint
+from custom_components.weights import read_sidecar
 
 
 def run_scores(folder, scores: list[float], best: BestCheckpoint | None = None) -> tuple[BestCheckpoint, list[float]]:
@@ -63,3 +64,18 @@ def test_best_weights_stay_when_saving_fails(tmp_path, monkeypatch):
         run_scores(tmp_path, [0.9], best)
     assert best.score == 0.2
     assert torch.load(tmp_path / "new" / "model.pt", weights_only=True)["weight"] == 0
+
+
+def test_the_best_weights_say_what_they_were_trained_for_and_how_long(tmp_path):
+    network = nn.Linear(1, 1, bias=False)
+    best = BestCheckpoint(tmp_path, {"model.pt": network, "other.pt": network}, {"spacing": 2.0, "spatial_dims": 3})
+    trainer, evaluator = Engine(lambda engine, batch: None), Engine(lambda engine, batch: None)
+    evaluator.state.key_metric_name = "score"
+    evaluator.add_event_handler(Events.EPOCH_COMPLETED, lambda e: e.state.metrics.update(score=trainer.state.epoch))
+    best.attach(evaluator, trainer)
+    trainer.add_event_handler(Events.EPOCH_COMPLETED(every=2), lambda: evaluator.run([0]))
+    trainer.run(torch.utils.data.DataLoader(range(12), batch_size=4), max_epochs=4)
+    sidecar = read_sidecar(tmp_path / "model.pt")
+    sidecar.pop("state")
+    assert sidecar == {"spacing": 2.0, "spatial_dims": 3, "steps": 12, "pairs_per_step": 4, "validation": 4.0}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "model.pt", "other.pt"]

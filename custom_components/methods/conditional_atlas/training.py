@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader
 from ...data.batches import Prepare
 from ...evaluation.metrics import normalized_cross_correlation
 from ...evaluation.overlap import mean_dice
-from ...files import load_weights
 from ...losses.overlap import label_indicators
 from ...networks.parallel import share_weights
 from ...vocabulary import Entry, Output
+from ...weights import load_weights
 from .network import AtlasNetwork
 from .template import ConditionalTemplate
 

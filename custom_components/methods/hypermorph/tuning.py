@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from ...data.batches import prepare_pair_batch
 from ...evaluation.overlap import label_overlap, present_labels
 from ...fields import warp
-from ...files import read_state, write_metrics, write_table
+from ...files import write_metrics, write_table
 from ...results import check_place, publishing
 from ...vocabulary import Batch, Entry, Result, Row
 from .network import HyperMorphUNet
@@ -168,8 +168,8 @@ def tune_bundle(
     best of these for each structure, its Dice there and at the tuned value).
 
     Args:
-        parser: of the bundle's inference.json, with its ids network, weights, deformation, preprocessing, criterion and
-            hyper_names.
+        parser: of the bundle's inference.json, with its ids network (whose weights are loaded), deformation,
+            preprocessing, criterion and hyper_names.
         items: pairs of a data list.
         labels: ids that count; None for all that occur, without the background.
         criterion: "labels" (`LabelCriterion`), "regularity" (the bundle's `criterion`), or "auto": by labels if all
@@ -186,7 +186,6 @@ def tune_bundle(
     _check_tuning(criterion, iterations, sweep)
     check_place(output, _TUNING, ("tuned.json", "tuning.csv", "sweep.csv", "structures.csv"))
     network, deformation = (parser.get_parsed_content(name) for name in ("network", "deformation"))
-    network.load_state_dict(read_state(parser.get_parsed_content("weights")))
     network.eval()
     pairs = _load_pairs(parser, items)
     ids = _label_ids(pairs, labels)

@@ -193,6 +193,9 @@ class LocalMetricMomentum(MomentumDeformation):
         self.given_weights: Tensor | None = None
         self.predictor: Callable[[Tensor], Tensor] | None = None
 
+    def description(self) -> dict[str, object]:
+        return {**super().description(), "weight_sigma": self.metric.weight_sigma, "mapping": self.metric.mapping}
+
     @abstractmethod
     def flow_of(self, pre_weights: Tensor, mask: Tensor | None, spacing: tuple[float, ...]) -> tuple[Flow, Tensor]:
         """The equation of motion, and the weights at time 0, (B or 1, N, *S')."""
