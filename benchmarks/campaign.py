@@ -171,10 +171,10 @@ class Campaign:
 
 @contextlib.contextmanager
 def running(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process of one thread and the lowest priority, which is ended with the block, or with this process."""
+    """A process of one thread, which is ended with the block, or with this process."""
     with open(log, "ab") as file:
         options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": file}
-        process = subprocess.Popen(command, env=environment(**ONE_THREAD), preexec_fn=_last_and_bound, **options)
+        process = subprocess.Popen(command, env=environment(**ONE_THREAD), preexec_fn=_bound, **options)
     try:
         yield process
     finally:
@@ -187,10 +187,16 @@ def running(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[byte
             process.wait()
 
 
-def _last_and_bound() -> None:
-    os.setpriority(os.PRIO_PROCESS, 0, 19)
+def _bound() -> None:
     if _C is not None:
         _C.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: nothing goes on that nobody counts
+
+
+def come_last(nice: int) -> None:
+    """Give way to all other processes (19), to some, or to none (0); those that this one starts do, too."""
+    os.setpriority(os.PRIO_PROCESS, 0, nice)
+    with contextlib.suppress(OSError):  # Linux shares time among sessions first, then within each
+        Path("/proc/self/autogroup").write_text(str(nice))
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -208,8 +214,8 @@ def cpu_seconds_of(pid: int) -> float:
     return sum(map(int, numbers[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
-def start(folder: Path) -> int:
-    """Start a folder's campaign in the background; its process number.
+def start(folder: Path, nice: int = 19) -> int:
+    """Start a folder's campaign in the background, as nice as said; its process number.
 
     Raises:
         ValueError: with what it says, if it fails at once, or another one runs.
@@ -218,7 +224,8 @@ def start(folder: Path) -> int:
         raise ValueError(f"{folder}: a campaign runs here already, process {pid}")
     with open(folder / "log.txt", "ab") as log:
         options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
-        command = [sys.executable, "-m", "benchmarks.campaign", str(folder), "--foreground"]
+        words = [str(folder), "--foreground", "--nice", str(nice)]
+        command = [sys.executable, "-m", "benchmarks.campaign", *words]
         process = subprocess.Popen(command, env=environment(), start_new_session=True, **options)
     while holder(folder) is None and process.poll() is None:
         time.sleep(0.1)
@@ -263,6 +270,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("queue", type=Path, nargs="?", help="JSON file; default: benchmarks/campaign.json")
     parser.add_argument("--data", action="append", default=[], metavar="NAME=PLACE", help="what {NAME} stands for")
+    parser.add_argument("--nice", type=int, default=19, help="0 to 19, the higher, the more it gives way; default 19")
     actions = parser.add_mutually_exclusive_group()
     for action in ("status", "stop", "foreground"):
         actions.add_argument(f"--{action}", action="store_true")
@@ -293,10 +301,11 @@ def _act(options: argparse.Namespace, folder: Path) -> None:
     elif options.foreground:
         campaign = Campaign(folder, queue, places)
         signal.signal(signal.SIGTERM, lambda *_: setattr(campaign, "stopping", True))
+        come_last(options.nice)
         with holding(folder):
             campaign.run()
     else:
-        print(f"process {start(folder)}; python -m benchmarks.campaign {options.folder} --status")
+        print(f"process {start(folder, options.nice)}; python -m benchmarks.campaign {options.folder} --status")
 
 
 if __name__ == "__main__":

@@ -5,10 +5,10 @@ r"""What is best predicted, a momentum, a velocity or a displacement? Networks a
     python -m benchmarks.quicksilver SLICES OUT [--momenta FOLDER] [--only momentum,correction] [--pairs 40]
     python -m benchmarks.quicksilver LABELMAPS OUT --form train_labelmaps --batch 16 [--weights FOLDER]
 
-SLICES or LABELMAPS is a folder with a data list that has the sections training and validation. Every variant is trained
-by the bundle's train.json and the overlay `--form`; finished parts are kept. `--weights` adds model.pt and
-correction.pt of a folder to the table. OUT receives a folder for each variant, the optimised pairs, and tables.md with
-the tables of the bundle's page.
+SLICES or LABELMAPS is a folder with a data list that has the sections training and validation. Each variant is trained
+by the bundle's train.json and the overlay `--form`; finished parts are kept. `--weights` adds model.pt, correction.pt
+and model_dropout.pt of a folder to the table. OUT receives a folder for each variant, the optimised pairs, and
+tables.md with the tables of the bundle's page.
 """
 
 from __future__ import annotations
@@ -105,6 +105,8 @@ def networks_of(names: Sequence[str], args: argparse.Namespace) -> list[Network]
         found.append(("given", args.weights / "model.pt", None))
         if (args.weights / "correction.pt").exists():
             found.append(("given, correction", args.weights / "model.pt", args.weights / "correction.pt"))
+        if (args.weights / "model_dropout.pt").exists():
+            found.append(("given, dropout", args.weights / "model_dropout.pt", None))
     return found
 
 
@@ -151,12 +153,13 @@ def measure(
     network.quantity = ""  # accepts weights that predict any quantity
     for name, weights, correction in networks:
         first = load_network(network, weights)
+        assert first is not None
         special = VARIANTS.get(name, {}).get("inferer#deformation", config["deformation"])
         deformation = ConfigParser({**config.get(), "special": special}).get_parsed_content("special")
         predictor = PatchPredictor(correction=load_network(first, correction))
         if correction is not None:
             ways = ways_with_correction(config, deformation, predictor)
-        elif name == "probabilistic":
+        elif first.dropout:
             inferer = RegistrationInferer(deformation, predictor)
             ways = {f"{samples} samples": DropoutSamplesInferer(inferer, samples=samples)}
         else:
