@@ -27,7 +27,8 @@ class Job:
         initial_weights: file to start from.
         module, arguments: instead of the trainer, `python -m module *arguments`. In the arguments `{output}` is
             the job's folder, `{minutes}` what is left of the budget, `{initial}` the newest weights in the folder or
-            else the initial ones: after a stop it starts anew from them.
+            else the initial ones: after a stop it starts anew from them. An argument that names weights is left out
+            while there are none.
     """
 
     name: str
@@ -58,7 +59,8 @@ class Job:
         if self.module:
             initial = newest_weights(folder) or self.initial_weights
             words = {"output": str(folder), "minutes": f"{minutes:.3f}", "initial": str(initial)}
-            return [sys.executable, "-m", self.module, *(filled(word, words) for word in self.arguments)]
+            given = [word for word in self.arguments if initial or "{initial}" not in word]
+            return [sys.executable, "-m", self.module, *(filled(word, words) for word in given)]
         interval = bundle_config(self.bundle, self.configs, **self.settings).get("val_interval")
         settings = {**self.settings, "max_epochs": epochs, "val_interval": min(interval, epochs)}
         if self.initial_weights:

@@ -209,6 +209,14 @@ def test_the_first_epochs_say_how_many_the_budget_pays_for(folder):
     assert one._plan(Job("one", minutes=20, bundle="voxelmorph")) == 2 + (1200 - 500) // 20
 
 
+def test_a_module_begins_from_its_newest_weights(folder):
+    job = Job("one", minutes=1, bundle="voxelmorph", module="m", arguments=["{output}", "--initial={initial}"])
+    assert job.command(folder, 0, 0.5)[2:] == ["m", str(folder)]
+    (folder / "last.pt").write_text("a checkpoint")
+    (folder / "model.pt").write_text("weights")
+    assert job.command(folder, 0, 0.5)[2:] == ["m", str(folder), f"--initial={folder / 'model.pt'}"]
+
+
 def test_the_gates_figures_stand_beside_the_scores(folder):
     (folder / "curve.csv").write_text("iteration,score\n5,0.5\n")
     campaign_state.log_figures(folder, 60)
@@ -222,7 +230,7 @@ def test_the_gates_figures_stand_beside_the_scores(folder):
 
 
 def test_the_default_queue_names_configs_settings_and_weights_that_exist():
-    places = dict.fromkeys(("labelmaps", "slices", "shares", "test_data"), "/")
+    places = dict.fromkeys(("labelmaps", "shares", "maps", "test_data"), "/")
     queue = read_queue(campaign.QUEUE, places)
     for job in queue.jobs:
         config = bundle_config(job.bundle, job.configs)
