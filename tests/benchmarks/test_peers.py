@@ -1,0 +1,72 @@
+"""Peers start from the same affine and are measured as we are; a stand-in for them, since none is installed here."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import peers
+from custom_components.data.phantoms import write_phantom_scans
+from custom_components.space import write_affine_transform
+
+FAKE = """
+import json, sys
+import numpy as np
+import torch
+from custom_components.space import DisplacementField, load_grid, load_labels, read_affine_transform
+from custom_components.space import write_displacement_field, write_image
+from custom_components.space.warping import warp_to_grid
+
+job = json.load(sys.stdin)
+if job["peer"] == "greedy 2":
+    raise ModuleNotFoundError("No module named 'picsl_greedy'")
+grid, labels = load_grid(job["fixed"]).grid, load_labels(job["label_moving"])
+ddf = torch.zeros(3, *grid.size)
+ddf[0] = 1.0
+steps = {"before": [read_affine_transform(job["affine"])]}
+steps["labels"] = [DisplacementField(ddf, grid), *steps["before"]]
+for name, found in steps.items():
+    warped = warp_to_grid(labels.data, labels.affine, grid, found, mode="nearest")
+    write_image(f"{job['folder']}/{name}.nii.gz", warped, grid.affine)
+write_displacement_field(f"{job['folder']}/field.nii.gz", ddf, grid)
+print("talk\\n" + json.dumps({"version": "1", "seconds": 2.0, "cpu_seconds": 1.0}))
+"""
+
+
+@pytest.fixture
+def pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A list of one phantom onto itself, by an affine that is one voxel off; the stand-in for a peer moves it back."""
+    scans = json.loads(Path(write_phantom_scans(tmp_path, 4, (16, 16, 16))).read_text())
+    scan = scans["validation"][0]
+    shift = [[1, 0, 0, -1.0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+    write_affine_transform(tmp_path / "shift.tfm", np.array(shift))
+    pair = {"id": "one", "affine": str(tmp_path / "shift.tfm")}
+    pair |= dict.fromkeys(("moving", "fixed"), scan["image"])
+    pair |= {f"label_{role}": scan["label"] for role in ("moving", "fixed")}
+    (tmp_path / "list.json").write_text(json.dumps({"validation_pairs": [pair]}))
+    (tmp_path / "fake.py").write_text(FAKE)
+    monkeypatch.setattr(peers, "PROGRAM", tmp_path / "fake.py")
+    return tmp_path / "list.json"
+
+
+@pytest.mark.slow
+def test_a_row_a_pair_is_measured_once_and_missing_peers_are_left_out(pairs, tmp_path, capsys, monkeypatch):
+    table = tmp_path / "peers.csv"
+    words = [str(pairs), str(table), "--others", sys.executable, "--only", "SyN,greedy 2"]
+    peers.main(words)
+    with open(table, newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["pair"], row["peer"], row["version"]) == ("one", "SyN", "1")
+    assert float(row["dice_before"]) < 0.95
+    assert float(row["dice_after"]) > 0.97
+    assert (float(row["folding_percent"]), float(row["sd_log_jacobian"])) == (0, 0)
+    assert float(row["cpu_seconds"]) == 1
+    assert "greedy 2 is left out: ModuleNotFoundError" in capsys.readouterr().out
+    monkeypatch.setattr(peers, "register", lambda *_: pytest.fail("the pair was measured again"))
+    peers.main([*words[:-1], "SyN"])
+    assert "| SyN | 1 |" in capsys.readouterr().out
