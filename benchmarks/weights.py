@@ -20,7 +20,6 @@ Exit code: 0 if all checkpoints beat the other one, 1 if not, 2 for errors.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -41,6 +40,7 @@ from custom_components.evaluation.cohort import summarize
 from custom_components.files import read_state, save_tensors, write_table
 from custom_components.runs import sentence
 from custom_components.vocabulary import Config
+from custom_components.weights import digest
 
 FREE = "training-free"
 DATA = os.environ.get("MORPHZOO_TEST_DATA", str(REPOSITORY.parent / "shared" / "data"))
@@ -167,8 +167,7 @@ def _against(args: argparse.Namespace, config: ConfigParser, dims: int) -> Conte
 def _checkpoint(name: str, path: Path, overlays: Sequence[str]) -> Contestant:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file of weights")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-    return Contestant(name, f"{path.stem}-{digest}", {"weights": str(path)}, tuple(overlays))
+    return Contestant(name, f"{path.stem}-{digest(path)[:12]}", {"weights": str(path)}, tuple(overlays))
 
 
 def _iterations(words: str, config: ConfigParser) -> dict[str, dict[str, object]]:
