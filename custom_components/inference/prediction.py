@@ -6,7 +6,7 @@ It knows nothing of warping or refinement; `registration.RegistrationInferer` ad
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..deformations.base import Deformation
+from ..fields import per_channel
 from ..vocabulary import Pred
 
 # What a network answers depends on the network: mostly a tensor, sometimes several.
@@ -112,15 +113,30 @@ class Precision:
 
 
 class NetworkPredictor:
-    """The parameters are the network's output.
+    """The parameters are the network's output, or the mean of its answers to symmetric versions of the pair.
+
+    A registration should not depend on which side is which, nor on which image moves. A network's answers differ a
+    little; their mean errs less than each, and has the symmetry itself.
+
+    - "mirror": also the pair mirrored along its first axis, the answer mirrored back. For networks trained with such
+      pairs.
+    - "swap": also the pair swapped, the answer negated. For velocities that stay and vectors whose negative is the
+      inverse map: the pair and the swapped pair then get inverse maps. Channels beyond the vector's, a log variance for
+      instance, are not negated.
 
     Args:
         precision: see `Precision`.
+        average: "mirror", "swap" or both, which costs 2 or 4 runs of the network.
         **options: keyword arguments for each call of the network, beside those of the batch.
+    Raises:
+        ValueError: for another word in `average`.
     """
 
-    def __init__(self, precision: str = "float32", **options: object) -> None:
+    def __init__(self, precision: str = "float32", average: Sequence[str] = (), **options: object) -> None:
+        if isinstance(average, str) or not set(average) <= {"mirror", "swap"}:
+            raise ValueError(f"expected a list of mirror and swap to average over, got {average!r}")
         self.precision, self.options = Precision(precision), options
+        self.mirror, self.swap = "mirror" in average, "swap" in average
 
     def __call__(
         self,
@@ -131,7 +147,25 @@ class NetworkPredictor:
         masks: Masks | None = None,
         **options: object,
     ) -> Prediction:
-        return Prediction(self.precision.run(network, image, **self.options, **options), deformation)
+        def run(image: Tensor) -> Tensor:
+            return self.precision.run(network, image, **self.options, **options)
+
+        def both_ways(image: Tensor) -> Tensor:
+            if not self.swap:
+                return run(image)
+            moving, fixed = image.chunk(2, 1)
+            back = run(torch.cat([fixed, moving], 1))
+            return (run(image) + _negated(back, range(image.ndim - 2))) / 2
+
+        parameters = both_ways(image)
+        if self.mirror:
+            parameters = (parameters + _negated(both_ways(image.flip(2)).flip(2), range(1))) / 2
+        return Prediction(parameters, deformation)
+
+
+def _negated(parameters: Tensor, channels: range) -> Tensor:
+    """Parameters (B, P, *S), some of whose channels change their sign."""
+    return parameters * per_channel([-1.0 if i in channels else 1.0 for i in range(parameters.shape[1])], parameters)
 
 
 class OptimizingPredictor:
