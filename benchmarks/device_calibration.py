@@ -1,18 +1,30 @@
-"""Teach a probabilistic network how large its errors are, on pairs whose deformation is known."""
+"""Teach a probabilistic network how large its errors are, on pairs whose deformation is known, and see what it learned.
+
+    python -m benchmarks.device_training MAPS.npz --bundle voxelmorph_probabilistic --calibrate --initial W.pt ...
+    python -m benchmarks.device_calibration MAPS.npz --table labels.csv W.pt
+
+The second command compares the predicted deviation with the actual error on the validation people.
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.device_methods import Registration
-from benchmarks.device_step import Recipe, Training
-from benchmarks.device_synthesis import LINEAR, POOL, DevicePairs
+from benchmarks.device_step import Recipe, Training, label_table, read_maps
+from benchmarks.device_synthesis import LINEAR, POOL, Augmentation, DevicePairs
+from benchmarks.voxelmorph_probabilistic_measures import ranks, rms, spread
 from custom_components.fields import integrate_velocity, resize_field, warp
 
+LOG_VARIANCE = -1.5  # where the training begins
 # Scales of the known velocities in voxels of their own grid, and the largest standard deviation at each.
-SCALES = ((3, 0.3), (6, 0.6))
+SCALES = ((3, 0.5), (6, 1.2))
 
 
 class Calibration(Training):
@@ -33,6 +45,13 @@ class Calibration(Training):
             parameter.requires_grad_(name.startswith("log_variance."))
         super().__init__(registration, pairs, recipe)
 
+    @torch.no_grad()
+    def forget(self) -> None:
+        """Begin from a constant variance: from variances that are far too small the likelihood's steps are wild."""
+        for (name, parameter), mean in zip(self.network.named_parameters(), self.mean, strict=True):
+            if parameter.requires_grad:
+                mean.copy_(nn.init.constant_(parameter, 0.0 if name.endswith("weight") else LOG_VARIANCE))
+
     def velocity(self, count: int) -> Tensor:
         """Random velocities (P, D, *ceil(S / 2)), voxels of their grid."""
         size = [-(-n // 2) for n in self.pairs.size]
@@ -44,15 +63,19 @@ class Calibration(Training):
             total = total + std * F.interpolate(noise, size=size, mode=LINEAR[len(size)], align_corners=True)
         return total
 
+    def known_pair(self, labels: Tensor, kind: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (P, 2, *S) of maps (P, *2S), and the velocity that moves fixed to moving, (P, D, *ceil(S / 2))."""
+        velocity = self.velocity(len(labels))
+        inverse = resize_field(integrate_velocity(-velocity), self.pairs.fine)
+        moving = warp(labels.unsqueeze(1).float(), inverse, mode="nearest")[:, 0].to(labels.dtype)
+        return self.images(torch.cat([moving, labels]), kind.repeat(2)), velocity
+
     def terms(self, labels: Tensor, kind: Tensor) -> list[Tensor]:
         """The loss; mean square error and mean variance, which have no gradient; 0."""
         registration = self.registration
         with torch.no_grad():
             fixed = labels.chunk(2)[1]
-            velocity = self.velocity(len(fixed))
-            inverse = resize_field(integrate_velocity(-velocity), self.pairs.fine)
-            moving = warp(fixed.unsqueeze(1).float(), inverse, mode="nearest")[:, 0].to(fixed.dtype)
-            image = self.images(torch.cat([moving, fixed]), kind.chunk(2)[1].repeat(2))
+            image, velocity = self.known_pair(fixed, kind.chunk(2)[1])
             brain = (POOL[self.pairs.spatial_dims](self.pairs.brain(fixed, margin=0), 2) > 0.5).float()
         parameters = registration.parameters_of(image)
         mean = parameters.chunk(2, 1)[0].detach()
@@ -62,3 +85,56 @@ class Calibration(Training):
         likelihood = 0.5 * ((variance.log() + error / variance) * share).sum()
         shown = [(value.detach() * share).sum() for value in (error, variance)]
         return [likelihood, *shown, likelihood.new_zeros(())]
+
+
+@torch.no_grad()
+def compare(calibration: Calibration, samples: int, repeats: int) -> dict[str, float]:
+    """Actual errors of the displacement against the deviation of samples, in voxels, at every voxel of the brain."""
+    pairs, registration = calibration.pairs, calibration.registration
+    errors, deviations, before, within = [], [], [], []
+    for i in range(pairs.people * repeats):
+        torch.manual_seed(i)
+        labels = pairs.anatomies(1)[1:]
+        image, velocity = calibration.known_pair(labels, torch.zeros(1, dtype=torch.long))
+        parameters, brain = registration.parameters_of(image), pairs.brain(labels, margin=0) > 0
+        truth = resize_field(integrate_velocity(velocity), pairs.size)
+        error = (registration.deformation(parameters, pairs.size)["ddf"] - truth).norm(dim=1, keepdim=True)[brain]
+        drawn = [registration.deformation.draw(parameters, pairs.size)["ddf"] for _ in range(samples)]
+        deviation = spread(torch.stack(drawn, 1))[brain]
+        both = torch.stack([error, deviation])
+        within.append([float(torch.corrcoef(one)[0, 1]) for one in (both, ranks(both))])
+        errors.append(error)
+        deviations.append(deviation)
+        before.append(truth.norm(dim=1, keepdim=True)[brain])
+    error, deviation = torch.cat(errors), torch.cat(deviations)
+    inside, ranked = torch.tensor(within).mean(0).tolist()
+    return {
+        "pairs": len(errors),
+        "before": float(torch.cat(before).mean()),
+        "error": float(error.mean()),
+        "error_rms": rms(error),
+        "sd_rms": rms(deviation),
+        "correlation": float(torch.corrcoef(torch.stack([error, deviation]))[0, 1]),
+        "correlation_within_pair": inside,
+        "rank_correlation_within_pair": ranked,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("maps", type=Path)
+    parser.add_argument("weights", type=Path)
+    parser.add_argument("--table", type=Path, required=True, help="CSV file of the labels' T1-like intensities")
+    parser.add_argument("--samples", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=3, help="deformations of each validation person")
+    options = parser.parse_args()
+    maps, ids = read_maps(options.maps, "validation", torch.device("cpu"))
+    known = label_table(options.table, ids, torch.device("cpu"))
+    still = Augmentation(zero_background=1.0, strip=1.0, rotation_degrees=0, scaling=0, shift=0, elastic=(), flip=0)
+    registration = Registration("voxelmorph_probabilistic", initial=options.weights)
+    calibration = Calibration(registration, DevicePairs(maps, known, still), Recipe())
+    print(json.dumps(compare(calibration, options.samples, options.repeats), indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -48,6 +48,19 @@ class Recipe:
     ema: float = 0.999
 
 
+def read_maps(path: Path, part: str, device: torch.device, crop: int | None = None) -> tuple[Tensor, np.ndarray]:
+    """The maps of "training" or "validation", (N, *2S), and the ids (L,) whose positions they hold.
+
+    Args:
+        crop: keep a box of so many voxels of the maps: a rehearsal.
+    """
+    stored = np.load(path)
+    maps = stored["maps"][stored["split"] == part]
+    if crop:
+        maps = maps[(slice(None), *[slice((n - crop) // 2, (n + crop) // 2) for n in maps.shape[1:]])]
+    return torch.as_tensor(maps, device=device), stored["ids"]
+
+
 def label_table(path: Path, ids: np.ndarray, device: torch.device) -> LabelTable:
     """The table of the ids (L,), ascending, from the file that `read_statistics` reads; equal statistics are a group.
 

@@ -26,14 +26,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks.device_calibration import Calibration
 from benchmarks.device_methods import METHODS, Registration
 from benchmarks.device_slices import PLANE, take_slices
-from benchmarks.device_step import CONTRASTS, Recipe, Training, label_table
+from benchmarks.device_step import CONTRASTS, Recipe, Training, label_table, read_maps
 from benchmarks.device_synthesis import Augmentation, DevicePairs
 from custom_components.fields import warp
 from custom_components.files import save_tensors
@@ -162,24 +161,16 @@ def run(training: Training, held_out: DevicePairs, minutes: float, output: Path,
             torch.cuda.synchronize()  # the queue stays short: the schedule follows the clock
 
 
-def read_maps(path: Path, table: Path, spatial_dims: int, crop: int | None, device: torch.device) -> list[DevicePairs]:
-    """Pairs of the training people, and of the validation people as they are.
-
-    Args:
-        crop: keep a box of so many voxels of the maps: a rehearsal.
-    """
-    stored = np.load(path)
-    maps, known, levels = stored["maps"], label_table(table, stored["ids"], device), (1, 1)
-    if crop:
-        maps = maps[(slice(None), *[slice((n - crop) // 2, (n + crop) // 2) for n in maps.shape[1:]])]
-    parts = []
+def read_pairs(path: Path, table: Path, spatial_dims: int, crop: int | None, device: torch.device) -> list[DevicePairs]:
+    """Pairs of the training people, and of the validation people as they are."""
+    found = []
     for part, augmentation in (("training", Augmentation()), ("validation", Augmentation(zero_background=1.0))):
-        chosen = torch.as_tensor(maps[stored["split"] == part], device=device)
+        (maps, ids), runs = read_maps(path, part, device, crop), (1, 1)
         if spatial_dims == 2:
-            chosen, levels = take_slices(chosen)
+            maps, runs = take_slices(maps)
             augmentation = replace(augmentation, **PLANE)
-        parts.append(DevicePairs(chosen, known, augmentation, levels))
-    return parts
+        found.append(DevicePairs(maps, label_table(table, ids, device), augmentation, runs))
+    return found
 
 
 def main() -> None:
@@ -196,6 +187,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="bfloat16")
     parser.add_argument("--pairs", type=int, default=Recipe.pairs)
     parser.add_argument("--learning_rate", type=float, default=Recipe.learning_rate)
+    parser.add_argument("--ema", type=float, default=Recipe.ema)
     parser.add_argument("--folding_weight", type=float, default=Recipe.folding_weight)
     parser.add_argument("--contrasts", type=float, nargs=2, help="when other contrasts begin and are complete, 0 to 1")
     parser.add_argument("--table_share", type=float, default=Recipe.table_share)
@@ -209,7 +201,7 @@ def main() -> None:
     torch.backends.cudnn.benchmark = True
     device = torch.device(options.device)
     dims, precision = options.spatial_dims, getattr(torch, options.precision)
-    training_pairs, held_out = read_maps(options.maps, options.table, dims, options.crop, device)
+    training_pairs, held_out = read_pairs(options.maps, options.table, dims, options.crop, device)
     registration = Registration(options.bundle, spatial_dims=dims, initial=options.initial, precision=precision)
     registration.to(device)
     if options.channels_last:
@@ -220,8 +212,11 @@ def main() -> None:
         None if options.contrasts is None else tuple(options.contrasts),
         table_share=options.table_share,
         folding_weight=options.folding_weight,
+        ema=options.ema,
     )
     training = (Calibration if options.calibrate else Training)(registration, training_pairs, recipe)
+    if isinstance(training, Calibration):
+        training.forget()
     options.output.mkdir(parents=True, exist_ok=True)
     graph = device.type == "cuda" and not options.no_graph
     name = options.name or options.bundle

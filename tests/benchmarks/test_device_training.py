@@ -120,16 +120,16 @@ def test_weights_to_begin_from_may_lack_what_the_method_adds(tmp_path):
 
 
 def test_calibration_changes_the_variance_alone_and_makes_the_truth_likelier(pairs):
-    torch.manual_seed(0)
     registration = Registration("voxelmorph_probabilistic")
-    before = {k: v.clone() for k, v in registration.network.state_dict().items()}
-    training = Calibration(registration, pairs, Recipe(pairs=1, learning_rate=0.01))
-    values = []
-    for _ in range(12):
+    training = Calibration(registration, pairs, Recipe(pairs=1, learning_rate=0.02))
+    training.forget()
+    before, values = {k: v.clone() for k, v in registration.network.state_dict().items()}, []
+    for _ in range(10):
+        torch.manual_seed(0)  # the same pair each time
         training.sums.zero_()
         training.step()
         values.append(float(training.sums[0]))
-    assert np.mean(values[-3:]) < np.mean(values[:3]) - 1
+    assert values[-1] < values[0] - 0.01
     for name, value in registration.network.state_dict().items():
         assert torch.equal(value, before[name]) == (not name.startswith("log_variance."))
 
