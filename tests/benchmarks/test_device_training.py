@@ -120,6 +120,7 @@ def test_weights_to_begin_from_may_lack_what_the_method_adds(tmp_path):
 
 
 def test_calibration_changes_the_variance_alone_and_makes_the_truth_likelier(pairs):
+    torch.manual_seed(0)
     registration = Registration("voxelmorph_probabilistic")
     training = Calibration(registration, pairs, Recipe(pairs=1, learning_rate=0.02))
     training.forget()
