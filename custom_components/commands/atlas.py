@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ..checks import writable_folder
 from ..vocabulary import Entry
@@ -46,7 +46,7 @@ def atlas(
     sweep: str | None = None,
     label: str | None = None,
     mask: str | None = None,
-    optimize: int | None = None,
+    optimize: int | Literal["auto"] | None = None,
     affine: str | bool | None = None,
     bundle: str = "conditional_atlas",
     weights: str | None = None,
@@ -70,7 +70,8 @@ def atlas(
             animated picture.
         label, mask: of the scan; labels are compared with the template's, which must have the same ids (those of the
             shipped weights are in the bundle's docs).
-        optimize: iterations of refinement after the network; default: the bundle's.
+        optimize: iterations of refinement after the network, 0 for none, or "auto" for as many as bring the images
+            closer; default: the bundle's.
         affine: "itk" (or --affine alone), "rigid", "none" or a transform file, template to scan, as for `register`.
             Default: the bundle's, "itk".
         bundle: name of a bundle with a template, or its folder.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from .bundles import DEFAULT_BUNDLE
 from .workflow import infer
@@ -19,7 +19,7 @@ def register(
     output: str = "registered",
     *,
     bundle: str = DEFAULT_BUNDLE,
-    optimize: int | None = None,
+    optimize: int | Literal["auto"] | None = None,
     affine: str | bool | None = None,
     label_moving: str | None = None,
     label_fixed: str | None = None,
@@ -44,7 +44,8 @@ def register(
         fixed: image whose space the result lives in.
         output: folder for the results.
         bundle: name of a bundle, or its folder.
-        optimize: iterations of pairwise refinement after the network; default: the bundle's.
+        optimize: iterations of pairwise refinement after the network, 0 for none, or "auto" for as many as bring the
+            images closer; default: the bundle's.
         affine: "itk" (also "affine", or --affine alone) or "rigid" aligns with ITK first, "learned" with a network,
             "none" trusts the headers; or the path of an affine transform file. Default: the bundle's, for synthmorph
             "itk".

@@ -26,7 +26,7 @@ _PRIVATE = {"_desc_", "_meta_", "imports", "initialize", "run"}
 # Where the default does not tell all that is possible.
 _KINDS = {
     "spacing": "float | Sequence[float]",
-    "optimize": "int | Sequence[int]",
+    "optimize": "int | Sequence[int] | 'auto'",
     "hyper": "float | Sequence[float] | str",
     "labels": "Sequence[int] | 'all'",
     "template_label": "str",

@@ -27,7 +27,7 @@ def convert(name: str, value: object, kinds: str) -> object:
     Raises:
         ValueError: if the value is of none of the kinds, in one sentence.
     """
-    named = [kind.strip() for kind in kinds.split("|")]
+    named = [_word(kind.strip()) for kind in kinds.split("|")]
     if value is None or (value == "None" and "str" not in named):
         return None
     for kind, read in _READERS.items():
@@ -43,6 +43,11 @@ def convert(name: str, value: object, kinds: str) -> object:
         return _literal(value)
     wanted = " or ".join([*(_WORDS[kind] for kind in _READERS if kind in named), *words])
     raise ValueError(f"--{name}: expected {wanted}, got {str(value)!r}")
+
+
+def _word(kind: str) -> str:
+    """A kind, without the `Literal[...]` around a text that may be given."""
+    return kind.removeprefix("Literal[").rstrip("]").replace('"', "'") if kind.startswith("Literal[") else kind
 
 
 def converted(function: Callable[..., object], values: Mapping[str, object]) -> dict[str, Any]:

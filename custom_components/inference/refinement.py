@@ -6,22 +6,18 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from ..deformations.base import Deformation, Fields
-from ..deformations.shooting import ShootingError
+from ..deformations.base import Deformation
 from ..fields import warp
 from ..losses.registration import RegistrationLoss
+from .level import Evaluation, Loss
 
 logger = logging.getLogger(__name__)
-
-
-Loss = Callable[[Fields, dict[str, Tensor]], Tensor]
 
 
 _AT_THE_END = 10**9  # iterations after which no schedule changes any more
@@ -49,7 +45,10 @@ class PairwiseOptimizer:
     on its own; the batch only shares the step size and the stopping rule, and with "lbfgs" the curvature. Called as
     `optimizer(moving, fixed, parameters=None)` it returns the optimised parameters, without gradient.
 
-    A level ends when the loss falls by less than `tolerance` of itself over ten iterations.
+    A level ends when the loss falls by less than `tolerance` of itself over ten iterations; with iterations "auto" also
+    when the similarity of the images, averaged over five iterations, falls by less than `worth` of itself from one five
+    to the next, or after `most` iterations, and the parameters of the lowest loss are kept. The log then says how many
+    iterations there were.
 
     Args:
         deformation: parameters to fields. Its `to_unknown` says what is searched, its `resize` and `on_grid` take
@@ -58,17 +57,20 @@ class PairwiseOptimizer:
         loss_across: the loss for pairs of different contrast (see `same_contrast`); None uses `loss` for all. Which one
             was taken is logged.
         levels: shrink factors of the images, coarse to fine.
-        iterations: at each level; one number serves all levels. All zero: the start is returned unchanged.
+        iterations: at each level; one number serves all levels. All zero: the start is returned unchanged. "auto": as
+            many as are worth it, see above.
         learning_rate: Adam's step, about the voxels of the parameters' grid that a vector moves in an iteration.
         method: "adam" or "lbfgs".
         progress: show a progress bar.
     Raises:
-        ValueError: if there are not as many iterations as levels, or the method is unknown.
+        ValueError: if there are not as many iterations as levels, or the method or a word for iterations is unknown.
     References: the starting point and the objective are the network's, as in Balakrishnan et al., IEEE TMI 38(8), 2019
         (instance-specific optimisation); the parameters are a velocity, not the displacement.
     """
 
     tolerance: float = 1e-4
+    worth: float = 0.01
+    most: int = 100
 
     def __init__(
         self,
@@ -77,11 +79,15 @@ class PairwiseOptimizer:
         *,
         loss_across: Loss | None = None,
         levels: Sequence[int] = (4, 2, 1),
-        iterations: int | Sequence[int] = (30, 30, 20),
+        iterations: int | Sequence[int] | str = (30, 30, 20),
         learning_rate: float = 0.2,
         method: str = "adam",
         progress: bool = False,
     ) -> None:
+        if isinstance(iterations, str) and iterations != "auto":
+            raise ValueError(f"expected iterations as numbers or 'auto', got {iterations!r}")
+        self.auto = isinstance(iterations, str)
+        iterations = self.most if isinstance(iterations, str) else iterations
         iterations = [iterations] * len(levels) if isinstance(iterations, int) else list(iterations)
         if len(iterations) != len(levels):
             raise ValueError(f"expected iterations for {len(levels)} levels, got {len(iterations)}")
@@ -157,15 +163,16 @@ class PairwiseOptimizer:
             for i, factor in enumerate(self.levels):
                 level = {key: shrink(image, factor) for key, image in batch.items()} | dict(constants)
                 coarse = deformation.on_grid(size, level["fixed"].shape[2:])
-                evaluation = _Evaluation(coarse, objective, level, _fitted(parameters, level["fixed"], deformation))
+                begin = _fitted(parameters, level["fixed"], deformation)
+                evaluation = Evaluation(coarse, objective, level, begin, keeps_best=self.auto)
                 before = sum(self.iterations[:i]) if start is None else _AT_THE_END
                 self._minimize(evaluation, range(before, before + self.iterations[i]), on_iteration, bar)
-                parameters = evaluation.parameters().detach()
+                parameters = evaluation.found()
                 bar.set_postfix_str(f"level 1/{factor} done")
         return parameters
 
     def _minimize(
-        self, evaluation: _Evaluation, iterations: range, on_iteration: Callable[[int], bool], bar: tqdm
+        self, evaluation: Evaluation, iterations: range, on_iteration: Callable[[int], bool], bar: tqdm
     ) -> None:
         optimizer: torch.optim.Optimizer
         if self.method == "adam":
@@ -176,66 +183,29 @@ class PairwiseOptimizer:
             )
         closure = evaluation if self.method == "adam" else evaluation.tried
         losses: list[float] = []
+        similarities: list[float] = []
         for number, iteration in enumerate(iterations, start=1):
             if on_iteration(iteration):
-                evaluation.last = None
+                evaluation.last = evaluation.best = None
                 losses.clear()
+                similarities.clear()
             losses.append(float(optimizer.step(closure)) / evaluation.voxels)
             bar.update()
             if not math.isfinite(losses[-1]):
                 raise RuntimeError(f"the registration loss became {losses[-1]} in iteration {number}")
-            if len(losses) > 10 and losses[-11] - losses[-1] < self.tolerance * abs(losses[-11]):
+            if self.auto:
+                similarities.append(evaluation.similarity())
+            if self._is_done(losses, similarities):
                 bar.update(len(iterations) - number)
                 break
+        if self.auto and similarities:
+            logger.info("%d iterations, similarity term %.4f to %.4f", number, similarities[0], min(similarities))
 
-
-class _Evaluated(NamedTuple):
-    unknown: Tensor
-    loss: Tensor
-    gradient: Tensor
-
-
-class _Evaluation:
-    """The objective of a level as an optimiser's closure: it returns the loss and leaves the gradient in the unknown.
-
-    The loss is a mean; it is multiplied by the number of voxels, so that its gradient at a voxel does not depend on the
-    image's size.
-    """
-
-    def __init__(self, deformation: Deformation, objective: Loss, batch: dict[str, Tensor], parameters: Tensor) -> None:
-        self.deformation, self.objective, self.batch = deformation, objective, batch
-        self.size, self.voxels = batch["fixed"].shape[2:], batch["fixed"][:, 0].numel()
-        self.unknown = deformation.to_unknown(parameters, self.size).detach().clone().requires_grad_()
-        self.last: _Evaluated | None = None
-
-    def parameters(self) -> Tensor:
-        return self.deformation.from_unknown(self.unknown, self.size)
-
-    def __call__(self) -> Tensor:
-        self.unknown.grad = None
-        pred = self.deformation(self.parameters(), self.size)
-        pred["warped"] = warp(self.batch["moving"], pred["ddf"])
-        loss = self.objective(pred, self.batch) * self.voxels
-        loss.backward()
-        assert self.unknown.grad is not None
-        self.last = _Evaluated(self.unknown.detach().clone(), loss.detach(), self.unknown.grad.clone())
-        return loss.detach()
-
-    def tried(self) -> Tensor:
-        """As a call, for a line search."""
-        last = self.last
-        if last is not None and torch.equal(last.unknown, self.unknown.detach()):
-            # A step of L-BFGS begins where the line search of the one before has just been.
-            self.unknown.grad = last.gradient.clone()
-            return last.loss
-        try:
-            return self()
-        except ShootingError:
-            if last is None:
-                raise
-            # A trial went too far: a slope that leads back makes the search try nearer.
-            self.unknown.grad = -last.gradient
-            return last.loss + 10 * last.loss.abs()
+    def _is_done(self, losses: Sequence[float], similarities: Sequence[float]) -> bool:
+        if len(losses) > 10 and losses[-11] - losses[-1] < self.tolerance * abs(losses[-11]):
+            return True
+        before, after = (sum(part) / 5 for part in (similarities[-10:-5], similarities[-5:]))
+        return len(similarities) >= 10 and before - after < self.worth * abs(before)
 
 
 def _unchanged(iteration: int) -> bool:

@@ -15,7 +15,7 @@ def refiner(
     weight: float,
     *,
     regularized: str = "svf",
-    iterations: int | Sequence[int] = (30, 30, 20),
+    iterations: int | Sequence[int] | str = (30, 30, 20),
     levels: Sequence[int] = (4, 2, 1),
     method: str | None = None,
     across_contrasts: bool = False,

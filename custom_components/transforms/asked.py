@@ -87,7 +87,8 @@ class Asked:
             wanted = "a number from 0 to 1, or 'auto'"
         else:
             fits = number and float(str(value)).is_integer() and 0 <= float(str(value)) <= _MOST_ITERATIONS
-            wanted = f"a whole number from 0 to {_MOST_ITERATIONS}"
+            fits = fits or value == "auto"
+            wanted = f"a whole number from 0 to {_MOST_ITERATIONS}, or 'auto'"
         if not fits:
             raise ValueError(f"{name}: expected {wanted}, got {value!r}")
-        return int(float(str(value))) if name == "optimize" else value
+        return int(float(str(value))) if name == "optimize" and number else value

@@ -39,6 +39,8 @@ from custom_components.commands.workflow import check_settings
         ((1, 2), "Sequence[int]", [1, 2]),
         ("3", "Sequence[int] | 'all'", [3]),
         ("all", "Sequence[int] | 'all'", "all"),
+        ("auto", 'int | Literal["auto"] | None', "auto"),
+        ("5", 'int | Literal["auto"] | None', 5),
         ("['warped','composite']", "Sequence[str]", ["warped", "composite"]),
         ("a,b.json", "str | Sequence[str]", "a,b.json"),
         ("[1, 'x']", "Any", [1, "x"]),

@@ -60,7 +60,7 @@ def test_the_home_folder_is_meant_by_a_tilde_unless_there_is_such_a_folder(tmp_p
         (["apply", "t", "i", "o", "--reference"], "--reference needs a value, --reference=VALUE"),
         (["register", "a", "b", "-o", "-odd"], "--output needs a value, --output=-odd"),
         (["register", "-odd.nii.gz", "b"], "a path that begins with - is ./-odd.nii.gz"),
-        (["register", "a", "b", "--optimize", "1.5"], "--optimize: expected a whole number, got '1.5'"),
+        (["register", "a", "b", "--optimize", "1.5"], "--optimize: expected a whole number or 'auto', got '1.5'"),
         (["register", "a", "b", "--optimize"], "--optimize needs a number, for instance --optimize 20"),
         (["register", "a", "b", "--spacing", "wide"], "--spacing: expected a number, got 'wide'"),
         (["register", "a", "b", "-m", "c"], "-m can be --moving or --mask_moving or --mask_fixed"),

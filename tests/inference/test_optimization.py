@@ -1,5 +1,7 @@
 """The pairwise optimiser."""
 
+import math
+
 import pytest
 import torch
 from inference.cases import both
@@ -107,3 +109,56 @@ def test_a_loss_that_is_not_finite_stops_the_run():
 def test_the_optimiser_refuses_settings_that_do_not_fit(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+class Plateau(RegistrationLoss):
+    """Similarities that go as given, whatever the deformation, with a total that is lowest in its second evaluation."""
+
+    def __init__(self, similarities):
+        super().__init__(None, GradientPenalty(), 0.0)
+        self.values, self.seen, self.evaluations = similarities, [], 0
+
+    def forward(self, pred, batch):
+        pred["terms"] = {"similarity": torch.tensor(self.values(self.evaluations))}
+        self.seen.append(pred["svf"].detach().clone())
+        self.evaluations += 1
+        total = {1: 0.5}.get(self.evaluations - 1, 1.0 / self.evaluations + 1)
+        return total + (pred["svf"] - 1).square().mean() - (pred["svf"].detach() - 1).square().mean()
+
+
+@pytest.mark.parametrize(
+    ("similarities", "expected"),
+    [
+        (lambda i: 0.5, 10),
+        (lambda i: max(0.3, 0.9 - 0.05 * i), 22),
+        (lambda i: 0.9 * 0.95**i, 100),
+        (lambda i: 0.5 + 0.1 * (-1) ** i, 11),
+    ],
+    ids=["no gain", "a gain that ends", "a gain without end", "noise"],
+)
+def test_auto_ends_when_the_similarity_gains_nothing_more(similarities, expected, caplog):
+    pair, loss = phantom_pair((16, 16), seed=2), Plateau(similarities)
+    optimizer = PairwiseOptimizer(StationaryVelocity(), loss, levels=[1], iterations="auto")
+    optimizer.tolerance = -math.inf
+    with caplog.at_level("INFO"):
+        optimizer(pair["moving"], pair["fixed"])
+    assert loss.evaluations == expected
+    assert f"{expected} iterations, similarity term" in caplog.text
+
+
+def test_auto_keeps_the_parameters_of_the_lowest_loss():
+    pair, loss = phantom_pair((16, 16), seed=2), Plateau(lambda i: 0.5)
+    found = PairwiseOptimizer(StationaryVelocity(), loss, levels=[1], iterations="auto")(pair["moving"], pair["fixed"])
+    torch.testing.assert_close(found, loss.seen[1])
+    assert not torch.allclose(found, loss.seen[-1])
+
+
+@pytest.mark.parametrize("method", ["adam", "lbfgs"])
+def test_auto_aligns_as_a_fixed_number_of_iterations_does(method):
+    pair = phantom_pair((48, 48), seed=1)
+    moving, fixed = pair["moving"], pair["fixed"]
+    for iterations in ("auto", 60):
+        svf = make_optimizer(levels=(2, 1), iterations=iterations, method=method)(moving, fixed)
+        ddf = StationaryVelocity()(svf, moving.shape[2:])["ddf"]
+        after = mean_dice(warp(pair["label_moving"], ddf, mode="nearest"), pair["label_fixed"]).mean()
+        assert after > 0.9, iterations
