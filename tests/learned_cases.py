@@ -111,7 +111,7 @@ def configuration(bundle: Path, weights: Path, **settings: object) -> ConfigPars
     overlays = [path for path in overlays if f"/models/{weights.name}'" in path.read_text()]
     parser = ConfigParser()
     parser.read_config([str(bundle / "configs" / "inference.json"), *map(str, overlays)])
-    alone = {"optimize": 0, "correction": "none", "refinement#progress": False}
+    alone = {"optimize": 0, "average": [], "correction": "none", "refinement#progress": False}
     settings = {"bundle_root": str(bundle), "device": torch.device("cpu"), **alone, **settings}
     parser.update({name: value for name, value in settings.items() if name.split("#")[0] in parser.config})
     return parser
