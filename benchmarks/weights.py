@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cache", type=Path, help="what is made of the data once; default: OUTPUT/cache")
     parser.add_argument("--output", type=Path, default=Path("runs/weights"), help="measures, a file for each pair")
     parser.add_argument("--sets", help=f"of {','.join(SETS)}; default: all of the weights' dimension")
-    parser.add_argument("--iterations", default="0,5,10,default", help="of refinement, separated by commas")
+    parser.add_argument("--iterations", default="0,5,10,default", help="of refinement, with commas; also auto")
     parser.add_argument("--free", action=argparse.BooleanOptionalAction, default=True, help="the optimiser, too")
     parser.add_argument("--pairs", type=int, help="measure the first so many pairs of each part")
     parser.add_argument("--loss", type=float, default=0.002, help="a score that falls by no more is no loss")
@@ -174,7 +174,8 @@ def _iterations(words: str, config: ConfigParser) -> dict[str, dict[str, object]
     """Settings by label; a bundle that always optimises has its default alone."""
     if "optimize" not in config.config:
         return {"default": {}}
-    values = [config["optimize"] if word == "default" else int(word) for word in words.split(",")]
+    given = {"default": config["optimize"], "auto": "auto"}
+    values = [given[word] if word in given else int(word) for word in words.split(",")]
     return {str(value): {"optimize": value} for value in values}
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser
 
 from benchmarks import weights, weights_measures, weights_sets
 from benchmarks.experiments import BUNDLES
@@ -114,6 +115,12 @@ def test_rows_of_other_pairs_are_refused():
 def test_equal_time_buys_coarse_iterations_first(seconds, expected):
     # In 3-D an iteration at a level costs 1, 8 and 64: 30 + 240 + 1280.
     assert affordable(seconds, 1550, [4, 2, 1], [30, 30, 20], 3) == expected
+
+
+def test_iterations_are_numbers_auto_and_the_bundles_own():
+    own = weights._iterations("0,auto,default,20", ConfigParser({"optimize": 20}))
+    assert own == {"0": {"optimize": 0}, "auto": {"optimize": "auto"}, "20": {"optimize": 20}}
+    assert weights._iterations("0,5", ConfigParser({"iterations": [20, 10]})) == {"default": {}}
 
 
 def test_a_pair_is_measured_once(tmp_path, monkeypatch):
