@@ -119,7 +119,7 @@ class Campaign:
                 return
 
     def _plan(self, job: Job) -> int:
-        """The epoch to train to: to the last one, which is set as soon as two are there."""
+        """The epoch to train to: the last one, with a validation, which is set as soon as two are there."""
         record, rows = self.state[job.name], read_curve(self.folder / job.name)
         if len(rows) < FIRST_EPOCHS:
             return FIRST_EPOCHS
@@ -127,7 +127,9 @@ class Campaign:
             times = [float(row["cpu_seconds"]) for row in rows]
             cost = statistics.mean(b - a for a, b in itertools.pairwise(times) if b > a)  # resumed, they begin at 0
             left = 60 * job.minutes - record["cpu_seconds"]
-            record |= {"epochs": len(rows) + max(0, int(left / cost)), "minutes": job.minutes}
+            epochs, interval = len(rows) + max(0, int(left / cost)), job.interval()
+            record["epochs"] = max(epochs // interval, -(-len(rows) // interval)) * interval
+            record["minutes"] = job.minutes
         return record["epochs"]
 
     def _follow(self, process: subprocess.Popen[bytes], job: Job, queue: Queue) -> None:

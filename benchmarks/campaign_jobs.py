@@ -54,6 +54,10 @@ class Job:
         """All that must stay the same when a job goes on: everything but the budget."""
         return json.loads(json.dumps({f.name: getattr(self, f.name) for f in fields(self) if f.name != "minutes"}))
 
+    def interval(self) -> int:
+        """Epochs from one validation of the bundle's trainer to the next."""
+        return int(bundle_config(self.bundle, self.configs, **self.settings)["val_interval"])
+
     def command(self, folder: Path, epochs: int, minutes: float) -> list[str]:
         """What runs it in its folder: a bundle's trainer to its epoch number `epochs`, a module for so many minutes."""
         if self.module:
@@ -61,8 +65,7 @@ class Job:
             words = {"output": str(folder), "minutes": f"{minutes:.3f}", "initial": str(initial)}
             given = [word for word in self.arguments if initial or "{initial}" not in word]
             return [sys.executable, "-m", self.module, *(filled(word, words) for word in given)]
-        interval = bundle_config(self.bundle, self.configs, **self.settings).get("val_interval")
-        settings = {**self.settings, "max_epochs": epochs, "val_interval": min(interval, epochs)}
+        settings = {**self.settings, "max_epochs": epochs, "val_interval": min(self.interval(), epochs)}
         if self.initial_weights:
             settings["initial_weights"] = self.initial_weights
         write_metrics(folder / "overlay.json", settings)  # a file, because MONAI ignores None on its command line

@@ -203,10 +203,11 @@ def test_the_first_epochs_say_how_many_the_budget_pays_for(folder):
     (folder / "one").mkdir()
     assert one._plan(job) == campaign.FIRST_EPOCHS
     (folder / "one" / "curve.csv").write_text("epoch,iteration,cpu_seconds\n1,10,60\n2,20,80\n")
-    assert one._plan(job) == 2 + (600 - 100) // 20
+    assert one._plan(job) == 25  # it pays for 27; the 25th has a validation
     one.state["one"]["cpu_seconds"] = 500.0  # later, the end stays where it is
-    assert one._plan(job) == 27
-    assert one._plan(Job("one", minutes=20, bundle="voxelmorph")) == 2 + (1200 - 500) // 20
+    assert one._plan(job) == 25
+    assert one._plan(Job("one", minutes=20, bundle="voxelmorph")) == 35  # 2 + 700 / 20, back to a validation
+    assert one._plan(Job("one", minutes=8, bundle="voxelmorph")) == 5  # nothing is left: to the first validation
 
 
 def test_a_module_begins_from_its_newest_weights(folder):

@@ -107,7 +107,7 @@ class PatchPredictor:
 
 
 class Teacher:
-    """Momenta by networks that have learned already, in place of optimised ones: a tenth of the time.
+    """Momenta by networks that have learned already, in place of optimised ones, which take much longer.
 
     It is called as the optimiser is, `teacher(moving, fixed)`.
 

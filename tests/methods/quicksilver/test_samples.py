@@ -7,7 +7,9 @@ import torch
 from methods.quicksilver.cases import KERNEL, make, momentum_inferer, smooth_pair, vector_momentum, wholes
 from torch import nn
 
+from benchmarks.experiments import bundle_config
 from custom_components.deformations.momentum import VectorMomentum
+from custom_components.weights import load_weights
 
 
 class Recording(VectorMomentum):
@@ -86,6 +88,19 @@ def test_sampling_leaves_modes_and_random_numbers_alone(mode):
 def test_a_network_without_dropout_has_no_samples(network):
     with pytest.raises(ValueError, match="samples need a network that was trained with dropout"):
         sampled(smooth_pair((20, 26)), network)
+
+
+def test_the_shipped_weights_can_be_sampled():
+    config = bundle_config("quicksilver", ["inference"], samples=3)
+    network = config.get_parsed_content("network").eval()
+    load_weights(network, config.get_parsed_content("weights"), "quicksilver")
+    image = smooth_pair((32, 32, 32))
+    pred = config.get_parsed_content("inferer")(image, network)
+    assert pred["ddf_samples"].shape == (1, 3, 3, 32, 32, 32)
+    assert pred["velocity_sd"].mean() > 0.01
+    alone = bundle_config("quicksilver", ["inference"])
+    assert alone.get_parsed_content("weights").endswith("/model.pt")
+    assert alone.get_parsed_content("predict").correction is not None
 
 
 def test_a_negative_number_of_samples_is_refused():
