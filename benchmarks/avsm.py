@@ -248,7 +248,7 @@ def deformed(name: str, args: argparse.Namespace) -> dict[str, Any]:
     section, bundle, settings = METHODS[name]
     folder = args.output / name.replace(", ", "_").replace(" ", "_")
     if not (folder / "metrics.csv").exists():
-        options = {"section": section, "bundle": bundle, "affine": "none", "pictures": False, **settings}
+        options = {"section": section, "bundle": bundle, "affine": "none", "optimize": 0, "pictures": False, **settings}
         options["report#surfaces"] = False
         if load_image(json.loads((args.output / "pairs.json").read_text())["none"][0]["fixed"]).data.ndim == 4:
             options["labels"] = LABELS

@@ -47,8 +47,8 @@ ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "PYTHON
 }
 ATLAS, STUDIES = "RAS", (("LAS",), ("oblique",), ("RAS", "PIR"))  # frames for each person
 ASKED: dict[str, list[dict[str, Any]]] = {
-    "voxelmorph": [{}, {"optimize": 10}],
-    "hypermorph": [{"hyper": 0.1}, {"hyper": 0.9}],
+    "voxelmorph": [{"optimize": 0}, {"optimize": 10}],
+    "hypermorph": [{"hyper": 0.1, "optimize": 0}, {"hyper": 0.9, "optimize": 0}],
 }
 
 

@@ -28,7 +28,7 @@ PYTHON = FOLDER / "bin" / "python"
 # Of the development's tools those that the tests below need.
 TOOLS = {"hypothesis", "jsonschema", "pytest", "pytest-benchmark"}
 TESTS = (
-    *("test_fields.py", "test_affine.py", "test_files.py", "test_runs.py", "test_checks.py", "training", "space"),
+    *("test_fields.py", "test_affine.py", "test_weights.py", "test_runs.py", "test_checks.py", "training", "space"),
     *("transforms/test_load_and_save.py", "evaluation/test_pictures.py", "bundles/test_training.py"),
 )
 _GB = 2**30

@@ -56,7 +56,7 @@ class PairwiseOptimizer:
         loss: called as `loss(pred, batch)`, as in training; a `ScheduledLoss` follows the iterations.
         loss_across: the loss for pairs of different contrast (see `same_contrast`); None uses `loss` for all. Which one
             was taken is logged.
-        levels: shrink factors of the images, coarse to fine.
+        levels: shrink factors of the images, coarse to fine, or one.
         iterations: at each level; one number serves all levels. All zero: the start is returned unchanged. "auto": as
             many as are worth it, see above.
         learning_rate: Adam's step, about the voxels of the parameters' grid that a vector moves in an iteration.
@@ -78,7 +78,7 @@ class PairwiseOptimizer:
         loss: Loss,
         *,
         loss_across: Loss | None = None,
-        levels: Sequence[int] = (4, 2, 1),
+        levels: int | Sequence[int] = (4, 2, 1),
         iterations: int | Sequence[int] | str = (30, 30, 20),
         learning_rate: float = 0.2,
         method: str = "adam",
@@ -87,6 +87,7 @@ class PairwiseOptimizer:
         if isinstance(iterations, str) and iterations != "auto":
             raise ValueError(f"expected iterations as numbers or 'auto', got {iterations!r}")
         self.auto = isinstance(iterations, str)
+        levels = [levels] if isinstance(levels, int) else list(levels)
         iterations = self.most if isinstance(iterations, str) else iterations
         iterations = [iterations] * len(levels) if isinstance(iterations, int) else list(iterations)
         if len(iterations) != len(levels):
@@ -96,7 +97,7 @@ class PairwiseOptimizer:
         if method not in ("adam", "lbfgs"):
             raise ValueError(f"expected method adam or lbfgs, got {method!r}")
         self.deformation, self.loss, self.loss_across = deformation, loss, loss_across
-        self.levels, self.iterations = list(levels), iterations
+        self.levels, self.iterations = levels, iterations
         self.learning_rate, self.method, self.progress = learning_rate, method, progress
 
     @torch.enable_grad()

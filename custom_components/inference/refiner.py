@@ -16,7 +16,7 @@ def refiner(
     *,
     regularized: str = "svf",
     iterations: int | Sequence[int] | str = (30, 30, 20),
-    levels: Sequence[int] = (4, 2, 1),
+    levels: int | Sequence[int] = (4, 2, 1),
     method: str | None = None,
     across_contrasts: bool = False,
     progress: bool = False,

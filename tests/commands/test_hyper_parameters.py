@@ -19,7 +19,8 @@ def with_hyper(slices, output, weights, *words):
     pair = json.loads(slices.read_text())["validation_pairs"][0]
     paths = {key: slices.parent / pair[key] for key in ("moving", "fixed", "label_moving", "label_fixed")}
     common = ["register", paths.pop("moving"), paths.pop("fixed"), "-o", output, "--bundle", "hypermorph"]
-    common += ["--weights", weights, *[word for key, path in paths.items() for word in (f"--{key}", path)]]
+    common += ["--affine", "none", "--optimize", 0, "--weights", weights]
+    common += [word for key, path in paths.items() for word in (f"--{key}", path)]
     message = run(*common, *words)
     folders = [path for path in output.iterdir() if path.is_dir()] if output.is_dir() else []
     return message, folders[0] if folders else None
@@ -69,6 +70,7 @@ def test_lambda_weighs_the_refinement_too(slices, tmp_path):
     """Without a network it is all that lambda does."""
     pair = json.loads(slices.read_text())["validation_pairs"][0]
     words = ["optimize", *[slices.parent / pair[key] for key in ("moving", "fixed")], "--bundle", "hypermorph"]
+    words += ["--affine", "none"]
     spread = []
     for value in (0.05, 0.95):
         assert run(*words, "-o", tmp_path / f"{value}", "--hyper", value, "--iterations", "[10,10,10]") is None
@@ -102,7 +104,7 @@ def test_wrong_hyper_parameters_are_refused_in_one_line(slices, hyper_weights, t
 
 def test_evaluation_takes_a_lambda_and_a_sweep(slices, hyper_weights, tmp_path, capsys):
     words = ["evaluate", slices, "-o", tmp_path, "--bundle", "hypermorph", "--weights", hyper_weights]
-    assert run(*words, "--hyper", 0.7, "--sweep", 2) is None
+    assert run(*words, "--affine", "none", "--optimize", 0, "--hyper", 0.7, "--sweep", 2) is None
     summary = json.loads((tmp_path / "metrics.json").read_text())
     assert summary["num_pairs"] == 2
     assert summary["summary"]["lambda"] == {"mean": pytest.approx(0.7), "sd": 0, "n": 2}
@@ -126,7 +128,7 @@ def test_demo_takes_a_lambda(tmp_path, monkeypatch, capsys):
     parser.read_config(str(find_bundle("hypermorph") / "configs" / "inference.json"))
     torch.save(parser.get_parsed_content("network_def").state_dict(), tmp_path / "model.pt")
     words = ["demo", "-o", tmp_path, "--bundle", "hypermorph", "--weights", tmp_path / "model.pt", "--optimize", 0]
-    assert run(*words, "--hyper", 0.4) is None
+    assert run(*words, "--affine", "none", "--hyper", 0.4) is None
     (path,) = tmp_path.glob("*/demo.json")
     assert json.loads(path.read_text())["lambda"] == pytest.approx(0.4)
     assert "error against the known deformation" in capsys.readouterr().out

@@ -53,13 +53,13 @@ def server(label_python: str, label_bundle: Path, studies: Path, server_folder: 
 
 
 def infer(server: str, output: Path, study: str, *words: Any, model: str = "voxelmorph_atlas", **settings: Any) -> int:
-    return monai_label.infer(server, output, model, study, *words, **{"affine": "none", **settings})
+    return monai_label.infer(server, output, model, study, *words, **{"affine": "none", "optimize": 0, **settings})
 
 
 def test_the_server_lists_the_model(server):
     with urllib.request.urlopen(f"{server}/info/") as answer:
         model = json.load(answer)["models"]["voxelmorph_atlas"]
-    assert (model["type"], model["dimension"], model["config"]["optimize"]) == ("segmentation", 3, 0)
+    assert (model["type"], model["dimension"], model["config"]["optimize"]) == ("segmentation", 3, 20)
     assert model["labels"] == {name: id for id, (name, _) in STRUCTURES.items()}
 
 

@@ -198,6 +198,7 @@ def probabilistic(scans, output, weights, *words):
     (moving, label_moving), (fixed, label_fixed) = scans[:2]
     common = ["register", moving, fixed, "-o", output, "--label_moving", label_moving, "--label_fixed", label_fixed]
     common += ["--bundle", "voxelmorph_probabilistic", "--weights", weights, "--affine", "none", "--spacing", 4.0]
+    common += ["--optimize", 0]
     message = run(*common, *words)
     folders = [path for path in output.iterdir() if path.is_dir()] if output.is_dir() else []
     return message, folders[0] if folders else None

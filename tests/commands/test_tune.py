@@ -10,6 +10,7 @@ from support import run
 
 def tune(slices, weights, output, *words):
     common = ["tune", slices, "-o", output, "--weights", weights, "--iterations", 4, "--sweep", 5]
+    common += ["--affine", "none"]
     return run(*common, *words)
 
 
@@ -49,7 +50,7 @@ def test_tuned_value_does_in_an_evaluation_what_tuning_says(slices, hyper_weight
     assert tune(slices, hyper_weights, tmp_path / "tuned") is None
     tuned = json.loads((tmp_path / "tuned" / "tuned.json").read_text())
     words = ["evaluate", slices, "-o", tmp_path / "out", "--bundle", "hypermorph", "--weights", hyper_weights]
-    assert run(*words, "--hyper", tuned["lambda"]) is None
+    assert run(*words, "--affine", "none", "--optimize", 0, "--hyper", tuned["lambda"]) is None
     evaluated = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert evaluated["summary"]["dice_after"]["mean"] == pytest.approx(tuned["dice"], abs=0.01)
 
