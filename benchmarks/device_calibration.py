@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from benchmarks.device_methods import Registration
 from benchmarks.device_step import Recipe, Training, label_table, read_maps
 from benchmarks.device_synthesis import LINEAR, POOL, Augmentation, DevicePairs
-from benchmarks.voxelmorph_probabilistic_measures import ranks, rms, spread
+from benchmarks.voxelmorph_probabilistic_measures import agreement, spread
 from custom_components.fields import integrate_velocity, resize_field, warp
 
 LOG_VARIANCE = -1.5  # where the training begins
@@ -88,10 +89,10 @@ class Calibration(Training):
 
 
 @torch.no_grad()
-def compare(calibration: Calibration, samples: int, repeats: int) -> dict[str, float]:
+def compare(calibration: Calibration, samples: int, repeats: int) -> dict[str, Any]:
     """Actual errors of the displacement against the deviation of samples, in voxels, at every voxel of the brain."""
     pairs, registration = calibration.pairs, calibration.registration
-    errors, deviations, before, within = [], [], [], []
+    errors, deviations, before = [], [], []
     for i in range(pairs.people * repeats):
         torch.manual_seed(i)
         labels = pairs.anatomies(1)[1:]
@@ -100,24 +101,10 @@ def compare(calibration: Calibration, samples: int, repeats: int) -> dict[str, f
         truth = resize_field(integrate_velocity(velocity), pairs.size)
         error = (registration.deformation(parameters, pairs.size)["ddf"] - truth).norm(dim=1, keepdim=True)[brain]
         drawn = [registration.deformation.draw(parameters, pairs.size)["ddf"] for _ in range(samples)]
-        deviation = spread(torch.stack(drawn, 1))[brain]
-        both = torch.stack([error, deviation])
-        within.append([float(torch.corrcoef(one)[0, 1]) for one in (both, ranks(both))])
         errors.append(error)
-        deviations.append(deviation)
+        deviations.append(spread(torch.stack(drawn, 1))[brain])
         before.append(truth.norm(dim=1, keepdim=True)[brain])
-    error, deviation = torch.cat(errors), torch.cat(deviations)
-    inside, ranked = torch.tensor(within).mean(0).tolist()
-    return {
-        "pairs": len(errors),
-        "before": float(torch.cat(before).mean()),
-        "error": float(error.mean()),
-        "error_rms": rms(error),
-        "sd_rms": rms(deviation),
-        "correlation": float(torch.corrcoef(torch.stack([error, deviation]))[0, 1]),
-        "correlation_within_pair": inside,
-        "rank_correlation_within_pair": ranked,
-    }
+    return agreement(before, errors, deviations)
 
 
 def main() -> None:

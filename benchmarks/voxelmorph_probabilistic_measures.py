@@ -183,21 +183,33 @@ def known_deformations(
         before.append(truth.norm(dim=1, keepdim=True)[brain])
         halves.append(torch.stack([spread(half)[brain] for half in drawn.chunk(2, 1)]))
         deviations.append(spread(drawn)[brain])
-    both = [torch.stack(one) for one in zip(errors, deviations, strict=True)]
-    error, deviation = torch.cat(both, 1)
+    error = torch.cat(errors)
     first, second = torch.cat(halves, 1)
     bins = first.argsort().tensor_split(10)
     return {
-        "pairs": len(pairs),
-        "before": float(torch.cat(before).mean()),
+        **agreement(before, errors, deviations),
+        "bins_sd": [rms(second[i]) for i in bins],
+        "bins_error": [rms(error[i]) for i in bins],
+    }
+
+
+def agreement(before: Sequence[Tensor], errors: Sequence[Tensor], deviations: Sequence[Tensor]) -> dict[str, Any]:
+    """Predicted deviations against actual errors, in voxels or pixels: means over all, and correlations.
+
+    Args:
+        before, errors, deviations: of each pair, at its N voxels that count, (N,); `before` without registration.
+    """
+    both = [torch.stack(one) for one in zip(errors, deviations, strict=True)]
+    error, deviation = torch.cat(both, 1)
+    return {
+        "pairs": len(both),
+        "before": float(torch.cat(list(before)).mean()),
         "error": float(error.mean()),
         "error_rms": rms(error),
         "sd_rms": rms(deviation),
         "correlation": float(torch.corrcoef(torch.stack([error, deviation]))[0, 1]),
         "correlation_within_pair": float(np.mean([float(torch.corrcoef(one)[0, 1]) for one in both])),
         "rank_correlation_within_pair": float(np.mean([float(torch.corrcoef(ranks(one))[0, 1]) for one in both])),
-        "bins_sd": [rms(second[i]) for i in bins],
-        "bins_error": [rms(error[i]) for i in bins],
     }
 
 
