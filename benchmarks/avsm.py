@@ -55,7 +55,8 @@ from custom_components.synthesis.contrast import RandomContrast
 from custom_components.synthesis.gamma import RandomGamma
 from custom_components.synthesis.intensities import LabelIntensities
 from custom_components.synthesis.unit_range import UnitRange
-from custom_components.transforms.load import load_labels_for, scale_intensity
+from custom_components.transforms.intensities import scale_intensity
+from custom_components.transforms.labels import load_labels_for
 
 LABELS = [2, 3, 4, 7, 8, 10, 11, 12, 13, 14, 15, 16, 17, 18, 24, 26, 28, 41, 42, 43, 46, 47, 49, 50, 51, 52, 53, 54, 58]
 FREE = {"overlay": str(BUNDLES / "overlays" / "training_free.json")}

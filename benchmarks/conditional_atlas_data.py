@@ -18,7 +18,7 @@ from custom_components.fields import identity_grid, integrate_velocity, warp
 from custom_components.methods.conditional_atlas.network import AtlasNetwork
 from custom_components.methods.conditional_atlas.template import ConditionalTemplate, template_settings
 from custom_components.networks.voxelmorph_unet import VoxelMorphUNet
-from custom_components.transforms.load import LoadScand
+from custom_components.transforms.scan import LoadScand
 
 BRAINS, HEADS, SHAPES = [144, 176], [128, 128], [64, 64]
 HELD_OUT = {"size": [(14.0, 15.0), (18.0, 19.5)], "elongation": [(0.9, 1.0), (1.2, 1.3)]}

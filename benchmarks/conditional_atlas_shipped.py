@@ -20,7 +20,7 @@ from custom_components.evaluation.overlap import mean_dice
 from custom_components.inference.registration import RegistrationInferer
 from custom_components.methods.conditional_atlas.inference import TemplateInferer
 from custom_components.methods.conditional_atlas.network import AtlasNetwork
-from custom_components.transforms.load import LoadScand
+from custom_components.transforms.scan import LoadScand
 
 SPACING = 2.0  # mm
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from custom_components.data.lists import load_list
 from custom_components.fields import plain
-from custom_components.transforms.load import LoadScand
+from custom_components.transforms.scan import LoadScand
 
 SIZE, SPACING = (80, 112, 96), 2.0  # of the bundles' networks
 PARTS = ("training", "validation")

@@ -30,7 +30,7 @@ from custom_components.inference.registration import RegistrationInferer
 from custom_components.losses.similarity import LNCC, MIND
 from custom_components.methods.quicksilver.inference import PatchPredictor
 from custom_components.methods.quicksilver.network import load_network
-from custom_components.transforms.load import LoadScand
+from custom_components.transforms.scan import LoadScand
 
 SEEN = {"T1 to T2": ["moving", "contrast_fixed"], "T1 to T1": None}
 SETTINGS = {"size": [152, 240], "spacing": 1.0}

@@ -12,7 +12,7 @@ from custom_components.data.lists import load_list
 from custom_components.synthesis.brains import BrainContrast
 from custom_components.synthesis.pairs import SynthesizePair
 from custom_components.synthesis.warp import RandomWarp
-from custom_components.transforms.load import LoadScand
+from custom_components.transforms.scan import LoadScand
 from custom_components.vocabulary import Entry
 
 STRUCTURES = [2, 3, 4, 7, 8, 10, 11, 12, 13, 14, 15, 16, 17, 18, 26, 28]

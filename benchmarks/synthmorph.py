@@ -29,7 +29,8 @@ from custom_components.evaluation.metrics import normalized_cross_correlation
 from custom_components.evaluation.overlap import label_overlap, mean_dice
 from custom_components.fields import jacobian_determinant, warp
 from custom_components.space import load_image, load_labels
-from custom_components.transforms.load import LoadPaird, scale_intensity
+from custom_components.transforms.intensities import scale_intensity
+from custom_components.transforms.load import LoadPaird
 
 BUNDLE = BUNDLES / "synthmorph"
 

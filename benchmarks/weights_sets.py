@@ -16,7 +16,7 @@ from benchmarks.rendered_people import CONTRASTS, STRUCTURES, load_people, rende
 from custom_components.data.lists import load_list, make_pairs
 from custom_components.evaluation.metrics import normalized_cross_correlation
 from custom_components.space import load_image, register_affine, write_affine_transform, write_image
-from custom_components.transforms.load import scale_intensity
+from custom_components.transforms.intensities import scale_intensity
 from custom_components.vocabulary import Entry
 from data_lists.align import main as align_label_maps
 from data_lists.build import cut_slices, write_list

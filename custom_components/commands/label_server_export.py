@@ -14,7 +14,7 @@ from monai.bundle import ConfigParser
 from ..evaluation.overlap import present_labels
 from ..space.resampling import resample
 from ..space.volumes import load_image
-from ..transforms.load import load_labels_for
+from ..transforms.labels import load_labels_for
 from ..vocabulary import Config
 from .bundles import takes_scans
 from .exporting import LABEL_OVERLAY, bundle_files, json_bytes, vendored, write_bundle

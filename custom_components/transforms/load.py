@@ -1,4 +1,4 @@
-"""Dictionary transforms that load pairs and scans onto a model grid.
+"""The dictionary transform that loads pairs onto a model grid.
 
 Convention: a loaded item holds tensors (1, *S) on one grid under `moving`, `fixed` and, where the list gives them,
 `label_moving`, `label_fixed`, `mask_moving`, `mask_fixed`; the network's input `image` (2, *S) is moving, then fixed.
@@ -9,8 +9,6 @@ that loading a pair gave rise to (see `notices`).
 
 from __future__ import annotations
 
-import itertools
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypedDict
@@ -22,54 +20,16 @@ from monai.transforms import Transform
 from ..notices import collecting, warn
 from ..space.affine import register_affine
 from ..space.files import read_affine_transform
-from ..space.fit import check_overlap, checked_grid, fitting_grid
-from ..space.grids import Grid, center_of_mass, fixed_size_grid
+from ..space.fit import check_overlap, fitting_grid
 from ..space.planes import flatten_matrix
 from ..space.resampling import resample
-from ..space.volumes import Volume, load_image, load_labels, load_mask
+from ..space.volumes import Volume, load_image
 from ..vocabulary import Data, Item
 from .intensities import check_window, compared, scale_intensity
-
-logger = logging.getLogger(__name__)
+from .labels import labels_on_grid
+from .scan_paths import ScanPath
 
 _SAME_PLANE = 0.7  # cosine of the angle between the normals of two slices
-
-
-class ScanPath(str):
-    """The path of a file that was read, together with the volume in it.
-
-    It is a string so that collation, which knows no other types, hands it through as it is.
-    """
-
-    volume: Volume
-
-    def __new__(cls, volume: Volume) -> ScanPath:
-        path = super().__new__(cls, volume.path)
-        path.volume = volume
-        return path
-
-    def __getnewargs__(self) -> tuple[Volume]:  # type: ignore[override]
-        return (self.volume,)  # pickled like this on its way from a worker
-
-    @staticmethod
-    def volume_of(path: str) -> Volume:
-        """The volume that a path of a loaded item carries.
-
-        Raises:
-            ValueError: if it carries none.
-        """
-        # Not by the class: MONAI Label imports a bundle's code anew between the transforms before and after inference.
-        volume: Volume | None = getattr(path, "volume", None)
-        if volume is None:
-            raise ValueError(f"{path}: expected an item as LoadPaird made it, got a path whose file was not read")
-        return volume
-
-
-def release(item: Data) -> Item:
-    """The item with plain paths, so that the volumes it carried can leave the memory."""
-    return {
-        key: str(value) if isinstance(value, str) and hasattr(value, "volume") else value for key, value in item.items()
-    }
 
 
 class GridOptions(TypedDict, total=False):
@@ -161,7 +121,7 @@ class LoadPaird(Transform):
             if image.min() == image.max():
                 raise ValueError(f"{volume.path}: nothing of it shows on the model grid, which lies in {fixed.path}")
             result |= {role: image, f"{role}_path": ScanPath(volume), f"label_{role}_path": ""}
-            result |= _labels(data, role, volume, grid, matrix)
+            result |= labels_on_grid(data, role, volume, grid, matrix)
         result["image"] = torch.cat([result["moving"], result["fixed"]])
         result["grid_affine"] = torch.from_numpy(grid.affine)
         result["world_matrix"] = torch.from_numpy(world_matrix)
@@ -200,23 +160,6 @@ class LoadPaird(Transform):
         return matrix
 
 
-def _labels(data: Data, role: str, image: Volume, grid: Grid, world_matrix: np.ndarray | None) -> Item:
-    """The label map and the mask of an image on the model grid, as far as the item names them."""
-    result: Item = {}
-    if data.get(f"label_{role}"):
-        labels = load_labels_for(str(data[f"label_{role}"]), image)
-        result[f"label_{role}"] = resample(labels.data, labels.affine, grid, world_matrix=world_matrix, mode="nearest")
-        result[f"label_{role}_path"] = ScanPath(labels)
-    if data.get(f"mask_{role}"):
-        mask = load_labels_for(str(data[f"mask_{role}"]), image, load_mask)
-        mode = "linear" if mask.data.is_floating_point() else "nearest"
-        result[f"mask_{role}"] = resample(mask.data, mask.affine, grid, world_matrix=world_matrix, mode=mode)
-        result[f"mask_{role}_path"] = mask.path
-        if not result[f"mask_{role}"].any():
-            raise ValueError(f"{mask.path}: the mask is empty on the model grid of the pair")
-    return result
-
-
 def check_dimensions(fixed: Volume, moving: Volume) -> None:
     """Warn of slices that do not lie in one plane.
 
@@ -239,111 +182,3 @@ def path_of(data: Data, key: str) -> str:
             f"expected an item with the path of an image under {key!r}, got the keys {sorted(map(str, data))}"
         )
     return str(data[key])
-
-
-def load_labels_for(path: str, image: Volume, read: Callable[[str], Volume] = load_labels) -> Volume:
-    """Read the label map of an image, or its mask; on another grid it must say where it lies.
-
-    Raises:
-        ValueError: if the sizes differ and one of the two files has no world frame, or the dimensions differ.
-    """
-    if image.whole is not None:
-        return load_labels_for(path, image.whole, read).cut(image)
-    labels = read(path)
-    if labels.data.ndim != image.data.ndim:
-        raise ValueError(f"{path}: expected labels for {image.path} {image.file_shape}, got shape {labels.file_shape}")
-    same_size, apart = labels.grid.size == image.grid.size, _voxels_apart(labels, image)
-    if not (labels.has_frame and image.has_frame):
-        if not same_size:
-            raise ValueError(
-                f"{path}: expected labels of size {image.grid.size} as {image.path}, got {labels.grid.size} and no "
-                "world frame to relate the two"
-            )
-        labels = replace(labels, affine=image.affine)
-    elif same_size and apart > 1:
-        cause = " (an identity: was the header lost?)" if _is_identity(labels.affine) else ""
-        warn(
-            f"{path}: the label map has the size of {image.path} but another affine{cause} and lies up to {apart:.3g} "
-            "voxels away; it is looked up where its own header says"
-        )
-    elif not same_size or apart > 0.01:
-        logger.info("%s: labels on another grid than %s, looked up in world coordinates", path, image.path)
-    if not labels.data.any():
-        warn(f"{path}: the label map is empty, every voxel is 0")
-    return labels
-
-
-def _voxels_apart(labels: Volume, image: Volume) -> float:
-    """How far a corner of the label map lies from where the image's affine would place it, in voxels of the image."""
-    ends = [(0, n - 1) for n in labels.grid.size]
-    corners = np.array([[*corner, 1] for corner in itertools.product(*ends)])
-    moved = corners @ (labels.affine - image.affine).T
-    return float(np.linalg.norm(moved, axis=1).max() / image.grid.spacing.min())
-
-
-def _is_identity(affine: np.ndarray) -> bool:
-    """Whether an affine is that of a file without a header: voxels of 1 mm along the axes, the first one at 0."""
-    return bool(np.array_equal(np.abs(affine), np.eye(len(affine))))
-
-
-class LoadScand(Transform):
-    """Load one scan and its labels onto a RAS grid of fixed size, for training sets that share a template space.
-
-    The entries `image`, `label` and `mask` hold paths; any may be absent, but not all. `contrast` may hold the path of
-    another image, aligned with the first. An item's entry `affine` names a transform file that maps template points to
-    the scan's points (as written by a registration with the template as fixed image); the scan is then read through
-    it, with one interpolation.
-
-    Args:
-        spacing: mm, one number or one per axis. size: voxels per axis.
-        center: the world point in the middle of the grid: "world" (the origin), "image" (the middle of the file's
-            grid), "mass" (centre of mass of the intensities, or of the labels' voxels without image), or coordinates.
-    """
-
-    def __init__(
-        self,
-        spacing: float | Sequence[float],
-        size: Sequence[int],
-        center: str | Sequence[float] = "world",
-    ) -> None:
-        if isinstance(center, str) and center not in ("world", "image", "mass"):
-            raise ValueError(f"expected center 'world', 'image', 'mass' or coordinates, got {center!r}")
-        self.spacing = spacing
-        self.size = size
-        self.center = center
-
-    def __call__(self, data: Data) -> Item:
-        """Raises ValueError, FileNotFoundError: if a file is no image, or the item has neither image nor labels."""
-        result = dict(data)
-        images = {key: load_image(str(data[key])) for key in ("image", "contrast") if data.get(key)}
-        image = images.get("image")
-        maps = {}
-        for key in ("label", "mask"):
-            if data.get(key):
-                path = str(data[key])
-                maps[key] = load_labels(path) if image is None else load_labels_for(path, image)
-        if image is None and not maps:
-            raise ValueError(f"expected an item with image, label or mask, got the keys {sorted(map(str, data))}")
-        matrix = read_affine_transform(str(data["affine"])) if data.get("affine") else None
-        shown = image or next(iter(maps.values()))
-        grid = checked_grid(fixed_size_grid(self.spacing, self.size, self._center(shown)), shown)
-        for key, volume in images.items():
-            result[key] = resample(
-                scale_intensity(volume.data), volume.affine, grid, world_matrix=matrix, antialias=True
-            )
-            result[f"{key}_path"] = volume.path
-        for key, labels in maps.items():
-            result[key] = resample(labels.data, labels.affine, grid, world_matrix=matrix, mode="nearest")
-            result[f"{key}_path"] = labels.path
-        result["grid_affine"] = torch.from_numpy(grid.affine)
-        return result
-
-    def _center(self, volume: Volume) -> np.ndarray | None:
-        if not isinstance(self.center, str):
-            return np.asarray(self.center, dtype=np.float64)
-        if self.center == "world":
-            return None
-        if self.center == "image":
-            return volume.grid.center
-        data = volume.data[0]
-        return center_of_mass(data - data.min() if data.is_floating_point() else data != 0, volume.affine)

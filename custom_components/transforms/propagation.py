@@ -11,9 +11,10 @@ from monai.transforms import Transform
 from ..space.warping import warp_image
 from ..vocabulary import Data, Item
 from .asked import Asked
-from .load import LoadOptions, LoadPaird, path_of, release
+from .load import LoadOptions, LoadPaird, path_of
 from .registered import RegisteredPair
 from .save import warp_labels
+from .scan_paths import release
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -23,8 +23,8 @@ from ..results import PAIR, publishing, retract
 from ..space.files import write_displacement_field, write_image
 from ..space.volumes import Volume
 from ..vocabulary import Data, Item, Metrics
-from .load import release
 from .registered import RegisteredPair
+from .scan_paths import release
 
 REQUEST = "request.json"  # what a result was asked for with, if the item says so
 

@@ -19,7 +19,7 @@ from ..space.resampling import DisplacementField, Step
 from ..space.volumes import Volume
 from ..space.warping import warp_image
 from ..vocabulary import Data
-from .load import ScanPath
+from .scan_paths import ScanPath
 
 _IMPLAUSIBLE = 0.25  # mean displacement, as a share of the image's diagonal
 

@@ -19,7 +19,7 @@ from commands.cases import FRAMES, change, check_labels
 from benchmarks import monai_label
 from custom_components.data.phantoms import STRUCTURES
 from custom_components.space import load_image, resample
-from custom_components.transforms.load import scale_intensity
+from custom_components.transforms.intensities import scale_intensity
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 

@@ -13,7 +13,8 @@ from support import ROTATION
 from custom_components.notices import collecting
 from custom_components.space import load_image, load_labels
 from custom_components.space.fit import MIN_VOXELS, check_overlap, fitting_grid
-from custom_components.transforms.load import LoadPaird, LoadScand
+from custom_components.transforms.load import LoadPaird
+from custom_components.transforms.scan import LoadScand
 
 
 def placed(tmp_path, name, size, spacing, center, turn=None):

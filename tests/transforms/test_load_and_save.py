@@ -14,8 +14,11 @@ from support import ROTATION, blobs, oriented, published
 
 from custom_components.fields import compose, integrate_velocity
 from custom_components.space import load_image, read_transform, transform_points_world, write_affine_transform
-from custom_components.transforms.load import LoadPaird, LoadScand, load_labels_for, scale_intensity
+from custom_components.transforms.intensities import scale_intensity
+from custom_components.transforms.labels import load_labels_for
+from custom_components.transforms.load import LoadPaird
 from custom_components.transforms.save import PairFiles
+from custom_components.transforms.scan import LoadScand
 
 
 def write_pair(folder: Path, fixed: tuple[str, tuple, tuple, bool], moving: tuple[str, tuple, tuple, bool]) -> dict:

@@ -19,11 +19,12 @@ from custom_components.fields import warp
 from custom_components.methods.hypermorph.reporting import HyperReport
 from custom_components.methods.rdmm.reporting import SigmaReport
 from custom_components.space import load_image, volumes, write_affine_transform
-from custom_components.transforms.load import LoadPaird, ScanPath, release
+from custom_components.transforms.load import LoadPaird
 from custom_components.transforms.propagation import LoadAtlasPaird, PropagateLabelsd
 from custom_components.transforms.publish import OutputFile, Publishd, Report
 from custom_components.transforms.report import PairReport
 from custom_components.transforms.save import PairFiles
+from custom_components.transforms.scan_paths import ScanPath, release
 from custom_components.transforms.uncertainty import UncertaintyReport
 
 

@@ -25,7 +25,8 @@ from custom_components.space import (
     write_affine_transform,
     write_image,
 )
-from custom_components.transforms.load import LoadPaird, scale_intensity
+from custom_components.transforms.intensities import scale_intensity
+from custom_components.transforms.load import LoadPaird
 from custom_components.transforms.save import PairFiles
 
 

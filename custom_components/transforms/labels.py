@@ -1,0 +1,81 @@
+"""Label maps and masks, brought to where their image lies."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from ..notices import warn
+from ..space.grids import Grid
+from ..space.resampling import resample
+from ..space.volumes import Volume, load_labels, load_mask
+from ..vocabulary import Data, Item
+from .scan_paths import ScanPath
+
+logger = logging.getLogger(__name__)
+
+
+def labels_on_grid(data: Data, role: str, image: Volume, grid: Grid, world_matrix: np.ndarray | None) -> Item:
+    """The label map and the mask of an image on the model grid, as far as the item names them."""
+    result: Item = {}
+    if data.get(f"label_{role}"):
+        labels = load_labels_for(str(data[f"label_{role}"]), image)
+        result[f"label_{role}"] = resample(labels.data, labels.affine, grid, world_matrix=world_matrix, mode="nearest")
+        result[f"label_{role}_path"] = ScanPath(labels)
+    if data.get(f"mask_{role}"):
+        mask = load_labels_for(str(data[f"mask_{role}"]), image, load_mask)
+        mode = "linear" if mask.data.is_floating_point() else "nearest"
+        result[f"mask_{role}"] = resample(mask.data, mask.affine, grid, world_matrix=world_matrix, mode=mode)
+        result[f"mask_{role}_path"] = mask.path
+        if not result[f"mask_{role}"].any():
+            raise ValueError(f"{mask.path}: the mask is empty on the model grid of the pair")
+    return result
+
+
+def load_labels_for(path: str, image: Volume, read: Callable[[str], Volume] = load_labels) -> Volume:
+    """Read the label map of an image, or its mask; on another grid it must say where it lies.
+
+    Raises:
+        ValueError: if the sizes differ and one of the two files has no world frame, or the dimensions differ.
+    """
+    if image.whole is not None:
+        return load_labels_for(path, image.whole, read).cut(image)
+    labels = read(path)
+    if labels.data.ndim != image.data.ndim:
+        raise ValueError(f"{path}: expected labels for {image.path} {image.file_shape}, got shape {labels.file_shape}")
+    same_size, apart = labels.grid.size == image.grid.size, _voxels_apart(labels, image)
+    if not (labels.has_frame and image.has_frame):
+        if not same_size:
+            raise ValueError(
+                f"{path}: expected labels of size {image.grid.size} as {image.path}, got {labels.grid.size} and no "
+                "world frame to relate the two"
+            )
+        labels = replace(labels, affine=image.affine)
+    elif same_size and apart > 1:
+        cause = " (an identity: was the header lost?)" if _is_identity(labels.affine) else ""
+        warn(
+            f"{path}: the label map has the size of {image.path} but another affine{cause} and lies up to {apart:.3g} "
+            "voxels away; it is looked up where its own header says"
+        )
+    elif not same_size or apart > 0.01:
+        logger.info("%s: labels on another grid than %s, looked up in world coordinates", path, image.path)
+    if not labels.data.any():
+        warn(f"{path}: the label map is empty, every voxel is 0")
+    return labels
+
+
+def _voxels_apart(labels: Volume, image: Volume) -> float:
+    """How far a corner of the label map lies from where the image's affine would place it, in voxels of the image."""
+    ends = [(0, n - 1) for n in labels.grid.size]
+    corners = np.array([[*corner, 1] for corner in itertools.product(*ends)])
+    moved = corners @ (labels.affine - image.affine).T
+    return float(np.linalg.norm(moved, axis=1).max() / image.grid.spacing.min())
+
+
+def _is_identity(affine: np.ndarray) -> bool:
+    """Whether an affine is that of a file without a header: voxels of 1 mm along the axes, the first one at 0."""
+    return bool(np.array_equal(np.abs(affine), np.eye(len(affine))))
