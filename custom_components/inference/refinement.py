@@ -8,14 +8,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 from ..deformations.base import Deformation
-from ..fields import warp
-from ..losses.registration import RegistrationLoss
+from .contrast import LossByContrast
 from .level import Evaluation, Loss
+from .pyramid import shrink
 
 logger = logging.getLogger(__name__)
 
@@ -53,9 +52,8 @@ class PairwiseOptimizer:
     Args:
         deformation: parameters to fields. Its `to_unknown` says what is searched, its `resize` and `on_grid` take
             parameters and units from level to level.
-        loss: called as `loss(pred, batch)`, as in training; a `ScheduledLoss` follows the iterations.
-        loss_across: the loss for pairs of different contrast (see `same_contrast`); None uses `loss` for all. Which one
-            was taken is logged.
+        loss: called as `loss(pred, batch)`, as in training; a `ScheduledLoss` follows the iterations, and a
+            `LossByContrast` is asked for each batch.
         levels: shrink factors of the images, coarse to fine, or one.
         iterations: at each level; one number serves all levels. All zero: the start is returned unchanged. "auto": as
             many as are worth it, see above.
@@ -75,9 +73,8 @@ class PairwiseOptimizer:
     def __init__(
         self,
         deformation: Deformation,
-        loss: Loss,
+        loss: Loss | LossByContrast,
         *,
-        loss_across: Loss | None = None,
         levels: int | Sequence[int] = (4, 2, 1),
         iterations: int | Sequence[int] | str = (30, 30, 20),
         learning_rate: float = 0.2,
@@ -96,7 +93,7 @@ class PairwiseOptimizer:
             raise ValueError(f"expected iterations of at least 0 and levels of at least 1, got {iterations}, {levels}")
         if method not in ("adam", "lbfgs"):
             raise ValueError(f"expected method adam or lbfgs, got {method!r}")
-        self.deformation, self.loss, self.loss_across = deformation, loss, loss_across
+        self.deformation, self.loss = deformation, loss
         self.levels, self.iterations = levels, iterations
         self.learning_rate, self.method, self.progress = learning_rate, method, progress
 
@@ -131,23 +128,17 @@ class PairwiseOptimizer:
         deformation = self.deformation if deformation is None else deformation
         batch = {"moving": moving.detach(), "fixed": fixed.detach(), **(masks or {})}
         start, passed_through = _split(parameters, fixed, deformation)
-        objective = self._choose(batch, start, deformation)
+        objective = self._objective(batch, start, deformation)
         found = self._descend(start, deformation, objective, batch, constants or {})
         return torch.cat([_fitted(found, fixed, deformation), *passed_through], 1)
 
     @torch.no_grad()
-    def _choose(self, batch: dict[str, Tensor], start: Tensor | None, deformation: Deformation) -> Loss:
-        if self.loss_across is None:
+    def _objective(self, batch: dict[str, Tensor], start: Tensor | None, deformation: Deformation) -> Loss:
+        """The loss for this pair, chosen where the start has brought the moving image."""
+        if not isinstance(self.loss, LossByContrast):
             return self.loss
-        warped = batch["moving"]
-        if start is not None:
-            warped = warp(warped, deformation(start, warped.shape[2:])["ddf"])
-        same = same_contrast(warped, batch["fixed"], batch.get("mask_fixed"))
-        loss = self.loss if same else self.loss_across
-        named = loss.similarity if isinstance(loss, RegistrationLoss) else loss
-        contrast = "the same" if same else "different"
-        logger.info("refining with %s: the images are of %s contrast", type(named).__name__, contrast)
-        return loss
+        ddf = None if start is None else deformation(start, batch["fixed"].shape[2:])["ddf"]
+        return self.loss.choose(batch, ddf)
 
     def _descend(
         self,
@@ -237,48 +228,3 @@ def _fitted(parameters: Tensor | None, image: Tensor, deformation: Deformation) 
     if missing <= 0:
         return parameters
     return torch.cat([parameters, parameters.new_zeros(len(parameters), missing, *size)], 1)
-
-
-def same_contrast(warped: Tensor, fixed: Tensor, mask: Tensor | None = None, *, threshold: float = 0.3) -> bool:
-    """Whether two roughly aligned images show the same contrast: their correlation inside the object.
-
-    The object is where both images (smoothed) exceed a tenth of their range, so that a dark background, which all
-    contrasts share, does not count.
-
-    Args:
-        warped, fixed: shape (B, C, *S), in [0, 1]; all samples of a batch must pass.
-        mask: where to look, (B, 1, *S).
-        threshold: of the correlation.
-    """
-    smooth = [shrink(image, 2) for image in (warped, fixed)]
-    inside = (smooth[0].amin(1, keepdim=True) > 0.1) & (smooth[1].amin(1, keepdim=True) > 0.1)
-    if mask is not None:
-        inside = inside & (shrink(mask.float(), 2) > 0.5)
-    for i in range(fixed.shape[0]):
-        a, b = (image[i].mean(0)[inside[i, 0]] for image in smooth)
-        if len(a) < 2 or not float(torch.corrcoef(torch.stack([a, b]))[0, 1]) > threshold:
-            return False
-    return True
-
-
-def shrink(image: Tensor, factor: int) -> Tensor:
-    """Smooth and subsample an image by a whole factor, corners staying aligned.
-
-    Args:
-        image: shape (B, C, *S).
-        factor: 1 returns the image itself.
-    Returns:
-        Shape (B, C, *ceil(S / factor)).
-    """
-    if factor == 1:
-        return image
-    dims = image.ndim - 2
-    pool = F.avg_pool2d if dims == 2 else F.avg_pool3d
-    width = factor + 1 - factor % 2
-    smooth = image.float()
-    for axis in range(dims):
-        kernel, padding = [1] * dims, [0] * dims
-        kernel[axis], padding[axis] = width, width // 2
-        smooth = pool(smooth, kernel, 1, padding, count_include_pad=False)
-    size = [-(-n // factor) for n in image.shape[2:]]
-    return F.interpolate(smooth, size=size, mode="bilinear" if dims == 2 else "trilinear", align_corners=True)

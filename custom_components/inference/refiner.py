@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ..deformations.base import Deformation
 from ..losses.pair import pair_loss
 from ..losses.similarity import MIND
+from .contrast import LossByContrast
 from .refinement import PairwiseOptimizer
 
 
@@ -33,13 +34,11 @@ def refiner(
         across_contrasts: compare images of different contrast by MIND, with twice the weight.
         progress: show a progress bar.
     """
-    across = None
-    if across_contrasts:
-        across = pair_loss(2 * weight, regularized=regularized, similarity=MIND(), folding_weight=30.0)
+    same = pair_loss(weight, regularized=regularized, folding_weight=30.0)
+    across = pair_loss(2 * weight, regularized=regularized, similarity=MIND(), folding_weight=30.0)
     return PairwiseOptimizer(
         deformation,
-        pair_loss(weight, regularized=regularized, folding_weight=30.0),
-        loss_across=across,
+        LossByContrast(same, across) if across_contrasts else same,
         levels=levels,
         iterations=iterations,
         method=method or ("lbfgs" if regularized == "energy" else "adam"),

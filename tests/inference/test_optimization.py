@@ -10,7 +10,8 @@ from custom_components.data.phantoms import phantom_pair
 from custom_components.deformations.velocity import Displacement, StationaryVelocity
 from custom_components.evaluation.overlap import mean_dice
 from custom_components.fields import jacobian_determinant, warp
-from custom_components.inference.refinement import PairwiseOptimizer, shrink
+from custom_components.inference.pyramid import shrink
+from custom_components.inference.refinement import PairwiseOptimizer
 from custom_components.inference.registration import RegistrationInferer
 from custom_components.losses.registration import RegistrationLoss
 from custom_components.losses.regularization import GradientPenalty

@@ -11,7 +11,8 @@ from custom_components.deformations.momentum import VectorMomentum
 from custom_components.deformations.shooting import ShootingError
 from custom_components.deformations.velocity import StationaryVelocity
 from custom_components.fields import jacobian_determinant, warp
-from custom_components.inference.refinement import PairwiseOptimizer, ScheduledLoss, same_contrast
+from custom_components.inference.contrast import LossByContrast, same_contrast
+from custom_components.inference.refinement import PairwiseOptimizer, ScheduledLoss
 from custom_components.losses.registration import RegistrationLoss
 from custom_components.losses.regularization import GradientPenalty, MeanEnergy
 from custom_components.losses.similarity import LNCC, MIND, MSE
@@ -70,9 +71,8 @@ def test_empty_images_count_as_different():
 )
 def test_the_choice_is_logged(fixed_means, name, caplog):
     pair = contrasts(SIZES[0], fixed_means)
-    optimizer = PairwiseOptimizer(
-        StationaryVelocity(), registration(LNCC()), loss_across=registration(MIND()), levels=[2], iterations=1
-    )
+    loss = LossByContrast(registration(LNCC()), registration(MIND()))
+    optimizer = PairwiseOptimizer(StationaryVelocity(), loss, levels=[2], iterations=1)
     with caplog.at_level(logging.INFO):
         optimizer(pair["moving"], pair["fixed"])
     assert f"refining with {name}" in caplog.text

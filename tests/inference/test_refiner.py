@@ -19,13 +19,12 @@ def test_the_regularised_field_says_penalty_and_method(regularized, penalty, met
     assert isinstance(found.loss.regularization, penalty)
     assert (found.loss.weight, found.loss.regularized, found.loss.folding_weight) == (0.1, regularized, 30.0)
     assert (found.method, found.levels, found.iterations) == (method, [2, 1], [3, 3])
-    assert found.loss_across is None
 
 
 def test_images_of_other_contrast_are_compared_by_mind_with_twice_the_weight():
     found = refiner(Displacement(), 0.1, regularized="ddf", across_contrasts=True)
-    assert isinstance(found.loss_across.similarity, MIND)
-    assert found.loss_across.weight == 0.2
+    assert isinstance(found.loss.across.similarity, MIND)
+    assert found.loss.across.weight == 0.2
 
 
 def test_refinement_raises_the_correlation():
