@@ -16,15 +16,9 @@ directions nearest to world axes, pointing to their positive side. Transforms of
 """
 
 from .affine import register_affine
-from .files import (
-    read_affine_transform,
-    read_displacement_field,
-    read_transform,
-    write_affine_transform,
-    write_composite_transform,
-    write_displacement_field,
-    write_image,
-)
+from .dialects.itk import read_affine_transform, read_transform, write_affine_transform, write_composite_transform
+from .dialects.vectors import read_displacement_field, write_displacement_field
+from .files import write_image
 from .grids import Grid, canonical_grid, center_of_mass, fixed_size_grid, model_grid, voxel_map, voxel_spacing
 from .resampling import (
     DisplacementField,

@@ -15,11 +15,11 @@ import numpy as np
 from torch import Tensor
 
 from ..notices import warn
-from .files import place_itk_image
 from .grids import Grid, canonical_grid, center_of_mass, flip_lps, model_grid
 from .readers import import_itk
 from .resampling import resample
 from .volumes import Volume
+from .writers import place_itk_image
 
 _COARSE_VOXELS, _FINE_VOXELS = {2: 2**12, 3: 2**15}, {2: 2**16, 3: 2**19}  # of the fixed image, per level
 

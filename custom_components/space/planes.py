@@ -63,7 +63,9 @@ def plane_affine(affine: np.ndarray, axis: int = 2) -> np.ndarray:
 
 
 def embed(matrix: np.ndarray) -> np.ndarray:
-    """A matrix (3, 3) on (u, v, 1) as one on (u, v, n, 1) that leaves n alone."""
+    """A matrix (3, 3) on (u, v, 1) as one on (u, v, n, 1) that leaves n alone; one of (4, 4) as it is."""
+    if len(matrix) == 4:
+        return matrix
     result = np.eye(4)
     result[:2, :2], result[:2, 3] = matrix[:2, :2], matrix[:2, 2]
     return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -71,9 +72,16 @@ def _save_with_itk(array: np.ndarray, affine: np.ndarray, path: str) -> None:
     array = array.astype(wider.get(array.dtype, array.dtype))
     image = itk.image_from_array(np.ascontiguousarray(array.T))
     d = array.ndim
-    lps = flip_lps(3) @ affine
+    kept = [*range(d), 3]
+    place_itk_image(itk, image, affine[np.ix_(kept, kept)])
+    itk.imwrite(image, path, compression=True)
+
+
+def place_itk_image(itk: Any, image: Any, affine: np.ndarray) -> None:
+    """Give an ITK image the frame of an affine (D + 1, D + 1), voxel to RAS mm."""
+    d = len(affine) - 1
+    lps = flip_lps(d) @ affine
     spacing = np.linalg.norm(lps[:d, :d], axis=0)
-    image.SetOrigin([float(x) for x in lps[:d, 3]])
+    image.SetOrigin([float(x) for x in lps[:d, d]])
     image.SetSpacing([float(x) for x in spacing])
     image.SetDirection(itk.matrix_from_array(np.ascontiguousarray(lps[:d, :d] / spacing)))
-    itk.imwrite(image, path, compression=True)

@@ -20,7 +20,8 @@ from ..evaluation.result import Registration
 from ..files import write_metrics
 from ..notices import collecting
 from ..results import PAIR, publishing, retract
-from ..space.files import write_displacement_field, write_image
+from ..space.dialects.vectors import write_displacement_field
+from ..space.files import write_image
 from ..space.volumes import Volume
 from ..vocabulary import Data, Item, Metrics
 from .registered import RegisteredPair

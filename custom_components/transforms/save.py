@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from ..fields import jacobian_determinant
-from ..space.files import write_affine_transform, write_composite_transform
+from ..space.dialects.itk import write_affine_transform, write_composite_transform
 from ..space.grids import Grid
 from ..space.resampling import Step, fading
 from ..space.volumes import Volume

@@ -12,9 +12,9 @@ from space.cases import OBLIQUE, noise, save
 
 from custom_components.space import Grid, fixed_size_grid
 from custom_components.space.components import load_components
-from custom_components.space.files import place_itk_image
 from custom_components.space.resampling import DisplacementField
 from custom_components.space.warping import interpolation_named, looks_like_labels, warp_components, warp_to_grid
+from custom_components.space.writers import place_itk_image
 
 
 @pytest.mark.parametrize(

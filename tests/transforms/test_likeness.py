@@ -8,7 +8,7 @@ from support import published
 
 from custom_components.fields import warp
 from custom_components.space import load_image
-from custom_components.space.files import write_affine_transform
+from custom_components.space.dialects.itk import write_affine_transform
 from custom_components.transforms.likeness import is_less, likeness
 from custom_components.transforms.load import LoadPaird
 from custom_components.transforms.report import PairReport

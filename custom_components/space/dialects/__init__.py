@@ -1,0 +1,1 @@
+"""The dialects in which tools keep transforms, one file each."""
