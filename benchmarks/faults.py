@@ -43,7 +43,7 @@ from custom_components.commands.evaluate import evaluate
 from custom_components.commands.optimize import optimize
 from custom_components.data.phantoms import write_phantom_scans
 from custom_components.results import MANIFEST, read_manifest
-from custom_components.space.dialects.itk import read_transform
+from custom_components.space.dialects import read_transform
 
 _CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
 

@@ -54,7 +54,7 @@ def apply(
     Returns:
         What was written, and how.
     """
-    from ..space.dialects.itk import read_transform
+    from ..space.dialects import read_transform
     from ..space.points import is_points_file, move_points
     from ..space.warping import interpolation_named
     from ..space.writers import check_image_ending

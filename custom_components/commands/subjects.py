@@ -16,7 +16,7 @@ from torch import Tensor
 from ..data.phantoms import random_velocity
 from ..fields import compose, integrate_velocity, resize_field, sample, warp
 from ..results import publishing
-from ..space.dialects.itk import read_transform
+from ..space.dialects import read_transform
 from ..space.files import write_image
 from ..space.resampling import transform_points_world
 from ..space.volumes import load_image, load_labels

@@ -16,7 +16,8 @@ directions nearest to world axes, pointing to their positive side. Transforms of
 """
 
 from .affine import register_affine
-from .dialects.itk import read_affine_transform, read_transform, write_affine_transform, write_composite_transform
+from .dialects import Frames, read_affine_transform, read_transform, write_transform
+from .dialects.itk import write_affine_transform, write_composite_transform
 from .dialects.vectors import read_displacement_field, write_displacement_field
 from .files import write_image
 from .grids import Grid, canonical_grid, center_of_mass, fixed_size_grid, model_grid, voxel_map, voxel_spacing
@@ -31,6 +32,7 @@ from .volumes import Volume, load_grid, load_image, load_labels
 
 __all__ = [
     "DisplacementField",
+    "Frames",
     "Grid",
     "Step",
     "Volume",
@@ -54,4 +56,5 @@ __all__ = [
     "write_composite_transform",
     "write_displacement_field",
     "write_image",
+    "write_transform",
 ]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from .grids import Grid
-from .resampling import DisplacementField, Step
+from .resampling import DisplacementField, Step, merged
 
 _WORLD_PLANE = 1e-4  # a slice that is tilted by less lies in a plane of the world
 
@@ -105,13 +105,8 @@ def lift_steps(
             lifted.append(lift_field(step, plane, thickness_mm))
         else:
             lifted.append(plane @ embed(step) @ back)
-    merged: list[Step] = []
-    for step in [*lifted, end @ back]:
-        if isinstance(step, np.ndarray) and merged and isinstance(merged[-1], np.ndarray):
-            merged[-1] = step @ merged[-1]
-        else:
-            merged.append(step)
-    return [step for step in merged if isinstance(step, DisplacementField) or not np.allclose(step, np.eye(4))]
+    steps = merged([*lifted, end @ back])
+    return [step for step in steps if isinstance(step, DisplacementField) or not np.allclose(step, np.eye(4))]
 
 
 def flatten_matrix(matrix: np.ndarray, start: np.ndarray, end: np.ndarray, tolerance_mm: float) -> np.ndarray | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,6 +93,35 @@ def transform_steps(
     return steps
 
 
+def merged(steps: Sequence[Step]) -> list[Step]:
+    """The same transform with each run of matrices as one matrix."""
+    result: list[Step] = []
+    for step in steps:
+        if isinstance(step, np.ndarray) and result and isinstance(result[-1], np.ndarray):
+            result[-1] = step @ result[-1]
+        else:
+            result.append(step)
+    return result
+
+
+def dense_field(steps: Sequence[Step], grid: Grid) -> DisplacementField:
+    """A whole transform as one field on a grid: exact at its voxel centres."""
+    moved = [
+        (_follow(start, grid.affine, steps, grid.affine) - start).float()
+        for start in _in_slabs(grid.size, dtype=torch.float64)
+    ]
+    return DisplacementField(torch.cat(moved, dim=1), grid)
+
+
+def _in_slabs(size: Sequence[int], **options: Any) -> Iterator[Tensor]:
+    """The voxel coordinates (D, *S) of a grid, a slab of the first axis after the other."""
+    rows = max(1, _SLAB_VOXELS // max(1, math.prod(size[1:])))
+    for start in range(0, size[0], rows):
+        locations = identity_grid((min(rows, size[0] - start), *size[1:]), **options)
+        locations[0] += start
+        yield locations
+
+
 def transform_points_world(points_mm: np.ndarray, steps: Sequence[Step]) -> np.ndarray:
     """Apply a transform to world points (N, D), RAS mm, steps in the order given; result (N, D), RAS mm."""
     points = np.asarray(points_mm, dtype=np.float64)
@@ -153,13 +182,10 @@ def resample(
         )
     # Points half-way between two voxels are common on label maps; rounding must not decide about them.
     precision = torch.float64 if fill is not None and mode == "nearest" else torch.float32
-    rows = max(1, _SLAB_VOXELS // max(1, math.prod(grid.size[1:])))
-    slabs = []
-    for start in range(0, grid.size[0], rows):
-        size = (min(rows, grid.size[0] - start), *grid.size[1:])
-        locations = identity_grid(size, dtype=precision, device=image.device)
-        locations[0] += start
-        slabs.append(look_up(_follow(locations, grid.affine, steps, image_affine).to(precision)[None]))
+    slabs = [
+        look_up(_follow(locations, grid.affine, steps, image_affine).to(precision)[None])
+        for locations in _in_slabs(grid.size, dtype=precision, device=image.device)
+    ]
     result = torch.cat(slabs, dim=2)
     return result if image.ndim == d + 2 else result[0]
 

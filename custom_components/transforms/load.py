@@ -19,7 +19,7 @@ from monai.transforms import Transform
 
 from ..notices import collecting, warn
 from ..space.affine import register_affine
-from ..space.dialects.itk import read_affine_transform
+from ..space.dialects import read_affine_transform
 from ..space.fit import check_overlap, fitting_grid
 from ..space.planes import flatten_matrix
 from ..space.resampling import resample

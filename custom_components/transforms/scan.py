@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from monai.transforms import Transform
 
-from ..space.dialects.itk import read_affine_transform
+from ..space.dialects import read_affine_transform
 from ..space.fit import checked_grid
 from ..space.grids import center_of_mass, fixed_size_grid
 from ..space.resampling import resample

@@ -1,1 +1,113 @@
-"""The dialects in which tools keep transforms, one file each."""
+"""The dialects in which tools keep transforms, one file each; they are chosen here, by name and content.
+
+Convention: as everywhere, a transform is a sequence of steps from fixed to moving points, in the order of application.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..resampling import DisplacementField, Step, merged, spatial_dims_of_steps
+from .afni import AFNI
+from .ants import ANTS
+from .base import Dialect, Frames
+from .freesurfer import FREESURFER
+from .fsl import FSL
+from .itk import ITK
+from .x5 import X5
+
+__all__ = ["DIALECTS", "Dialect", "Frames", "read_affine_transform", "read_transform", "write_transform"]
+
+# Asked in this order whether a file is theirs; ITK takes what is left.
+DIALECTS = {dialect.name: dialect for dialect in (ANTS, AFNI, FREESURFER, X5, FSL, ITK)}
+
+_NOWHERE = Frames()
+
+
+def dialect_named(name: str) -> Dialect:
+    """Raises ValueError: if no dialect is called so."""
+    if name not in DIALECTS:
+        raise ValueError(f"expected a dialect among {', '.join(DIALECTS)}, got {name!r}")
+    return DIALECTS[name]
+
+
+def read_transform(
+    path: str | os.PathLike[str], frames: Frames = _NOWHERE, *, dialect: str | None = None
+) -> list[Step]:
+    """Read a transform file of any dialect, or the pair of files of an ANTs prefix, as steps from fixed to moving.
+
+    ITK's text affines, NIfTI fields, and the files of FSL, FreeSurfer and AFNI need nothing else; other files of ITK
+    need `itk`, X5 needs nitransforms.
+
+    Args:
+        frames: where the images lie, for dialects that count from their corners (FSL; AFNI if they are oblique).
+        dialect: by default what the file's name and content say.
+    Raises:
+        FileNotFoundError, ValueError: if it is missing, damaged, holds another kind of transform, or needs the images.
+        ImportError: if the format needs a package that is not installed.
+    """
+    path = str(path)
+    chosen = dialect_named(dialect) if dialect else None
+    if not os.path.isfile(path) and not ANTS.recognises(path):
+        raise FileNotFoundError(f"{path}: no such transform file")
+    chosen = chosen or next(one for one in DIALECTS.values() if one.recognises(path))
+    return chosen.read(path, frames)
+
+
+def read_affine_transform(path: str | os.PathLike[str], frames: Frames = _NOWHERE) -> np.ndarray:
+    """Read one affine transform of any dialect as a world matrix (D + 1, D + 1), RAS mm.
+
+    Raises:
+        FileNotFoundError, ValueError, ImportError: as `read_transform`, and if it holds anything but matrices.
+    """
+    steps = merged(read_transform(path, frames))
+    if any(isinstance(step, DisplacementField) for step in steps):
+        raise ValueError(f"{path}: expected an affine transform, got one with a displacement field")
+    if not steps:
+        raise ValueError(f"{path}: expected an affine transform, got an empty file")
+    matrix = steps[0]
+    assert isinstance(matrix, np.ndarray)
+    return matrix
+
+
+def write_transform(
+    path: str | os.PathLike[str], steps: Sequence[Step], frames: Frames = _NOWHERE, *, dialect: str | None = None
+) -> None:
+    """Write a transform from fixed to moving points.
+
+    Where a file holds one field, the whole transform is sampled on the fixed image's grid.
+
+    Args:
+        path: file to write, or the prefix of ANTs' pair.
+        steps: applied in this order.
+        frames: where the images lie.
+        dialect: by default what the ending says.
+    Raises:
+        ValueError: if the dialect cannot hold the transform, needs an image that is not known, or has another ending.
+        ImportError: if the format needs a package that is not installed.
+    """
+    chosen = dialect_named(dialect) if dialect else _by_ending(path)
+    name, steps = str(path).lower(), merged(steps)
+    if not name.endswith((*chosen.matrix, *chosen.field)):
+        endings = ", ".join((*chosen.matrix, *chosen.field))
+        raise ValueError(f"{path}: expected a name that ends with one of {endings} for the dialect {chosen.name}")
+    if spatial_dims_of_steps(steps) == 2 and not chosen.in_2d:
+        raise ValueError(f"{path}: the dialect {chosen.name} holds transforms of 3-D points, got one of 2-D points")
+    chosen.write(Path(path), steps, frames)
+
+
+def _by_ending(path: str | os.PathLike[str]) -> Dialect:
+    name = str(path).lower()
+    if name.endswith(ANTS.matrix):
+        return ANTS
+    if name.endswith(".mat"):
+        raise ValueError(f"{path}: FSL and ITK both write .mat files: say which (--dialect fsl or itk)")
+    endings = {ending: one for one in (X5, AFNI, FREESURFER, ITK) for ending in (*one.matrix, *one.field)}
+    found = next((ending for ending in endings if name.endswith(ending)), None)
+    if found is None:
+        raise ValueError(f"{path}: expected the name of a transform file that ends in one of {', '.join(endings)}")
+    return endings[found]

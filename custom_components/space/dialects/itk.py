@@ -1,6 +1,6 @@
 """ITK's transform files: text (.tfm, .txt), HDF5 (.h5) and MATLAB (.mat), in LPS mm, from fixed to moving points.
 
-One affine of a text file is read and written here; all else needs `itk`.
+One affine of a text file is read and written here; all else needs `itk`. Also dense fields in NIfTI (`vectors`).
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ from typing import Any
 import numpy as np
 
 from ...results import replacing
-from ..grids import flip_lps
+from ..grids import Grid, flip_lps
 from ..readers import import_itk
 from ..resampling import DisplacementField, Step
 from ..writers import place_itk_image
-from .vectors import field_from_lps, lps_vectors, read_displacement_field
+from .base import Dialect, Frames, one_matrix
+from .vectors import field_from_lps, lps_vectors, read_displacement_field, write_displacement_field
 
 logger = logging.getLogger(__name__)
 
+_FINER = 8  # a B-spline is sampled at so many places between two coefficients
 _AFFINE_CLASSES = ("AffineTransform", "MatrixOffsetTransformBase")
 
 
@@ -38,35 +40,7 @@ def write_affine_transform(path: str | os.PathLike[str], world_matrix: np.ndarra
         temporary.write_text(text)
 
 
-def read_affine_transform(path: str | os.PathLike[str]) -> np.ndarray:
-    """Read one affine transform as a world matrix (D + 1, D + 1), RAS mm: ITK text, or any ITK file if `itk` is there.
-
-    Raises:
-        FileNotFoundError, ValueError: if it is missing, damaged, or holds anything but matrices.
-    """
-    matrix = None
-    for step in read_transform(path):
-        if isinstance(step, DisplacementField):
-            raise ValueError(f"{path}: expected an affine transform, got one with a displacement field")
-        matrix = step if matrix is None else step @ matrix
-    if matrix is None:
-        raise ValueError(f"{path}: expected an affine transform, got an empty file")
-    return matrix
-
-
-def read_transform(path: str | os.PathLike[str]) -> list[Step]:
-    """Read a transform file as steps from fixed to moving points, in the order of application.
-
-    NIfTI displacement fields and ITK text affines need nothing else; composites (.h5), ANTs `0GenericAffine.mat` and
-    other ITK transforms with a matrix or a dense field need `itk`.
-
-    Raises:
-        FileNotFoundError, ValueError: if it is missing, damaged, or holds another kind of transform.
-        ImportError: if the format needs `itk` and it is not installed.
-    """
-    path = str(path)
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path}: no such transform file")
+def _read(path: str, frames: Frames) -> list[Step]:
     if path.lower().endswith((".nii", ".nii.gz")):
         return [read_displacement_field(path)]
     if path.lower().endswith((".tfm", ".txt")):
@@ -78,7 +52,7 @@ def read_transform(path: str | os.PathLike[str]) -> list[Step]:
         transforms = itk.transformread(path)
     except RuntimeError as error:
         raise ValueError(f"{path}: cannot be read as a transform ({str(error).strip().splitlines()[-1]})") from error
-    return [step for transform in reversed(list(transforms)) for step in _steps_from_itk(itk, transform, path)]
+    return [step for transform in reversed(list(transforms)) for step in _steps_from_itk(itk, transform, frames)]
 
 
 def _parse_affine_text(path: str) -> np.ndarray | None:
@@ -126,6 +100,18 @@ def write_composite_transform(path: str | os.PathLike[str], steps: Sequence[Step
     return True
 
 
+def write_matlab_transform(path: str | os.PathLike[str], world_matrix: np.ndarray) -> None:
+    """Write a world matrix (D + 1, D + 1), RAS mm, as ANTs' `0GenericAffine.mat` (LPS mm, float64).
+
+    Raises:
+        ImportError: if `itk` is not installed.
+    """
+    itk = import_itk(f"writing {path}")
+    transform = _affine_to_itk(itk, world_matrix, itk.D)
+    with replacing(path) as temporary:
+        itk.transformwrite([transform], str(temporary))
+
+
 def _step_to_itk(itk: Any, step: Step) -> Any:
     if isinstance(step, DisplacementField):
         d = len(step.grid.size)
@@ -135,27 +121,82 @@ def _step_to_itk(itk: Any, step: Step) -> Any:
         transform = itk.DisplacementFieldTransform[itk.F, d].New()
         transform.SetDisplacementField(field)
         return transform
-    d = len(step) - 1
-    lps = (flip_lps(d) @ step @ flip_lps(d)).astype(np.float32)
-    transform = itk.AffineTransform[itk.F, d].New()
+    return _affine_to_itk(itk, step, itk.F)
+
+
+def _affine_to_itk(itk: Any, world_matrix: np.ndarray, number: Any) -> Any:
+    d = len(world_matrix) - 1
+    lps = flip_lps(d) @ world_matrix @ flip_lps(d)
+    transform = itk.AffineTransform[number, d].New()
     transform.SetMatrix(itk.matrix_from_array(np.ascontiguousarray(lps[:d, :d])))
     transform.SetTranslation([float(x) for x in lps[:d, d]])
     return transform
 
 
-def _steps_from_itk(itk: Any, transform: Any, path: str) -> list[Step]:
+def _steps_from_itk(itk: Any, transform: Any, frames: Frames) -> list[Step]:
+    d = transform.GetInputSpaceDimension()
     transform = itk.down_cast(transform)
     if hasattr(transform, "GetNthTransform"):
         parts = [transform.GetNthTransform(i) for i in reversed(range(transform.GetNumberOfTransforms()))]
-        return [step for part in parts for step in _steps_from_itk(itk, part, path)]
-    if hasattr(transform, "GetDisplacementField"):
-        field = transform.GetDisplacementField()
-        d = field.GetImageDimension()
-        lps = np.eye(d + 1)
-        lps[:d, :d] = itk.array_from_matrix(field.GetDirection()) * np.array(itk.spacing(field))
-        lps[:d, d] = np.array(itk.origin(field))
-        return [field_from_lps(itk.array_from_image(field).swapaxes(0, d - 1), flip_lps(d) @ lps)]
+        return [step for part in parts for step in _steps_from_itk(itk, part, frames)]
     if hasattr(transform, "GetMatrix"):
         return [_world_matrix(itk.array_from_matrix(transform.GetMatrix()), np.array(list(transform.GetOffset())))]
-    kind = transform.GetTransformTypeAsString()
-    raise ValueError(f"{path}: expected matrix transforms and displacement fields, got a {kind}")
+    if transform.IsLinear():  # translations, scales, the identity
+        origin, *ends = (np.array(transform.TransformPoint(p.tolist())) for p in np.vstack([np.zeros(d), np.eye(d)]))
+        return [_world_matrix(np.stack(ends, axis=1) - origin[:, None], origin)]
+    field = (
+        transform.GetDisplacementField()
+        if hasattr(transform, "GetDisplacementField")
+        else _sampled(itk, transform, _domain(transform, frames))
+    )
+    lps = np.eye(d + 1)
+    lps[:d, :d] = itk.array_from_matrix(field.GetDirection()) * np.array(itk.spacing(field))
+    lps[:d, d] = np.array(itk.origin(field))
+    return [field_from_lps(itk.array_from_image(field).swapaxes(0, d - 1), flip_lps(d) @ lps)]
+
+
+def _domain(transform: Any, frames: Frames) -> Grid:
+    """Where a B-spline or another smooth transform is sampled: on the fixed image if it is known, else on a grid that
+    is finer than that of its coefficients."""
+    d = transform.GetInputSpaceDimension()
+    if frames.fixed is not None:
+        return frames.fixed.grid_in_file if d == 3 else frames.fixed.grid
+    numbers = np.array(list(transform.GetFixedParameters()))
+    if len(numbers) != d * (d + 3):
+        kind = transform.GetTransformTypeAsString()
+        raise ValueError(f"a {kind} says not where it applies: name the fixed image (--fixed)")
+    size, origin, spacing = numbers[: 3 * d].reshape(3, d)
+    lps = np.eye(d + 1)
+    lps[:d, :d] = numbers[3 * d :].reshape(d, d) * spacing / _FINER
+    lps[:d, d] = origin
+    return Grid(flip_lps(d) @ lps, tuple(int(n) for n in (size - 1) * _FINER + 1))
+
+
+def _sampled(itk: Any, transform: Any, grid: Grid) -> Any:
+    """An ITK image of the displacements, LPS mm, of an ITK transform."""
+    d = len(grid.size)
+    number = itk.template(transform)[1][0]
+    filter_type = itk.TransformToDisplacementFieldFilter[itk.Image[itk.Vector[itk.F, d], d], number]
+    like = itk.Image[itk.UC, d].New()
+    like.SetRegions([int(n) for n in grid.size])
+    place_itk_image(itk, like, grid.affine)
+    sampler = filter_type.New(Transform=transform, UseReferenceImage=True, ReferenceImage=like)
+    sampler.Update()
+    return sampler.GetOutput()
+
+
+def _write(path: Path, steps: list[Step], frames: Frames) -> None:
+    name = str(path).lower()
+    if name.endswith((".nii", ".nii.gz")):
+        field = frames.whole(path, steps)
+        write_displacement_field(path, field.ddf, field.grid)
+    elif name.endswith(".h5"):
+        import_itk(f"writing {path}")
+        write_composite_transform(path, steps)
+    elif name.endswith(".mat"):
+        write_matlab_transform(path, one_matrix(steps, path))
+    else:
+        write_affine_transform(path, one_matrix(steps, path))
+
+
+ITK = Dialect("itk", (".tfm", ".txt", ".mat"), (".h5", ".nii.gz", ".nii"), lambda path: True, _read, _write, in_2d=True)
