@@ -14,8 +14,9 @@ import numpy as np
 
 from .files import write_voxels
 from .grids import Grid
-from .readers import is_nibabel, read_itk_components, read_nibabel
-from .volumes import Volume, load_grid
+from .memory_images import MemoryImage
+from .readers import is_nibabel
+from .volumes import Volume, load_grid, voxels_of
 
 _LABEL = 1002  # NIfTI's intent code of label maps
 
@@ -62,8 +63,8 @@ def _parts(voxel: np.dtype) -> int:
     return len(voxel.names) if voxel.names else 2 if voxel.kind == "c" else 1
 
 
-def load_components(path: str | os.PathLike[str], spatial_dims: int = 2) -> Components:
-    """Read an image of any number of frames and components.
+def load_components(source: str | os.PathLike[str] | MemoryImage, spatial_dims: int = 2) -> Components:
+    """Read an image of any number of frames and components, a file or one in memory.
 
     Args:
         spatial_dims: 3 leaves the one slice of a file in the 3-D world, for 3-D transforms; 2 makes it a 2-D image.
@@ -71,14 +72,12 @@ def load_components(path: str | os.PathLike[str], spatial_dims: int = 2) -> Comp
         FileNotFoundError, ImportError: as `load_image`.
         ValueError: if the file is damaged, its affine cannot be inverted, or voxels hold something else than numbers.
     """
-    volume, path, header = load_grid(path), str(path), None
+    volume, path, header = load_grid(source), str(source), None
     grid = volume.grid_in_file if spatial_dims == 3 else volume.grid
-    if is_nibabel(path):
-        array, d = read_nibabel(path)[0], 3
+    array, _, d = voxels_of(source)
+    if not isinstance(source, MemoryImage) and is_nibabel(path):
         head = nib.load(path).header
         header = head if isinstance(head, nib.Nifti1Header) else None
-    else:
-        array, _, d = read_itk_components(path)
     voxel, axes = array.dtype, array.shape[min(d, 3) :]
     if voxel.kind not in "fiubc" and not (voxel.names and all(voxel[name] == np.uint8 for name in voxel.names)):
         raise ValueError(f"{path}: expected an image of numbers or colours, got voxels of type {voxel}")

@@ -110,6 +110,14 @@ def read_itk_components(path: str) -> tuple[np.ndarray, Frame, int]:
         image = itk.imread(path if slices is None else slices, pixel, fallback_only=True)
     except RuntimeError as error:
         raise ValueError(f"{path}: cannot be read as an image ({_reason(error)})") from error
+    array, frame, d = itk_voxels(image)
+    return array, Frame(frame.affine, _says_frame(reader, image)), d
+
+
+def itk_voxels(image: Any) -> tuple[np.ndarray, Frame, int]:
+    """The voxels of an image of ITK's, the frame of its first three axes, and the number of axes without the
+    components."""
+    itk = import_itk("an image of ITK")
     d = image.GetImageDimension()
     array = itk.array_from_image(image)
     array = array.T if array.ndim == d else np.moveaxis(array.T, 0, -1)
@@ -118,7 +126,7 @@ def read_itk_components(path: str) -> tuple[np.ndarray, Frame, int]:
     scaled = itk.array_from_matrix(image.GetDirection()) * np.array(itk.spacing(image))
     lps[:placed, :placed] = scaled[:placed, :placed]
     lps[:placed, 3] = np.array(itk.origin(image))[:placed]
-    return array, Frame(flip_lps(3) @ lps, _says_frame(reader, image)), d
+    return array, Frame(flip_lps(3) @ lps), d
 
 
 def _itk_reader(path: str) -> Any:

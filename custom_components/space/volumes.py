@@ -5,10 +5,11 @@ Convention: affines map voxels to RAS millimetres, whatever the file's own conve
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 import torch
@@ -18,21 +19,25 @@ from ..notices import warn
 from .background import background_value
 from .frames import Frame, refuse_shear
 from .grids import Grid
+from .memory_images import MemoryImage, MemoryName
 from .planes import plane_affine, slice_axis, slice_frame
 from .readers import existing, image_size, is_nibabel, nibabel_frame, open_nibabel, read_itk_components, read_nibabel
 from .resampling import resample
 from .values import finite_values
+
+if TYPE_CHECKING:
+    from monai.data import MetaTensor
 
 _ROUNDING = 1e-3  # scale factors are stored as float32: 3 may come back as 2.99995
 
 
 @dataclass(frozen=True)
 class Volume:
-    """An image read from a file: `data` (1, *S) and `affine` (D + 1, D + 1), voxel to RAS mm.
+    """An image read from a file, or from memory: `data` (1, *S) and `affine` (D + 1, D + 1), voxel to RAS mm.
 
     `file_affine` (4, 4), `file_shape` and `file_dtype` say how the file itself stores it (a 2-D image may be one slice
     of a 3-D file); `has_frame` is False when the file says nothing about its place in the world. `whole` is the
-    3-D image from which a slice was cut.
+    3-D image from which a slice was cut. The `path` of an image from memory is a `MemoryName`.
     """
 
     data: Tensor
@@ -43,6 +48,21 @@ class Volume:
     file_dtype: np.dtype
     has_frame: bool = True
     whole: Volume | None = None
+
+    @property
+    def origin(self) -> str:
+        """What tells this image from others: its path, or its name with a digest of what it holds."""
+        if not isinstance(self.path, MemoryName):
+            return self.path
+        found = hashlib.sha256(self.data.numpy().tobytes() + self.file_affine.tobytes())
+        return os.path.join(os.sep, "memory", f"{self.path}-{found.hexdigest()[:8]}")
+
+    def meta_tensor(self, data: Tensor) -> MetaTensor:
+        """Voxels (C, *S) on this image's grid, with the axes of its file and its affine: a slice keeps its axis."""
+        from monai.data import MetaTensor  # takes seconds
+
+        affine = torch.from_numpy(self.file_affine)
+        return MetaTensor(data.reshape(len(data), *self.file_shape[:3]), affine=affine)
 
     @property
     def grid(self) -> Grid:
@@ -107,8 +127,8 @@ class _Header(TypedDict):
     has_frame: bool
 
 
-def load_image(path: str | os.PathLike[str]) -> Volume:
-    """Read a scalar 2-D or 3-D intensity image as float32.
+def load_image(path: str | os.PathLike[str] | MemoryImage) -> Volume:
+    """Read a scalar 2-D or 3-D intensity image, a file or one in memory, as float32.
 
     NIfTI and MGZ are read by nibabel, everything else by `itk`. A NIfTI file without a frame (qform and sform code 0)
     is placed as ITK places it, origin 0 and identity direction in LPS, with a warning.
@@ -126,16 +146,18 @@ def load_image(path: str | os.PathLike[str]) -> Volume:
     return Volume(torch.from_numpy(array)[None], **header)
 
 
-def spatial_dims_of(path: str | os.PathLike[str]) -> int:
+def spatial_dims_of(path: str | os.PathLike[str] | MemoryImage) -> int:
     """Whether a file holds a 2-D image (also one slice along any axis) or a 3-D one, by its header alone.
 
     Errors as `load_image`, as far as the header tells.
     """
+    if isinstance(path, MemoryImage):
+        return 3 if slice_axis(path.array.shape[: path.num_axes], path.name) is None else 2
     path = existing(path)
     return 3 if slice_axis(image_size(path), path) is None else 2
 
 
-def load_labels(path: str | os.PathLike[str]) -> Volume:
+def load_labels(path: str | os.PathLike[str] | MemoryImage) -> Volume:
     """Read a label map (or mask) as int16, or int32 where int16 is too small. Errors as `load_image`.
 
     Integers that a scale factor or a floating-point type has moved by up to 1e-3 are rounded. `file_dtype` of such a
@@ -160,15 +182,16 @@ def load_labels(path: str | os.PathLike[str]) -> Volume:
     return Volume(torch.from_numpy(array.astype(dtype))[None], **header)
 
 
-def load_grid(path: str | os.PathLike[str]) -> Volume:
+def load_grid(path: str | os.PathLike[str] | MemoryImage) -> Volume:
     """Where an image lies. Its voxels may be blank, NaN, colours or several frames: they are not read, `data` is 0.
 
     Raises:
         FileNotFoundError, ImportError: as `load_image`.
         ValueError: if the file is damaged, or its affine cannot be inverted.
     """
-    path = existing(path)
-    if is_nibabel(path):
+    if isinstance(path, MemoryImage):
+        shape, dtype, frame = path.array.shape[: path.num_axes], path.array.dtype, path.frame
+    elif is_nibabel(path := existing(path)):
         image = open_nibabel(path)
         shape, dtype, frame = tuple(image.shape), image.get_data_dtype(), nibabel_frame(image, path)
     else:
@@ -179,7 +202,7 @@ def load_grid(path: str | os.PathLike[str]) -> Volume:
     return Volume(torch.zeros(1).expand(1, *size), **header)
 
 
-def load_mask(path: str | os.PathLike[str]) -> Volume:
+def load_mask(path: str | os.PathLike[str] | MemoryImage) -> Volume:
     """Read a mask: a label map, or probabilities from 0 to 1 as float32. Errors as `load_image`.
 
     Raises:
@@ -196,20 +219,23 @@ def load_mask(path: str | os.PathLike[str]) -> Volume:
     return Volume(torch.from_numpy(array.astype(np.float32))[None], **header)
 
 
-def _read_volume(path: str | os.PathLike[str]) -> tuple[np.ndarray, _Header]:
+def _read_volume(path: str | os.PathLike[str] | MemoryImage) -> tuple[np.ndarray, _Header]:
     """A checked array of 2 or 3 axes and the remaining arguments of `Volume`."""
-    path = existing(path)
-    if is_nibabel(path):
-        array, frame = read_nibabel(path)
-        d = 3
-    else:
-        array, frame, d = read_itk_components(path)
-    array = _one_number(array, d, path)
+    array, frame, d = voxels_of(path)
+    array = _one_number(array, d, str(path))
     shape, dtype = array.shape, array.dtype
     array = array.reshape(shape[:3])
-    array = finite_values(array, path)
+    array = finite_values(array, str(path))
     axis, header = _header(path, shape, dtype, frame)
     return array if axis is None or array.ndim == 2 else array.squeeze(axis), header
+
+
+def voxels_of(path: str | os.PathLike[str] | MemoryImage) -> tuple[np.ndarray, Frame, int]:
+    """The voxels of a file or of an image in memory, their frame, and the number of axes without components."""
+    if isinstance(path, MemoryImage):
+        return path.array, path.frame, path.num_axes
+    path = existing(path)
+    return (*read_nibabel(path), 3) if is_nibabel(path) else read_itk_components(path)
 
 
 _LUMINANCE = np.array([0.2125, 0.7154, 0.0721])  # ITK's weights of red, green and blue
@@ -240,8 +266,11 @@ def _one_number(array: np.ndarray, num_axes: int, path: str) -> np.ndarray:
     return array
 
 
-def _header(path: str, shape: tuple[int, ...], dtype: np.dtype, frame: Frame) -> tuple[int | None, _Header]:
+def _header(
+    source: str | os.PathLike[str] | MemoryImage, shape: tuple[int, ...], dtype: np.dtype, frame: Frame
+) -> tuple[int | None, _Header]:
     """The axis of a file's one slice, if it has one, and what `Volume` says about the file."""
+    path = source.name if isinstance(source, MemoryImage) else str(source)
     refuse_shear(frame.affine, path)
     for note in frame.notes:
         warn(note)
