@@ -19,6 +19,8 @@ from ..memory import check_array
 from .frames import Frame, nifti_frame
 from .grids import flip_lps
 
+Itk = Any  # the module itk and its objects, which have no types
+
 _NIBABEL_ENDINGS = (".nii", ".nii.gz", ".mgz", ".mgh")
 _DAMAGED = (OSError, EOFError, zlib.error, ImageFileError, HeaderDataError)
 _FRAMELESS = ("TIFFImageIO", "PNGImageIO", "JPEGImageIO", "BMPImageIO")  # formats that say nothing about the world
@@ -129,7 +131,7 @@ def itk_voxels(image: Any) -> tuple[np.ndarray, Frame, int]:
     return array, Frame(flip_lps(3) @ lps), d
 
 
-def _itk_reader(path: str) -> Any:
+def _itk_reader(path: str) -> Itk:
     """ITK's reader of a file that has read its header."""
     itk = import_itk(f"reading {path}")
     reader = itk.ImageIOFactory.CreateImageIO(path, itk.CommonEnums.IOFileMode_ReadMode)
@@ -143,7 +145,7 @@ def _itk_reader(path: str) -> Any:
     return reader
 
 
-def _says_frame(reader: Any, image: Any) -> bool:
+def _says_frame(reader: Itk, image: Itk) -> bool:
     """Whether a file says where it lies; of Analyze files ITK takes the voxel size alone."""
     kind, said = reader.GetNameOfClass(), dict(image)
     if kind == "NiftiImageIO":
@@ -177,7 +179,7 @@ def _reason(error: Exception) -> str:
     return str(error).strip().splitlines()[-1]
 
 
-def import_itk(purpose: str) -> Any:
+def import_itk(purpose: str) -> Itk:
     """The `itk` module.
 
     Raises:

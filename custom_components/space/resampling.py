@@ -113,11 +113,11 @@ def dense_field(steps: Sequence[Step], grid: Grid) -> DisplacementField:
     return DisplacementField(torch.cat(moved, dim=1), grid)
 
 
-def _in_slabs(size: Sequence[int], **options: Any) -> Iterator[Tensor]:
+def _in_slabs(size: Sequence[int], dtype: torch.dtype, device: torch.device | None = None) -> Iterator[Tensor]:
     """The voxel coordinates (D, *S) of a grid, a slab of the first axis after the other."""
     rows = max(1, _SLAB_VOXELS // max(1, math.prod(size[1:])))
     for start in range(0, size[0], rows):
-        locations = identity_grid((min(rows, size[0] - start), *size[1:]), **options)
+        locations = identity_grid((min(rows, size[0] - start), *size[1:]), dtype=dtype, device=device)
         locations[0] += start
         yield locations
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import nibabel as nib
 import numpy as np
 
 from .grids import flip_lps
-from .readers import import_itk
+from .readers import Itk, import_itk
 
 _NIFTI = (".nii", ".nii.gz")
 _MGH = (".mgz", ".mgh")
@@ -77,7 +76,7 @@ def _save_with_itk(array: np.ndarray, affine: np.ndarray, path: str) -> None:
     itk.imwrite(image, path, compression=True)
 
 
-def place_itk_image(itk: Any, image: Any, affine: np.ndarray) -> None:
+def place_itk_image(itk: Itk, image: Itk, affine: np.ndarray) -> None:
     """Give an ITK image the frame of an affine (D + 1, D + 1), voxel to RAS mm."""
     d = len(affine) - 1
     lps = flip_lps(d) @ affine

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -59,7 +58,7 @@ def _read(path: str, frames: Frames) -> list[Step]:
 
 
 def _read_warp(path: str, frames: Frames) -> DisplacementField:
-    image: Any = open_nibabel(path)
+    image = open_nibabel(path)
     intent = int(image.header["intent_code"])
     if len(image.shape) != 4 or image.shape[3] != 3 or intent in _COEFFICIENTS:
         found = f"shape {image.shape} with intent code {intent}"

@@ -9,13 +9,12 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ...results import replacing
 from ..grids import Grid, flip_lps
-from ..readers import import_itk
+from ..readers import Itk, import_itk
 from ..resampling import DisplacementField, Step
 from ..writers import place_itk_image
 from .base import Dialect, Frames, one_matrix
@@ -112,7 +111,7 @@ def write_matlab_transform(path: str | os.PathLike[str], world_matrix: np.ndarra
         itk.transformwrite([transform], str(temporary))
 
 
-def _step_to_itk(itk: Any, step: Step) -> Any:
+def _step_to_itk(itk: Itk, step: Step) -> Itk:
     if isinstance(step, DisplacementField):
         d = len(step.grid.size)
         vectors = np.ascontiguousarray(lps_vectors(step.ddf, step.grid).swapaxes(0, d - 1))
@@ -124,16 +123,16 @@ def _step_to_itk(itk: Any, step: Step) -> Any:
     return _affine_to_itk(itk, step, itk.F)
 
 
-def _affine_to_itk(itk: Any, world_matrix: np.ndarray, number: Any) -> Any:
+def _affine_to_itk(itk: Itk, world_matrix: np.ndarray, number: Itk) -> Itk:
     d = len(world_matrix) - 1
-    lps = flip_lps(d) @ world_matrix @ flip_lps(d)
+    lps = (flip_lps(d) @ world_matrix @ flip_lps(d)).astype(np.float64 if number == itk.D else np.float32)
     transform = itk.AffineTransform[number, d].New()
     transform.SetMatrix(itk.matrix_from_array(np.ascontiguousarray(lps[:d, :d])))
     transform.SetTranslation([float(x) for x in lps[:d, d]])
     return transform
 
 
-def _steps_from_itk(itk: Any, transform: Any, frames: Frames) -> list[Step]:
+def _steps_from_itk(itk: Itk, transform: Itk, frames: Frames) -> list[Step]:
     d = transform.GetInputSpaceDimension()
     transform = itk.down_cast(transform)
     if hasattr(transform, "GetNthTransform"):
@@ -155,7 +154,7 @@ def _steps_from_itk(itk: Any, transform: Any, frames: Frames) -> list[Step]:
     return [field_from_lps(itk.array_from_image(field).swapaxes(0, d - 1), flip_lps(d) @ lps)]
 
 
-def _domain(transform: Any, frames: Frames) -> Grid:
+def _domain(transform: Itk, frames: Frames) -> Grid:
     """Where a B-spline or another smooth transform is sampled: on the fixed image if it is known, else on a grid that
     is finer than that of its coefficients."""
     d = transform.GetInputSpaceDimension()
@@ -172,7 +171,7 @@ def _domain(transform: Any, frames: Frames) -> Grid:
     return Grid(flip_lps(d) @ lps, tuple(int(n) for n in (size - 1) * _FINER + 1))
 
 
-def _sampled(itk: Any, transform: Any, grid: Grid) -> Any:
+def _sampled(itk: Itk, transform: Itk, grid: Grid) -> Itk:
     """An ITK image of the displacements, LPS mm, of an ITK transform."""
     d = len(grid.size)
     number = itk.template(transform)[1][0]
