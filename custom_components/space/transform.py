@@ -16,9 +16,10 @@ from torch import Tensor
 
 from ..fields import invert
 from .components import load_components
-from .dialects.itk import read_transform, write_composite_transform
+from .dialects import read_transform, write_transform
+from .dialects.base import Frames
 from .memory_images import Image, source_of
-from .resampling import DisplacementField, Step, spatial_dims_of_steps, transform_points_world
+from .resampling import DisplacementField, Step, dense_field, spatial_dims_of_steps, transform_points_world
 from .volumes import Volume, load_grid
 from .warping import interpolation_named, looks_like_labels, warp_components
 
@@ -44,9 +45,23 @@ class Transform:
     back: tuple[Step, ...] | None = None
 
     @classmethod
-    def read(cls, *paths: str | os.PathLike[str]) -> Transform:
-        """A transform of files, applied to points in the order given. Errors as `read_transform`."""
-        return cls(tuple(step for path in paths for step in read_transform(path)))
+    def read(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        fixed: Image | None = None,
+        moving: Image | None = None,
+        dialect: str | None = None,
+    ) -> Transform:
+        """A transform of a file of any tool.
+
+        Args:
+            path: of the file.
+            fixed, moving: the images it maps from and to, for dialects that count from their corners (FSL).
+            dialect: by default what the file's name and content say.
+        Raises: as `dialects.read_transform`.
+        """
+        return cls(tuple(read_transform(path, _frames(fixed, moving), dialect=dialect)))
 
     @property
     def spatial_dims(self) -> int:
@@ -101,10 +116,9 @@ class Transform:
         """How far the map moves the voxel centres of an image, (D, *S), RAS mm."""
         target = _grid_of(like)
         grid = target.grid_in_file if self.spatial_dims == 3 else target.grid
-        index = np.indices(grid.size).reshape(len(grid.size), -1)
-        points = index.T @ grid.affine[:-1, :-1].T + grid.affine[:-1, -1]
-        moved = (transform_points_world(points, self.steps) - points).astype(np.float32)
-        return target.meta_tensor(torch.from_numpy(moved.T.reshape(-1, *grid.size)))
+        ddf = dense_field(self.steps, grid).ddf
+        linear = torch.from_numpy(grid.affine[:-1, :-1]).to(ddf.dtype)
+        return target.meta_tensor((linear @ ddf.flatten(1)).view_as(ddf))
 
     def __matmul__(self, inner: Transform) -> Transform:
         """The composition; its inverse is known if both inverses are.
@@ -128,16 +142,27 @@ class Transform:
             return Transform(self.back, self.steps)
         return Transform(tuple(_inverted(step) for step in reversed(self.steps)), self.steps)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the map as ITK's composite transform, .h5 (LPS mm).
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        fixed: Image | None = None,
+        moving: Image | None = None,
+        dialect: str | None = None,
+    ) -> None:
+        """Write the map as a tool keeps it: ITK's .h5 holds every one, other files fields or matrices alone.
 
-        Raises:
-            ValueError: for another ending. ImportError: if `itk` is not installed.
+        Args:
+            path: of the file, whose ending names the dialect.
+            fixed, moving: the images it maps from and to, for dialects that need their grids.
+            dialect: where several have the ending.
+        Raises: as `dialects.write_transform`.
         """
-        if not str(path).lower().endswith(".h5"):
-            raise ValueError(f"{path}: expected a name that ends with .h5")
-        if not write_composite_transform(path, list(self.steps)):
-            raise ImportError(f"writing {path} needs the package itk: pip install 'morphzoo[demo]'")
+        write_transform(path, self.steps, _frames(fixed, moving), dialect=dialect)
+
+
+def _frames(fixed: Image | None, moving: Image | None) -> Frames:
+    return Frames(*(None if image is None else _grid_of(image) for image in (fixed, moving)))
 
 
 def _grid_of(like: Image) -> Volume:
