@@ -15,9 +15,15 @@ _MGH = (".mgz", ".mgh")
 _ITK = (".mha", ".nrrd")
 
 
+def image_ending(path: str | os.PathLike[str]) -> str | None:
+    """The ending of an image file, if images can be written in its format."""
+    found = [ending for ending in (*_NIFTI, *_MGH, *_ITK) if str(path).lower().endswith(ending)]
+    return max(found, key=len, default=None)
+
+
 def check_image_ending(path: str | os.PathLike[str]) -> None:
     """Raises ValueError: if images cannot be written in the format of this ending, or there is none."""
-    if not str(path).lower().endswith((*_NIFTI, *_MGH, *_ITK)):
+    if image_ending(path) is None:
         endings = ", ".join((*_NIFTI, *_MGH, *_ITK))
         raise ValueError(f"{path}: expected the name of an image file that ends in one of {endings}")
 

@@ -20,7 +20,16 @@ from .fsl import FSL
 from .itk import ITK
 from .x5 import X5
 
-__all__ = ["DIALECTS", "Dialect", "Frames", "read_affine_transform", "read_transform", "write_transform"]
+__all__ = [
+    "DIALECTS",
+    "Dialect",
+    "Frames",
+    "dialect_for",
+    "read_affine_transform",
+    "read_chain",
+    "read_transform",
+    "write_transform",
+]
 
 # Asked in this order whether a file is theirs; ITK takes what is left.
 DIALECTS = {dialect.name: dialect for dialect in (ANTS, AFNI, FREESURFER, X5, FSL, ITK)}
@@ -58,6 +67,21 @@ def read_transform(
     return chosen.read(path, frames)
 
 
+def read_chain(
+    paths: Sequence[str | os.PathLike[str]], frames: Frames = _NOWHERE, *, dialect: str | None = None
+) -> list[Step]:
+    """The steps of several files, through which points of the fixed image go in the order given.
+
+    Only the first file knows the fixed image, and only the last one the moving image. Errors as `read_transform`.
+    """
+    steps: list[Step] = []
+    for i, path in enumerate(paths):
+        fixed = frames.fixed if i == 0 else None
+        moving = frames.moving if i == len(paths) - 1 else None
+        steps += read_transform(path, Frames(fixed, moving), dialect=dialect)
+    return steps
+
+
 def read_affine_transform(path: str | os.PathLike[str], frames: Frames = _NOWHERE) -> np.ndarray:
     """Read one affine transform of any dialect as a world matrix (D + 1, D + 1), RAS mm.
 
@@ -90,7 +114,7 @@ def write_transform(
         ValueError: if the dialect cannot hold the transform, needs an image that is not known, or has another ending.
         ImportError: if the format needs a package that is not installed.
     """
-    chosen = dialect_named(dialect) if dialect else _by_ending(path)
+    chosen = dialect_named(dialect) if dialect else dialect_for(path)
     name, steps = str(path).lower(), merged(steps)
     if not name.endswith((*chosen.matrix, *chosen.field)):
         endings = ", ".join((*chosen.matrix, *chosen.field))
@@ -100,7 +124,8 @@ def write_transform(
     chosen.write(Path(path), steps, frames)
 
 
-def _by_ending(path: str | os.PathLike[str]) -> Dialect:
+def dialect_for(path: str | os.PathLike[str]) -> Dialect:
+    """The dialect of a file to be written, by its ending. Raises ValueError: if it is none, or two tools have it."""
     name = str(path).lower()
     if name.endswith(ANTS.matrix):
         return ANTS

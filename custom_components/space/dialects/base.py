@@ -44,7 +44,8 @@ class Frames:
         """
         if self.fixed is None or self.moving is None:
             raise ValueError(
-                f"{path}: this kind of transform counts from the corners of its images; name both (--moving, --fixed)"
+                f"{path}: this kind of transform counts from the corners of its images; name both, or convert it into "
+                "another kind first (morphzoo convert --moving --fixed)"
             )
         return self.fixed.grid_in_file, self.moving.grid_in_file
 
