@@ -44,24 +44,17 @@ def convert(
             sampled on the fixed one.
         dialect: itk, ants, fsl, freesurfer, afni or x5; default: as the output's ending says.
         source_dialect: of the transform; default: as its content says.
-        invert: write the way back of an affine transform, from moving to fixed; then --moving and --fixed are still the
-            images of the transform that was given.
+        invert: write the way back, from moving to fixed; fields are inverted numerically. --moving and --fixed are still
+            the images of the transform that was given.
     Returns:
         What was written.
     """
-    import numpy as np
-
     from ..space.dialects import Frames, dialect_for, read_chain, write_transform
+    from ..space.transform import Transform
 
     frames = Frames.of_files(fixed, moving)
     steps = read_chain(as_list(transform), frames, dialect=source_dialect)
     if invert:
-        matrices = [np.linalg.inv(step) for step in reversed(steps) if isinstance(step, np.ndarray)]
-        if len(matrices) < len(steps):
-            raise ValueError(
-                f"{transform}: only affine transforms are inverted here; the way back of a registration is in its "
-                "inverse_transform.h5 (ANTs: InverseWarp)"
-            )
-        steps, frames = [*matrices], frames.swapped()
+        steps, frames = list(Transform(tuple(steps)).inverse().steps), frames.swapped()
     write_transform(output, steps, frames, dialect=dialect)
     return Converted(Path(output), dialect or dialect_for(output).name)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from support import run
 
-from custom_components.space import read_transform, write_affine_transform
+from custom_components.space import read_transform, transform_points_world, write_affine_transform
 
 SHIFT = nib.affines.from_matvec(np.eye(3), [2.0, 0, 0])  # one voxel
 
@@ -117,11 +117,15 @@ def test_transforms_of_fsl_apply_with_the_images_at_hand(folder: Path) -> None:
     assert (folder / "q.csv").read_text().splitlines()[1] == "3.000000,2.000000,3.000000"
 
 
-def test_convert_joins_transforms_and_inverts_affine_ones(folder: Path) -> None:
+def test_convert_joins_transforms_and_inverts_them(folder: Path) -> None:
     pair = f"{folder / 'shift.tfm'},{folder / 'shift.tfm'}"
     assert run("convert", pair, folder / "twice.tfm") is None
     np.testing.assert_allclose(read_transform(folder / "twice.tfm")[0][:3, 3], [4, 0, 0])
     assert run("convert", folder / "twice.tfm", folder / "back.tfm", "--invert") is None
     np.testing.assert_allclose(read_transform(folder / "back.tfm")[0][:3, 3], [-4, 0, 0])
     assert run("convert", pair, folder / "f.nii.gz", "--fixed", folder / "fixed.nii.gz") is None
-    assert "only affine transforms" in run("convert", folder / "f.nii.gz", folder / "g.nii.gz", "--invert")
+    assert run("convert", folder / "f.nii.gz", folder / "g.nii.gz", "--invert") is None
+    here = np.array([[5.0, 6, 7]])
+    there = transform_points_world(here, read_transform(folder / "f.nii.gz"))
+    np.testing.assert_allclose(there, [[9, 6, 7]], atol=1e-5)
+    np.testing.assert_allclose(transform_points_world(there, read_transform(folder / "g.nii.gz")), here, atol=0.02)
