@@ -44,8 +44,8 @@ def convert(
             sampled on the fixed one.
         dialect: itk, ants, fsl, freesurfer, afni or x5; default: as the output's ending says.
         source_dialect: of the transform; default: as its content says.
-        invert: write the way back, from moving to fixed; fields are inverted numerically. --moving and --fixed are still
-            the images of the transform that was given.
+        invert: write the way back, from moving to fixed; fields are inverted numerically. --moving and --fixed are
+            still the images of the transform that was given.
     Returns:
         What was written.
     """

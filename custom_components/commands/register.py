@@ -34,6 +34,7 @@ def register(
     overlay: str | Sequence[str] = (),
     window: Sequence[float] | None = None,
     fill: float | None = None,
+    write_as: Sequence[str] | None = None,
     keep_arrays: bool = False,
     **settings: object,
 ) -> Registration:
@@ -65,6 +66,7 @@ def register(
             a CT; default: all, but of a CT no air.
         fill: value of the warped image outside the moving image; default: what most voxels on its faces hold, air of a
             CT.
+        write_as: write the transforms for other tools, too: ants, fsl, freesurfer, x5, ... (docs/transforms.md).
         keep_arrays: the result also holds the warped image, the fields and the other images as tensors.
         **settings: any other setting of the bundle's inference.json.
     Returns:
@@ -74,7 +76,7 @@ def register(
     files |= {"mask_moving": mask_moving, "mask_fixed": mask_fixed}
     settings |= {"optimize": optimize, "affine": "affine" if affine is True else affine, "spacing": spacing}
     settings |= {"samples": samples, "hyper": hyper, "sweep": sweep, "weights": weights, "device": device}
-    settings |= {"preprocessing#window": window, "preprocessing#fill": fill}
+    settings |= {"preprocessing#window": window, "preprocessing#fill": fill, "save#write_as": write_as}
     settings |= {"output_dir": str(output), "postprocessing#keep_arrays": keep_arrays or None}
     pair = {key: str(Path(path).absolute()) for key, path in files.items() if path is not None}
     return infer(bundle, [pair], overlay, settings)[0]

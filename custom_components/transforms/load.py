@@ -19,7 +19,7 @@ from monai.transforms import Transform
 
 from ..notices import collecting, warn
 from ..space.affine import register_affine
-from ..space.dialects import read_affine_transform
+from ..space.dialects import Frames, read_affine_transform
 from ..space.fit import check_overlap, fitting_grid
 from ..space.planes import flatten_matrix
 from ..space.resampling import resample
@@ -149,7 +149,7 @@ class LoadPaird(Transform):
             return np.eye(d + 1)
         if affine in ("rigid", "affine", "itk"):
             return register_affine(fixed, moving, transform="rigid" if affine == "rigid" else "affine")
-        matrix = read_affine_transform(affine)
+        matrix = read_affine_transform(affine, Frames(fixed, moving))
         if d == 2 and len(matrix) == 4:
             flat = flatten_matrix(matrix, fixed.frame, moving.frame, max(fixed.thickness_mm, moving.thickness_mm))
             if flat is None:

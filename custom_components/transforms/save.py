@@ -1,4 +1,4 @@
-"""The images and ITK transforms of a registered pair."""
+"""The images and transforms of a registered pair."""
 
 from __future__ import annotations
 
@@ -12,23 +12,27 @@ import numpy as np
 from torch import Tensor
 
 from ..fields import jacobian_determinant
+from ..notices import warn
+from ..space.dialects import Frames, dialect_files, dialect_named
 from ..space.dialects.itk import write_affine_transform, write_composite_transform
 from ..space.grids import Grid
-from ..space.resampling import Step, fading
+from ..space.resampling import Step, fading, resample
 from ..space.volumes import Volume
 from ..space.warping import warp_to_grid
-from .publish import OutputFile, Report, field_file, image_file, model_image_file
+from .publish import OutputFile, Report, field_file, image_file
 from .registered import RegisteredPair
 
 logger = logging.getLogger(__name__)
 
-_MORE_OUTPUTS = ("warped_fixed", "warped_fixed_label")
+_MORE_OUTPUTS = ("warped_fixed", "warped_fixed_label", "log_jacobian")
+
+_SMALLEST = 1e-3  # determinant whose logarithm is written
 
 _OUTPUTS = ("warped", "warped_label", "forward", "inverse", "affine", "composite", "jacobian")
 
 
 class PairFiles:
-    """A reporter: the original moving image on the fixed image's own grid, and ITK transforms.
+    """A reporter: the original moving image on the fixed image's own grid, and transforms.
 
     What needs the inverse map is there if the prediction holds `inverse_ddf`. Files, by the names in `write`:
 
@@ -41,14 +45,20 @@ class PairFiles:
         affine: affine.tfm, if there was a pre-alignment, or the slices of a 2-D pair lie apart.
         composite: transform.h5, inverse_transform.h5, dense and affine in one file; without `itk` there is none, and
             the log says so. Forward resamples the moving image onto the fixed one, inverse the other way round.
-        jacobian: jacobian.nii.gz, determinant of the dense part on the model grid.
+        jacobian: jacobian.nii.gz, determinant of the whole transform, affine and dense, on the fixed image's grid; that
+            of the dense part is interpolated from the model grid.
+        log_jacobian: log_jacobian.nii.gz, its natural logarithm; of determinants below .001, as of folds, that of .001.
 
     Args:
         label_mode: "nearest", or "linear" to interpolate each label and take the most likely.
+        write_as: dialects in which both composites are written, too: transform_fsl.nii.gz, inverse_transform_fsl.nii.gz
+            and so on (see `space.dialects`). What cannot hold the transform is left out with a warning.
     Returns (of the call): the files by the names above (transform and inverse_transform for composite).
     """
 
-    def __init__(self, write: Sequence[str] = _OUTPUTS, *, label_mode: str = "nearest") -> None:
+    def __init__(
+        self, write: Sequence[str] = _OUTPUTS, *, label_mode: str = "nearest", write_as: Sequence[str] | str = ()
+    ) -> None:
         unknown = set(write) - {*_OUTPUTS, *_MORE_OUTPUTS}
         if unknown or label_mode not in ("nearest", "linear"):
             raise ValueError(
@@ -59,6 +69,7 @@ class PairFiles:
             logger.warning("no composite transforms are written: itk is not installed (pip install 'morphzoo[demo]')")
             write = [name for name in write if name != "composite"]
         self.write, self.label_mode = tuple(write), label_mode
+        self.dialects = [dialect_named(name) for name in ([write_as] if isinstance(write_as, str) else write_as)]
 
     def __call__(self, pair: RegisteredPair, earlier: Report) -> Report:
         return Report(files=self._images(pair) | self._transforms(pair))
@@ -77,10 +88,19 @@ class PairFiles:
             if name in self.write and labels and steps:
                 warped = warp_labels(labels, like.grid, steps, mode=self.label_mode)
                 files[name] = image_file(f"{name}.nii.gz", warped, like.affine, like=like, dtype=labels.file_dtype)
-        if "jacobian" in self.write:
-            determinant = jacobian_determinant(pair.pred["ddf"].float()[None])[0]
-            files["jacobian"] = model_image_file("jacobian.nii.gz", determinant, pair)
-        return files
+        return files | self._jacobians(pair)
+
+    def _jacobians(self, pair: RegisteredPair) -> dict[str, OutputFile]:
+        wanted = [name for name in ("jacobian", "log_jacobian") if name in self.write]
+        if not wanted:
+            return {}
+        fixed = pair.volumes["fixed"]
+        determinant = jacobian_determinant(pair.pred["ddf"].float()[None])[0]
+        determinant = resample(determinant, pair.grid.affine, fixed.grid, padding="border")
+        matrices = [step for step in pair.forward if isinstance(step, np.ndarray)]
+        determinant = determinant * float(np.prod([np.linalg.det(matrix) for matrix in matrices]))
+        images = {"jacobian": determinant, "log_jacobian": determinant.clamp_min(_SMALLEST).log()}
+        return {name: image_file(f"{name}.nii.gz", images[name], fixed.affine, like=fixed) for name in wanted}
 
     def _transforms(self, pair: RegisteredPair) -> dict[str, OutputFile]:
         files = {}
@@ -94,6 +114,21 @@ class PairFiles:
                 files[name] = field_file(f"{name}_field.nii.gz", pair.pred[key], pair)
             if "composite" in self.write and steps:
                 files[composite] = OutputFile(f"{composite}.h5", partial(_write_composite, pair, name, steps))
+            files |= self._in_dialects(pair, composite, steps) if steps else {}
+        return files
+
+    def _in_dialects(self, pair: RegisteredPair, stem: str, steps: Sequence[Step]) -> dict[str, OutputFile]:
+        frames = Frames(pair.volumes["fixed"], pair.volumes["moving"])
+        back = stem.startswith("inverse")
+        files: dict[str, OutputFile] = {}
+        for dialect in self.dialects:
+            moved = pair.in_files(fading(steps), inverse=back)
+            try:
+                parts = dialect_files(dialect.name, stem, moved, frames.swapped() if back else frames)
+            except ValueError as error:
+                warn(f"{stem}: {error}; not written")
+                continue
+            files |= {name.partition(".")[0]: OutputFile(name, write) for name, write in parts.items()}
         return files
 
 

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 import torch
 from monai.data import decollate_batch, list_data_collate
+from space.cases import world_points
 from support import ROTATION, blobs, oriented, published
 
-from custom_components.fields import compose, integrate_velocity
-from custom_components.space import load_image, read_transform, transform_points_world, write_affine_transform
+from custom_components.fields import compose, identity_grid, integrate_velocity
+from custom_components.space import Frames, load_image, read_transform, transform_points_world, write_affine_transform
 from custom_components.transforms.intensities import scale_intensity
 from custom_components.transforms.labels import load_labels_for
 from custom_components.transforms.load import LoadPaird
+from custom_components.transforms.report import PairReport
 from custom_components.transforms.save import PairFiles
 from custom_components.transforms.scan import LoadScand
 
@@ -303,6 +305,44 @@ def test_pairs_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
         LoadPaird()({"fixed": item["fixed"]})
     with pytest.raises(FileNotFoundError, match="no such transform file"):
         LoadPaird(affine=str(tmp_path / "missing.tfm"))(item)
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_the_jacobian_is_of_the_whole_map_on_the_fixed_images_grid(tmp_path: Path, d: int) -> None:
+    rates = [0.1, -0.05, 0.02][:d]
+    rng = np.random.default_rng(0)
+    for role in ("moving", "fixed"):
+        image = nib.Nifti1Image(rng.random((9, 10, 11)[:d]).astype("f4"), np.diag([-1.5, 2, 2.5, 1]))
+        nib.save(image, tmp_path / f"{role}.nii.gz")
+    write_affine_transform(tmp_path / "pre.tfm", np.diag([*[1.2, 0.9, 1.1][:d], 1.0]))
+    item = {role: str(tmp_path / f"{role}.nii.gz") for role in ("moving", "fixed")}
+    data = LoadPaird(2.0, str(tmp_path / "pre.tfm"))(item)
+    ddf = torch.stack([rate * x for rate, x in zip(rates, identity_grid(data["fixed"].shape[1:]), strict=True)])
+    data["pred"] = {"ddf": ddf, "warped": data["fixed"]}
+    files = published(data, tmp_path / "out", PairFiles(["jacobian", "log_jacobian"])).files
+    expected = np.prod(1 + np.array(rates)) * np.prod([1.2, 0.9, 1.1][:d])
+    image = nib.load(files["jacobian"])
+    assert image.shape == nib.load(item["fixed"]).shape
+    np.testing.assert_allclose(image.affine, nib.load(item["fixed"]).affine)
+    np.testing.assert_allclose(image.get_fdata(), expected, rtol=1e-4)
+    np.testing.assert_allclose(nib.load(files["log_jacobian"]).get_fdata(), np.log(expected), atol=1e-4)
+
+
+def test_transforms_are_written_for_other_tools_and_what_cannot_be_is_said(tmp_path: Path) -> None:
+    data = registered(LoadPaird(spacing=3.0)(write_pair(tmp_path, *CASES[0].values)))
+    names = ["fsl", "freesurfer", "ants", "afni"]
+    result = published(data, tmp_path / "out", PairFiles(["composite"], write_as=names), PairReport(picture=False))
+    assert any("afni" in warning and "not written" in warning for warning in result.metrics["warnings"])
+    frames = Frames.of_files(data["fixed_path"], data["moving_path"])
+    for name, known in (("transform", frames), ("inverse_transform", frames.swapped())):
+        composite = read_transform(result.files[name])
+        start = known.fixed.grid
+        points = world_points(start)[::29]
+        expected = transform_points_world(points, composite)
+        others = [f"{name}_fsl.nii.gz", f"{name}_freesurfer.mgz", f"{name}_ants_"]
+        for other in others:
+            found = transform_points_world(points, read_transform(result.folder / other, known))
+            assert np.abs(found - expected).max() < 1e-3 * start.spacing.min()
 
 
 def test_results_stay_when_a_later_run_fails(tmp_path: Path) -> None:

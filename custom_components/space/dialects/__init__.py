@@ -6,14 +6,15 @@ Convention: as everywhere, a transform is a sequence of steps from fixed to movi
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from ..resampling import DisplacementField, Step, merged, spatial_dims_of_steps
 from .afni import AFNI
-from .ants import ANTS
+from .ants import ANTS, ants_files
 from .base import Dialect, Frames
 from .freesurfer import FREESURFER
 from .fsl import FSL
@@ -24,7 +25,9 @@ __all__ = [
     "DIALECTS",
     "Dialect",
     "Frames",
+    "dialect_files",
     "dialect_for",
+    "dialect_named",
     "read_affine_transform",
     "read_chain",
     "read_transform",
@@ -116,7 +119,7 @@ def write_transform(
     """
     chosen = dialect_named(dialect) if dialect else dialect_for(path)
     name, steps = str(path).lower(), merged(steps)
-    if not name.endswith((*chosen.matrix, *chosen.field)):
+    if not name.endswith(tuple(ending.lower() for ending in (*chosen.matrix, *chosen.field))):
         endings = ", ".join((*chosen.matrix, *chosen.field))
         raise ValueError(f"{path}: expected a name that ends with one of {endings} for the dialect {chosen.name}")
     if spatial_dims_of_steps(steps) == 2 and not chosen.in_2d:
@@ -124,15 +127,40 @@ def write_transform(
     chosen.write(Path(path), steps, frames)
 
 
+def dialect_files(
+    name: str, stem: str, steps: Sequence[Step], frames: Frames = _NOWHERE
+) -> dict[str, Callable[[Path], None]]:
+    """The files by which a dialect keeps a transform, under names that begin with the stem, and what writes each.
+
+    Raises:
+        ValueError: if there is no such dialect, or it cannot hold the transform.
+    """
+    dialect, steps = dialect_named(name), merged(steps)
+    if spatial_dims_of_steps(steps) == 2 and not dialect.in_2d:
+        raise ValueError(f"the dialect {name} holds transforms of 3-D points, got one of 2-D points")
+    if dialect is ANTS:
+        parts = {file: [step] for file, step in ants_files(f"{stem}_{name}_", steps, frames).items()}
+        return {file: partial(_written, part, frames, None) for file, part in parts.items()}
+    has_field = any(isinstance(step, DisplacementField) for step in steps)
+    endings = dialect.field if has_field or not dialect.matrix else dialect.matrix
+    if not endings:
+        raise ValueError(f"the dialect {name} holds affine transforms, got one with a dense field")
+    return {f"{stem}_{name}{endings[0]}": partial(_written, steps, frames, name)}
+
+
+def _written(steps: list[Step], frames: Frames, dialect: str | None, path: Path) -> None:
+    write_transform(path, steps, frames, dialect=dialect)
+
+
 def dialect_for(path: str | os.PathLike[str]) -> Dialect:
     """The dialect of a file to be written, by its ending. Raises ValueError: if it is none, or two tools have it."""
     name = str(path).lower()
-    if name.endswith(ANTS.matrix):
+    if str(path).endswith(ANTS.matrix):
         return ANTS
     if name.endswith(".mat"):
         raise ValueError(f"{path}: FSL and ITK both write .mat files: say which (--dialect fsl or itk)")
     endings = {ending: one for one in (X5, AFNI, FREESURFER, ITK) for ending in (*one.matrix, *one.field)}
-    found = next((ending for ending in endings if name.endswith(ending)), None)
+    found = next((ending for ending in endings if name.endswith(ending.lower())), None)
     if found is None:
         raise ValueError(f"{path}: expected the name of a transform file that ends in one of {', '.join(endings)}")
     return endings[found]

@@ -18,7 +18,7 @@ from ..volumes import Volume
 from .base import Dialect, Frames, numbers_in, one_matrix
 
 _OBLIQUE = np.deg2rad(0.01)  # AFNI's threshold
-_ENDINGS = (".aff12.1d", ".1d")
+_ENDINGS = (".aff12.1D", ".1D")
 
 
 def _to_cardinal(image: Volume | None) -> np.ndarray:
@@ -52,4 +52,4 @@ def _write(path: Path, steps: list[Step], frames: Frames) -> None:
         temporary.write_text(f"# 3dAllineate matrices (DICOM-to-DICOM, row-by-row):\n {numbers}\n")
 
 
-AFNI = Dialect("afni", _ENDINGS, (), lambda path: path.lower().endswith(_ENDINGS), _read, _write)
+AFNI = Dialect("afni", _ENDINGS, (), lambda path: path.upper().endswith((".AFF12.1D", ".1D")), _read, _write)

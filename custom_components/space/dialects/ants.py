@@ -47,4 +47,4 @@ def _write(path: Path, steps: list[Step], frames: Frames) -> None:
             write_displacement_field(name, step.ddf, step.grid)
 
 
-ANTS = Dialect("ants", (_AFFINE.lower(),), ("",), lambda path: bool(_parts(path)), _read, _write, in_2d=True)
+ANTS = Dialect("ants", (_AFFINE,), ("",), lambda path: bool(_parts(path)), _read, _write, in_2d=True)

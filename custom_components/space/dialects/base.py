@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..grids import Grid
-from ..resampling import DisplacementField, Step, dense_field
+from ..resampling import DisplacementField, Step, dense_field, spatial_dims_of_steps
 from ..volumes import Volume, load_grid
 
 
@@ -50,18 +50,15 @@ class Frames:
         return self.fixed.grid_in_file, self.moving.grid_in_file
 
     def whole(self, path: str | os.PathLike[str], steps: Sequence[Step]) -> DisplacementField:
-        """A transform as one dense field: on the fixed image's grid, or its own if it is one.
+        """A transform as one dense field on the fixed image's grid.
 
         Raises:
-            ValueError: if the fixed image is needed and not known.
+            ValueError: if the fixed image is not known.
         """
-        first = steps[0]
-        if len(steps) == 1 and isinstance(first, DisplacementField):
-            return first
         if self.fixed is None:
             raise ValueError(f"{path}: a dense field needs the fixed image, whose grid it takes (--fixed)")
-        d = len(first) - 1 if isinstance(first, np.ndarray) else len(first.grid.size)
-        return dense_field(steps, self.fixed.grid_in_file if d == 3 else self.fixed.grid)
+        is_3d = spatial_dims_of_steps(steps) == 3
+        return dense_field(steps, self.fixed.grid_in_file if is_3d else self.fixed.grid)
 
 
 @dataclass(frozen=True)

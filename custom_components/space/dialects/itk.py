@@ -187,7 +187,8 @@ def _sampled(itk: Itk, transform: Itk, grid: Grid) -> Itk:
 def _write(path: Path, steps: list[Step], frames: Frames) -> None:
     name = str(path).lower()
     if name.endswith((".nii", ".nii.gz")):
-        field = frames.whole(path, steps)
+        whole = steps[0]
+        field = whole if len(steps) == 1 and isinstance(whole, DisplacementField) else frames.whole(path, steps)
         write_displacement_field(path, field.ddf, field.grid)
     elif name.endswith(".h5"):
         import_itk(f"writing {path}")
