@@ -19,8 +19,8 @@ In Python everything that the command `morphzoo` does is a function, and its res
 
     import custom_components as mz
 
-    result = mz.register("moving.nii.gz", "fixed.nii.gz", "registered", keep_arrays=True)
-    result.metrics["ncc_after"], result.files["transform"], result.warped
+    result = mz.register("moving.nii.gz", "fixed.nii.gz")  # or images of nibabel, ITK, MONAI, or arrays with affines
+    result.warped, result.transform.points(points), result.metrics["ncc_after"], result.save("out")
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ _FIELDS = ("compose", "integrate_velocity", "invert", "jacobian_determinant", "r
 # Imported when they are first asked for: torch and monai take seconds.
 _PLACES = {name: f"commands.{name}" for name in _COMMANDS}
 _PLACES |= dict.fromkeys(_FIELDS, "fields") | {"Cohort": "evaluation.cohort", "Registration": "evaluation.result"}
+_PLACES |= {"Registrar": "commands.registrar", "Transform": "space.transform"}
 
 __all__ = sorted([*_PLACES, "__version__"])
 

@@ -7,6 +7,8 @@ import os
 import re
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -22,15 +24,33 @@ def sentence(error: BaseException) -> str:
 
     The latter comes with its class and, where MONAI says so, the component or expression of the config that failed.
     """
+    chain = _chain(error)
+    own = next(filter(_is_ours, chain), None)
+    if own is not None:
+        return _one_line(own)
+    return f"{_place(chain)}{type(chain[-1]).__name__}: {_one_line(chain[-1])[:300]}"
+
+
+@contextmanager
+def unwrapped() -> Iterator[None]:
+    """Let an error that our own code raised come out of the block as it is, without what MONAI raised about it."""
+    try:
+        yield
+    except Exception as error:
+        own = next(filter(_is_ours, _chain(error)), error)
+        if own is error:
+            raise
+        raise own from None
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """An error, and those that led to it."""
     chain: list[BaseException] = []
     current: BaseException | None = error
     while current is not None and current not in chain:
         chain.append(current)
         current = current.__cause__ or current.__context__
-    for one in chain:
-        if _is_ours(one):
-            return _one_line(one)
-    return f"{_place(chain)}{type(chain[-1]).__name__}: {_one_line(chain[-1])[:300]}"
+    return chain
 
 
 def start(seed: int | None = 0) -> None:

@@ -32,6 +32,16 @@ def test_every_public_name_is_there():
     assert set(mz.__all__) <= set(dir(mz))
 
 
+def test_the_projects_name_gives_the_same_objects():
+    import morphzoo
+
+    assert morphzoo.__all__ == mz.__all__
+    for name in mz.__all__:
+        assert getattr(morphzoo, name) is getattr(mz, name)
+    with pytest.raises(AttributeError, match="has no attribute 'regsiter'"):
+        _ = morphzoo.regsiter
+
+
 def test_every_command_is_a_public_name():
     for name, command in discover().items():
         assert getattr(mz, name) is command

@@ -87,8 +87,8 @@ def atlas(
 
     if not takes_scans(find_bundle(bundle)):
         raise ValueError(f"{bundle} has no template; {those_that_take_scans()}")
-    settings |= {"weights": weights, "device": device, "optimize": optimize, "output_dir": str(output)}
-    settings["affine"] = "affine" if affine is True else affine
+    settings |= {"weights": weights, "device": device, "optimize": optimize, "affine": affine}
+    settings["output_dir"] = str(output)
     files = {"image": scan, "label": label, "mask": mask}
     item: Entry = {key: str(Path(path).absolute()) for key, path in files.items() if path is not None}
     workflow = build_workflow(bundle, [item], overlay, settings)

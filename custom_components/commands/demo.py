@@ -66,8 +66,9 @@ def demo(
     print("registering the first to the second ...", flush=True)
     registration = infer(bundle, [pair], overlay, settings)[0]
     result = _compare(registration, truth, affine, Path(pair["label_fixed"]))
-    with publishing(registration.folder, PAIR, result_files(pair), add=True, scratch_in=folder) as scratch:
-        write_metrics(scratch / "demo.json", {**result.metrics, "folder": str(registration.folder)})
+    place = registration.files["metrics"].parent
+    with publishing(place, PAIR, result_files(pair), add=True, scratch_in=folder) as scratch:
+        write_metrics(scratch / "demo.json", {**result.metrics, "folder": str(place)})
     return result
 
 

@@ -58,7 +58,7 @@ def evaluate(
         kinds = ("single scans", "pairs of moving and fixed")
         raise ValueError(f"section {section!r} of {data_list} holds {kinds[single]}, expected {kinds[not single]}")
     overlays = [*as_list(overlay), overlay_path("evaluate")]
-    settings |= {"output_dir": str(output), "preprocessing#window": window, "preprocessing#fill": fill}
+    settings |= {"output_dir": str(output), "window": window, "fill": fill}
     root = find_bundle(bundle)
     configs, given = check_settings(root, overlays, settings, spatial_dims(pairs))
     pairs = [{**pair, "request": request_of(pair, root, configs, given)} for pair in pairs]

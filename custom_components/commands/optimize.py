@@ -11,13 +11,19 @@ from .workflow import as_list
 
 if TYPE_CHECKING:
     from ..evaluation.result import Registration
+    from ..space.memory_images import Image
 
 # Overlays that exchange the deformation of a training-free registration.
 MODELS = {"svf": ["svf"], "lddmm": ["lddmm"], "vsvf": ["lddmm", "vsvf"], "ddf": ["ddf"]}
 
 
 def optimize(
-    moving: str, fixed: str, output: str = "registered", *, model: str | None = None, **settings: Any
+    moving: str | Image,
+    fixed: str | Image,
+    output: str | None = None,
+    *,
+    model: str | None = None,
+    **settings: Any,
 ) -> Registration:
     """Register without a network: optimise a deformation from zero, coarse to fine. Other settings as `register`.
 

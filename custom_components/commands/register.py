@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from .bundles import DEFAULT_BUNDLE
-from .workflow import infer
+from .registrar import Registrar
 
 if TYPE_CHECKING:
     from ..evaluation.result import Registration
+    from ..space.memory_images import Image
 
 
 def register(
-    moving: str,
-    fixed: str,
-    output: str = "registered",
+    moving: str | Image,
+    fixed: str | Image,
+    output: str | None = None,
     *,
     bundle: str = DEFAULT_BUNDLE,
     optimize: int | Literal["auto"] | None = None,
     affine: str | bool | None = None,
-    label_moving: str | None = None,
-    label_fixed: str | None = None,
-    mask_moving: str | None = None,
-    mask_fixed: str | None = None,
+    label_moving: str | Image | None = None,
+    label_fixed: str | Image | None = None,
+    mask_moving: str | Image | None = None,
+    mask_fixed: str | Image | None = None,
+    id: str | None = None,
     spacing: float | None = None,
     samples: int | None = None,
     hyper: float | Sequence[float] | str | None = None,
@@ -35,15 +36,17 @@ def register(
     window: Sequence[float] | None = None,
     fill: float | None = None,
     write_as: Sequence[str] | None = None,
-    keep_arrays: bool = False,
     **settings: object,
 ) -> Registration:
-    """Register one image to another with a bundle's network, and save everything under OUTPUT/<fixed>__<moving>.
+    """Register one image to another with a bundle's network.
+
+    The command saves everything under OUTPUT/<fixed>__<moving>. In Python nothing is written without `output`; images
+    may also be nibabel's, ITK's, a MetaTensor (C, *S), or (array, affine) with the affine to RAS mm.
 
     Args:
         moving: image that is deformed (NIfTI or MGZ; NRRD, MHA, a folder with a DICOM series and others with `itk`).
         fixed: image whose space the result lives in.
-        output: folder for the results.
+        output: folder for the results; of the command "registered".
         bundle: name of a bundle, or its folder.
         optimize: iterations of pairwise refinement after the network, 0 for none, or "auto" for as many as bring the
             images closer; default: the bundle's.
@@ -52,6 +55,7 @@ def register(
             "itk".
         label_moving, label_fixed: label maps, warped along and compared.
         mask_moving, mask_fixed: where the images count during refinement.
+        id: name of the result.
         spacing: of the model grid, mm; default: the bundle's, for which its weights were trained.
         samples: of a probabilistic bundle: number of deformations to draw. They are written with maps of their standard
             deviation and of the warped labels' entropy; `--seed` draws others.
@@ -67,16 +71,13 @@ def register(
         fill: value of the warped image outside the moving image; default: what most voxels on its faces hold, air of a
             CT.
         write_as: write the transforms for other tools, too: ants, fsl, freesurfer, x5, ... (docs/transforms.md).
-        keep_arrays: the result also holds the warped image, the fields and the other images as tensors.
         **settings: any other setting of the bundle's inference.json.
     Returns:
-        The measures and the paths of the files.
+        The warped images, the transforms, the measures, and the paths of the files if there are some.
     """
-    files = {"moving": moving, "fixed": fixed, "label_moving": label_moving, "label_fixed": label_fixed}
-    files |= {"mask_moving": mask_moving, "mask_fixed": mask_fixed}
-    settings |= {"optimize": optimize, "affine": "affine" if affine is True else affine, "spacing": spacing}
-    settings |= {"samples": samples, "hyper": hyper, "sweep": sweep, "weights": weights, "device": device}
-    settings |= {"preprocessing#window": window, "preprocessing#fill": fill, "save#write_as": write_as}
-    settings |= {"output_dir": str(output), "postprocessing#keep_arrays": keep_arrays or None}
-    pair = {key: str(Path(path).absolute()) for key, path in files.items() if path is not None}
-    return infer(bundle, [pair], overlay, settings)[0]
+    settings |= {"optimize": optimize, "affine": affine, "spacing": spacing, "samples": samples, "hyper": hyper}
+    settings |= {"sweep": sweep, "weights": weights, "device": device, "window": window, "fill": fill}
+    settings |= {"write_as": write_as}
+    labels = {"label_moving": label_moving, "label_fixed": label_fixed}
+    masks = {"mask_moving": mask_moving, "mask_fixed": mask_fixed}
+    return Registrar(bundle, overlay=overlay, **settings)(moving, fixed, output, id=id, **labels, **masks)

@@ -34,6 +34,10 @@ _KINDS = {
 }
 
 
+# Settings that go by a name of their own.
+_PLACES = {"window": "preprocessing#window", "fill": "preprocessing#fill", "write_as": "save#write_as"}
+
+
 def give(parser: ConfigParser, values: Mapping[str, object]) -> None:
     """Set ids of a parser to Python values, which it hands to the components as they are.
 
@@ -57,8 +61,11 @@ def typed_settings(bundle: str, config: Config, settings: Mapping[str, object]) 
     """
     result: dict[str, object] = {}
     for name, value in settings.items():
+        name = _PLACES.get(name, name)
         if value is None:
             continue
+        if name == "affine" and value is True:  # a flag without a value
+            value = "affine"
         if name == "device":
             result[name] = _device(value)
         else:

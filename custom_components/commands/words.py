@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from .typed import convert
 
+_FOLDER = "registered"  # where results go if nothing else is said
+
 _POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
 
 # What everybody types, whatever else begins with the letter.
@@ -118,13 +120,17 @@ def _listed(names: Sequence[str]) -> str:
 def from_text(command: Callable[..., object]) -> Callable[..., object]:
     """The command for texts, which are converted as the command declares its arguments.
 
-    What it takes as further settings stays text, for a bundle says what that means.
+    A command that need not write anything does so here. What it takes as further settings stays text, for a bundle says
+    what that means.
     """
     signature = inspect.signature(command)
+    place = signature.parameters.get("output")
 
     @functools.wraps(command)
     def run(*args: str, **kwargs: str) -> object:
         bound = signature.bind(*args, **kwargs)
+        if place is not None and place.default is None:
+            bound.arguments.setdefault("output", _FOLDER)
         for name, value in bound.arguments.items():
             if signature.parameters[name].kind is not inspect.Parameter.VAR_KEYWORD:
                 bound.arguments[name] = convert(name, value, str(signature.parameters[name].annotation))

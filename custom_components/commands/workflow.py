@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from pydoc import locate
 from typing import TYPE_CHECKING, Any
@@ -38,21 +38,32 @@ def infer(
     Arguments and errors as in `build_workflow`; `output_dir` must be among the settings. OSError: if it cannot be made,
     or holds the result of something else under an item's id.
     """
-    from ..data.names import check_free
-
     workflow = build_workflow(bundle, pairs, overlays, settings, earlier=earlier)
     workflow.parser.get_parsed_content("evaluator")  # what components refuse, they refuse before anything is written
-    output = Path(workflow.parser.get_parsed_content("output_dir"))
-    is_new = not output.exists()
-    check_free(writable_folder(output), pairs)
-    try:
+    with results_in(workflow.parser.get_parsed_content("output_dir"), pairs):
         workflow.run()
+    return workflow.parser.get_parsed_content("cohort").cohort
+
+
+@contextmanager
+def results_in(output: str | os.PathLike[str], pairs: Sequence[Entry]) -> Iterator[None]:
+    """A folder for the results of a block, which goes if the block fails and it was not there before.
+
+    Raises:
+        OSError: if it cannot be made, or holds the result of something else under an item's id.
+    """
+    from ..data.names import check_free
+
+    is_new = not Path(output).exists()
+    folder = writable_folder(output)
+    try:
+        check_free(folder, pairs)
+        yield
     except BaseException:
         if is_new:
             with suppress(OSError):  # something is in it
-                output.rmdir()
+                folder.rmdir()
         raise
-    return workflow.parser.get_parsed_content("cohort").cohort
 
 
 def build_workflow(
@@ -75,14 +86,39 @@ def build_workflow(
         FileNotFoundError: if a file or the weights are missing.
         ValueError: if the bundle has no such setting, takes other items, or the weights are another network's.
     """
-    _check_files(pairs)
+    check_files(pairs)
+    root = find_bundle(bundle)
+    if any("moving" in pair for pair in pairs):
+        check_takes_pairs(root)
+    more = {"dataset#data": pairs} | ({"cohort#earlier": list(earlier)} if earlier else {})
+    return load_workflow(root, spatial_dims(pairs), overlays, settings, more)
+
+
+def check_takes_pairs(bundle: Path) -> None:
+    """Raises ValueError: if a bundle registers single scans to its template."""
+    if takes_scans(bundle):
+        raise ValueError(f"{bundle.name} registers single scans to its template, not pairs: morphzoo atlas SCAN")
+
+
+def load_workflow(
+    root: Path,
+    spatial_dims: int,
+    overlays: str | Sequence[str],
+    settings: Mapping[str, object],
+    more: Mapping[str, object],
+) -> ConfigWorkflow:
+    """A bundle's inference.json for images of a dimension, initialised, with its weights.
+
+    Args:
+        root: folder of the bundle.
+        overlays, settings: as for `build_workflow`.
+        more: further Python values by id.
+    Raises: as `build_workflow`.
+    """
     from monai.bundle import ConfigWorkflow
 
     logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)  # it warns of the file that is False below
-    root = find_bundle(bundle)
-    configs, given = check_settings(root, overlays, settings, spatial_dims(pairs))
-    if takes_scans(root) and any("moving" in pair for pair in pairs):
-        raise ValueError(f"{root.name} registers single scans to its template, not pairs: morphzoo atlas SCAN")
+    configs, given = check_settings(root, overlays, settings, spatial_dims)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         workflow = ConfigWorkflow(
@@ -91,10 +127,9 @@ def build_workflow(
             logging_file=False,
             workflow_type="infer",
         )
-        given |= {"cohort#earlier": list(earlier)} if earlier else {}
         # A spacing that was asked for is kept.
         given |= {"preprocessing#fit": False} if "spacing" in given and not takes_scans(root) else {}
-        give(workflow.parser, {**given, "bundle_root": str(root), "dataset#data": pairs})
+        give(workflow.parser, {**given, **more, "bundle_root": str(root)})
         _fit_to_weights(workflow.parser, root, given)
         workflow.initialize()
         loader = workflow.parser.get_parsed_content("load_weights")
@@ -118,10 +153,12 @@ def check_settings(
     return configs, defaults | typed_settings(bundle.name, ConfigParser.load_config_files(configs), settings)
 
 
-def _check_files(pairs: Sequence[Entry]) -> None:
+def check_files(pairs: Sequence[Entry]) -> None:
+    """Raises FileNotFoundError: if a file of an item is missing."""
     for pair in pairs:
         for key, path in pair.items():
-            if key in _FILE_KEYS and not Path(path).exists():  # A folder may hold a DICOM series.
+            is_path = key in _FILE_KEYS and isinstance(path, str | os.PathLike)
+            if is_path and not Path(path).exists():  # A folder may hold a DICOM series.
                 raise FileNotFoundError(f"{path}: there is no such file ({key})")
 
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from .frames import Frame
 from .grids import flip_lps
 from .planes import embed
-from .readers import itk_voxels, nibabel_frame
+from .readers import Itk, import_itk, itk_voxels, nibabel_frame, read_nibabel
+from .writers import place_itk_image
 
 if TYPE_CHECKING:
     from monai.data import MetaTensor
@@ -128,3 +129,39 @@ def _numpy(tensor: Tensor) -> np.ndarray:
 def sources_of(images: dict[str, Image | None]) -> dict[str, Source]:
     """Images by role as readers take them; those that are None are left out."""
     return {role: source_of(image, role) for role, image in images.items() if image is not None}
+
+
+def read_meta_tensor(path: str | os.PathLike[str]) -> MetaTensor:
+    """A NIfTI file of one number or several in each voxel as a MetaTensor (C, *S)."""
+    from monai.data import MetaTensor
+
+    array, frame = read_nibabel(str(path))
+    array = np.moveaxis(array, 3, 0) if array.ndim == 4 else array[None]
+    return MetaTensor(torch.from_numpy(np.ascontiguousarray(array)), affine=torch.from_numpy(frame.affine))
+
+
+def to_nibabel(image: MetaTensor) -> nib.Nifti1Image:
+    """A MetaTensor (C, *S) as an image of nibabel: one channel (*S), several along a fourth axis."""
+    array = _numpy(image.as_tensor())
+    size = (*array.shape[1:], 1)[:3]
+    array = array[0] if len(array) == 1 else np.moveaxis(array, 0, -1).reshape(*size, len(array))
+    array = array.astype(np.int32) if array.dtype == np.int64 else array
+    result = nib.Nifti1Image(array, image.affine.numpy())
+    result.header.set_xyzt_units("mm")
+    return result
+
+
+def to_itk(image: MetaTensor) -> Itk:
+    """A MetaTensor (C, *S) as an image of ITK, of vectors if it has several channels.
+
+    Raises:
+        ImportError: if `itk` is not installed.
+    """
+    itk, array = import_itk("an image of ITK"), _numpy(image.as_tensor())
+    result = itk.image_from_array(
+        np.ascontiguousarray(array[0].T if len(array) == 1 else np.moveaxis(array, 0, -1).swapaxes(0, array.ndim - 2)),
+        is_vector=len(array) > 1,
+    )
+    affine = image.affine.numpy()
+    place_itk_image(itk, result, affine if array.ndim == 4 else affine[np.ix_([0, 1, -1], [0, 1, -1])])
+    return result

@@ -44,6 +44,10 @@ class Transform:
     steps: tuple[Step, ...]
     back: tuple[Step, ...] | None = None
 
+    def __repr__(self) -> str:
+        kinds = ["field" if isinstance(step, DisplacementField) else "matrix" for step in self.steps]
+        return f"Transform({', '.join(kinds)})"
+
     @classmethod
     def read(
         cls,

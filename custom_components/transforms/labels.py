@@ -11,10 +11,11 @@ import numpy as np
 
 from ..notices import warn
 from ..space.grids import Grid
+from ..space.memory_images import Source
 from ..space.resampling import resample
 from ..space.volumes import Volume, load_labels, load_mask
 from ..vocabulary import Data, Item
-from .scan_paths import ScanPath
+from .scan_paths import ScanPath, source_in
 
 logger = logging.getLogger(__name__)
 
@@ -23,11 +24,11 @@ def labels_on_grid(data: Data, role: str, image: Volume, grid: Grid, world_matri
     """The label map and the mask of an image on the model grid, as far as the item names them."""
     result: Item = {}
     if data.get(f"label_{role}"):
-        labels = load_labels_for(str(data[f"label_{role}"]), image)
+        labels = load_labels_for(source_in(data, f"label_{role}"), image)
         result[f"label_{role}"] = resample(labels.data, labels.affine, grid, world_matrix=world_matrix, mode="nearest")
         result[f"label_{role}_path"] = ScanPath(labels)
     if data.get(f"mask_{role}"):
-        mask = load_labels_for(str(data[f"mask_{role}"]), image, load_mask)
+        mask = load_labels_for(source_in(data, f"mask_{role}"), image, load_mask)
         mode = "linear" if mask.data.is_floating_point() else "nearest"
         result[f"mask_{role}"] = resample(mask.data, mask.affine, grid, world_matrix=world_matrix, mode=mode)
         result[f"mask_{role}_path"] = mask.path
@@ -36,7 +37,7 @@ def labels_on_grid(data: Data, role: str, image: Volume, grid: Grid, world_matri
     return result
 
 
-def load_labels_for(path: str, image: Volume, read: Callable[[str], Volume] = load_labels) -> Volume:
+def load_labels_for(path: Source, image: Volume, read: Callable[[Source], Volume] = load_labels) -> Volume:
     """Read the label map of an image, or its mask; on another grid it must say where it lies.
 
     Raises:

@@ -27,7 +27,7 @@ from ..space.volumes import Volume, load_image
 from ..vocabulary import Data, Item
 from .intensities import check_window, compared, scale_intensity
 from .labels import labels_on_grid
-from .scan_paths import ScanPath
+from .scan_paths import ScanPath, source_in
 
 _SAME_PLANE = 0.7  # cosine of the angle between the normals of two slices
 
@@ -128,7 +128,7 @@ class LoadPaird(Transform):
         return result
 
     def _volumes(self, data: Data) -> dict[str, Volume]:
-        volumes = {role: load_image(path_of(data, role)) for role in ("moving", "fixed")}
+        volumes = {role: load_image(source_in(data, role)) for role in ("moving", "fixed")}
         fixed, moving = volumes["fixed"], volumes["moving"]
         if fixed.is_slice and moving.data.ndim == 4:
             warn(f"{moving.path}: registered where the slice {fixed.path} cuts it; its other slices are not looked at")
@@ -174,11 +174,3 @@ def check_dimensions(fixed: Volume, moving: Volume) -> None:
         )
     if fixed.data.ndim == 3 and abs(fixed.frame[:3, 2] @ moving.frame[:3, 2]) < _SAME_PLANE:
         warn(f"{moving.path}: its slice is not parallel to that of {fixed.path}; their planes are laid on one another")
-
-
-def path_of(data: Data, key: str) -> str:
-    if not data.get(key):
-        raise ValueError(
-            f"expected an item with the path of an image under {key!r}, got the keys {sorted(map(str, data))}"
-        )
-    return str(data[key])

@@ -11,10 +11,10 @@ from monai.transforms import Transform
 from ..space.warping import warp_image
 from ..vocabulary import Data, Item
 from .asked import Asked
-from .load import LoadOptions, LoadPaird, path_of
+from .load import LoadOptions, LoadPaird
 from .registered import RegisteredPair
 from .save import warp_labels
-from .scan_paths import release
+from .scan_paths import release, source_in
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -43,7 +43,7 @@ class LoadAtlasPaird(LoadPaird):
         """Raises ValueError: also if an item brings a moving image without labels, or asks for what cannot be."""
         if self.asked is not None:
             self.asked.take(data)
-        pair: Item = {"fixed": path_of(data, "image")}
+        pair: Item = {"fixed": source_in(data, "image")}
         pair |= {"moving": self.atlas, "label_moving": self.atlas_labels}
         if data.get("moving"):
             pair |= {"moving": data["moving"], "label_moving": data.get("label_moving") or data.get("label")}

@@ -39,12 +39,22 @@ class OutputFile:
         write: writes it to a path, whose ending is that of the name.
         image: for an image, its voxels (C, *S).
         affine: of the image (D + 1, D + 1), RAS mm.
+        like: the volume on whose grid the image is, if there is one.
     """
 
     name: str
     write: Callable[[Path], None]
     image: Tensor | None = None
     affine: np.ndarray | None = None
+    like: Volume | None = None
+
+    def meta_tensor(self) -> MetaTensor | None:
+        """The image with its affine, if this is one."""
+        if self.image is None or self.affine is None:
+            return None
+        if self.like is not None:
+            return self.like.meta_tensor(self.image)
+        return MetaTensor(self.image, affine=torch.from_numpy(self.affine))
 
 
 @dataclass(frozen=True)
@@ -71,7 +81,7 @@ def image_file(
     name: str, image: Tensor, affine: np.ndarray, *, like: Volume | None = None, dtype: np.dtype | None = None
 ) -> OutputFile:
     """An image (1, *S), or several (K, *S), as a NIfTI file; arguments as those of `write_image`."""
-    return OutputFile(name, lambda path: write_image(path, image, affine, like=like, dtype=dtype), image, affine)
+    return OutputFile(name, lambda path: write_image(path, image, affine, like=like, dtype=dtype), image, affine, like)
 
 
 def model_image_file(name: str, image: Tensor, pair: RegisteredPair) -> OutputFile:
@@ -107,50 +117,63 @@ class Publishd(Transform):
         output_dir: folder of the run.
         reporters: asked in this order; each gets the pair and what the earlier ones said.
         brain_only: judge the pair where the fixed label map is not 0, instead of in the image's foreground.
-        keep_arrays: also return the images and fields as arrays.
-    Returns (of the call): the item without the native volumes, with `registration`, a `Registration`.
+    Returns (of the call): the item without the native volumes, with `registration`, a `Registration` in files.
     """
 
-    def __init__(
-        self, output_dir: str, reporters: Sequence[Reporter], *, brain_only: bool = False, keep_arrays: bool = False
-    ) -> None:
-        self.output_dir, self.reporters = output_dir, list(reporters)
-        self.brain_only, self.keep_arrays = brain_only, keep_arrays
+    def __init__(self, output_dir: str, reporters: Sequence[Reporter], *, brain_only: bool = False) -> None:
+        self.output_dir, self.reporters, self.brain_only = output_dir, list(reporters), brain_only
 
     def __call__(self, data: Data) -> Item:
         """Raises OSError: if the folder cannot be written to, or has another pair's result; ValueError: if the fields
         do not fit the grid."""
-        pair = RegisteredPair.of(data, brain_only=self.brain_only)
-        inputs = self._inputs(pair)
-        name = result_name(self.output_dir, {**inputs, "id": data.get("id")})
-        pair = pair if has_id(data) else replace(pair, name=name)
-        report = Report()
+        return {**release(data), "registration": self.registration(data).save(self.output_dir).in_files()}
+
+    def registration(self, data: Data) -> Registration:
+        """What the reporters say about the pair, in memory; nothing is written until its `save`.
+
+        Raises:
+            ValueError: if the fields do not fit the grid.
+        """
+        pair, report = RegisteredPair.of(data, brain_only=self.brain_only), Report()
         with collecting() as warnings:
             for reporter in self.reporters:
                 report = report | reporter(pair, report)
         warnings = list(dict.fromkeys([*str(data.get("warnings", "")).splitlines(), *warnings]))
         if report.metrics or warnings:
             report = report | Report({"warnings": warnings})
-            report = report | Report(files={"metrics": OutputFile("metrics.json", partial(_write, report.metrics))})
-        if data.get("request"):
-            names = {kind: file.name for kind, file in report.files.items()}
-            content = {"request": data["request"], "files": names, "captions": report.captions}
-            report = report | Report(files={"request": OutputFile(REQUEST, partial(_write, content))})
-        folder = Path(self.output_dir) / name
-        retract(self.output_dir, COHORT)
-        with publishing(folder, PAIR, result_files(inputs), scratch_in=self.output_dir) as scratch:
-            for file in report.files.values():
-                file.write(scratch / file.name)
-        files = {kind: folder / file.name for kind, file in report.files.items()}
-        arrays = _arrays(pair, report) if self.keep_arrays else {}
-        registration = Registration(pair.name, folder, files, report.metrics, report.captions, arrays)
-        return {**release(data), "registration": registration}
+        publish = partial(_publish, report, _origins(pair), data.get("id"), data.get("request"))
+        return Registration(
+            pair.name, None, {}, report.metrics, report.captions, _arrays(pair, report), pair.transforms, publish
+        )
 
-    def _inputs(self, pair: RegisteredPair) -> dict[str, str]:
-        paths = {role: pair.volumes[role].path for role in ("moving", "fixed")}
-        # A template that the run itself wrote into its folder is a result, too.
-        own = Path(self.output_dir).resolve()
-        return {role: path for role, path in paths.items() if Path(path).resolve().parent != own}
+
+def _publish(
+    report: Report, origins: Mapping[str, str], name: object, request: object, result: Registration, output: Path
+) -> Registration:
+    """Write a result into a folder of results; the result with its files."""
+    # A template that the run itself wrote into its folder is a result, too.
+    inputs = {role: path for role, path in origins.items() if Path(path).resolve().parent != output.resolve()}
+    item = {**inputs, "id": name}
+    folder = output / result_name(output, item)
+    result = result if has_id(item) else replace(result, id=folder.name)
+    metrics = {**result.metrics, **({"id": result.id} if "id" in result.metrics else {})}
+    files = dict(report.files)
+    if metrics:
+        files["metrics"] = OutputFile("metrics.json", partial(_write, metrics))
+    if request:
+        names = {kind: file.name for kind, file in files.items()}
+        content = {"request": request, "files": names, "captions": result.captions}
+        files["request"] = OutputFile(REQUEST, partial(_write, content))
+    retract(output, COHORT)
+    with publishing(folder, PAIR, result_files(inputs), scratch_in=output) as scratch:
+        for file in files.values():
+            file.write(scratch / file.name)
+    paths = {kind: folder / file.name for kind, file in files.items()}
+    return replace(result, folder=folder, files=paths, metrics=metrics)
+
+
+def _origins(pair: RegisteredPair) -> dict[str, str]:
+    return {role: pair.volumes[role].origin for role in ("moving", "fixed")}
 
 
 def _write(metrics: Metrics, path: Path) -> None:
@@ -158,13 +181,9 @@ def _write(metrics: Metrics, path: Path) -> None:
 
 
 def _arrays(pair: RegisteredPair, report: Report) -> dict[str, MetaTensor]:
-    found = {kind: (file.image, file.affine) for kind, file in report.files.items()}
+    found = {kind: file.meta_tensor() for kind, file in report.files.items()}
     for name, tensor in pair.pred.items():
         # The inferer's "warped" is on the model grid; under that name the result has the native grid alone.
         if tensor.shape[1:] == pair.grid.size and name not in found and name != "warped":
-            found[name] = (tensor, pair.grid.affine)
-    return {
-        name: MetaTensor(image, affine=torch.from_numpy(affine))
-        for name, (image, affine) in found.items()
-        if image is not None and affine is not None
-    }
+            found[name] = MetaTensor(tensor, affine=torch.from_numpy(pair.grid.affine))
+    return {name: image for name, image in found.items() if image is not None}

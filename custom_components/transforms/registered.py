@@ -15,7 +15,8 @@ from ..evaluation.metrics import foreground_mask
 from ..fields import plain
 from ..space.grids import Grid
 from ..space.planes import lift_field, lift_grid, lift_steps
-from ..space.resampling import DisplacementField, Step
+from ..space.resampling import DisplacementField, Step, fading
+from ..space.transform import Transform as SpatialTransform
 from ..space.volumes import Volume
 from ..space.warping import warp_image
 from ..vocabulary import Data
@@ -120,6 +121,15 @@ class RegisteredPair:
         fixed, moving = self.volumes["fixed"], self.volumes["moving"]
         start, end = (moving, fixed) if inverse else (fixed, moving)
         return lift_steps(steps, start.frame, fixed.frame, end.frame, fixed.thickness_mm)
+
+    @cached_property
+    def transforms(self) -> dict[str, SpatialTransform]:
+        """The map from fixed to moving points and, if it is known, its inverse, as they apply to the files' points."""
+        forward = tuple(self.in_files(fading(self.forward)))
+        if not self.inverse:
+            return {"transform": SpatialTransform(forward)}
+        back = tuple(self.in_files(fading(self.inverse), inverse=True))
+        return {"transform": SpatialTransform(forward, back), "inverse_transform": SpatialTransform(back, forward)}
 
     def field_in_files(self, ddf: Tensor) -> DisplacementField:
         """A field (D, *S) on the model grid as a file holds it: it fades beyond its grid."""

@@ -16,7 +16,7 @@ from ..notices import warn
 from ..space.dialects import Frames, dialect_files, dialect_named
 from ..space.dialects.itk import write_affine_transform, write_composite_transform
 from ..space.grids import Grid
-from ..space.resampling import Step, fading, resample
+from ..space.resampling import Step, resample
 from ..space.volumes import Volume
 from ..space.warping import warp_to_grid
 from .publish import OutputFile, Report, field_file, image_file
@@ -113,18 +113,18 @@ class PairFiles:
             if name in self.write and steps:
                 files[name] = field_file(f"{name}_field.nii.gz", pair.pred[key], pair)
             if "composite" in self.write and steps:
-                files[composite] = OutputFile(f"{composite}.h5", partial(_write_composite, pair, name, steps))
-            files |= self._in_dialects(pair, composite, steps) if steps else {}
+                write = partial(_write_composite, pair.transforms[composite].steps)
+                files[composite] = OutputFile(f"{composite}.h5", write)
+            files |= self._in_dialects(pair, composite) if steps else {}
         return files
 
-    def _in_dialects(self, pair: RegisteredPair, stem: str, steps: Sequence[Step]) -> dict[str, OutputFile]:
+    def _in_dialects(self, pair: RegisteredPair, stem: str) -> dict[str, OutputFile]:
         frames = Frames(pair.volumes["fixed"], pair.volumes["moving"])
-        back = stem.startswith("inverse")
+        frames = frames.swapped() if stem.startswith("inverse") else frames
         files: dict[str, OutputFile] = {}
         for dialect in self.dialects:
-            moved = pair.in_files(fading(steps), inverse=back)
             try:
-                parts = dialect_files(dialect.name, stem, moved, frames.swapped() if back else frames)
+                parts = dialect_files(dialect.name, stem, pair.transforms[stem].steps, frames)
             except ValueError as error:
                 warn(f"{stem}: {error}; not written")
                 continue
@@ -142,5 +142,5 @@ def _write_affine(matrix: np.ndarray, path: Path) -> None:
     write_affine_transform(path, matrix)
 
 
-def _write_composite(pair: RegisteredPair, name: str, steps: Sequence[Step], path: Path) -> None:
-    write_composite_transform(path, pair.in_files(fading(steps), inverse=name == "inverse"))
+def _write_composite(steps: Sequence[Step], path: Path) -> None:
+    write_composite_transform(path, steps)

@@ -1,7 +1,8 @@
-"""Paths of files that were read, as a loaded item carries them, so that nobody reads a scan twice."""
+"""The images of an item: files or images in memory before it is loaded; paths that carry what was read after it."""
 
 from __future__ import annotations
 
+from ..space.memory_images import MemoryImage, Source
 from ..space.volumes import Volume
 from ..vocabulary import Data, Item
 
@@ -34,6 +35,20 @@ class ScanPath(str):
         if volume is None:
             raise ValueError(f"{path}: expected an item as LoadPaird made it, got a path whose file was not read")
         return volume
+
+
+def source_in(item: Data, key: str) -> Source:
+    """The image under a key of an item that is not loaded yet: a path, or an image in memory.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    found = item.get(key)
+    if not found:
+        raise ValueError(
+            f"expected an item with the path of an image under {key!r}, got the keys {sorted(map(str, item))}"
+        )
+    return found if isinstance(found, MemoryImage) else str(found)
 
 
 def release(item: Data) -> Item:

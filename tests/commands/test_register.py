@@ -222,7 +222,7 @@ def test_samples_of_a_probabilistic_bundle_are_written_and_summarised(scans, unc
     assert "folding of the samples, %" in shown
     reference = nib.load(scans[1][0])
     assert nib.load(folder / "label_entropy.nii.gz").shape == reference.shape
-    assert nib.load(folder / "displacement_sd.nii.gz").shape == nib.load(folder / "jacobian.nii.gz").shape
+    assert nib.load(folder / "jacobian.nii.gz").shape == reference.shape
     assert nib.load(folder / "displacement_sd.nii.gz").shape != reference.shape
 
 
@@ -245,7 +245,7 @@ def test_fewer_than_no_samples_are_refused_in_one_line(scans, uncertain_weights,
 def test_in_python_the_result_is_a_value_and_nothing_is_printed(scans, tmp_path, capsys):
     (moving, label_moving), (fixed, label_fixed) = scans[:2]
     labels = {"label_moving": label_moving, "label_fixed": label_fixed}
-    settings = {"iterations": [2, 2, 2], "affine": "none", "keep_arrays": True}
+    settings = {"iterations": [2, 2, 2], "affine": "none"}
     result = mz.optimize(str(moving), str(fixed), str(tmp_path), **labels, **settings)
     assert capsys.readouterr().out == ""
     assert result.folder == tmp_path / f"{fixed.name.partition('.')[0]}__{moving.name.partition('.')[0]}"

@@ -113,3 +113,12 @@ def test_a_command_in_python_takes_python_values():
         return count, names
 
     assert from_text(command)("3") == (3, None)
+
+
+def test_a_command_that_need_not_write_writes_on_the_command_line():
+    def command(moving: str, output: str | None = None) -> tuple[str, str | None]:
+        return moving, output
+
+    assert command("a") == ("a", None)
+    assert from_text(command)("a") == ("a", "registered")
+    assert from_text(command)("a", output="b") == ("a", "b")

@@ -5,7 +5,6 @@ import json
 import pickle
 import shutil
 import weakref
-from functools import partial
 
 import nibabel as nib
 import numpy as np
@@ -241,23 +240,33 @@ def test_a_released_item_is_refused_with_a_reason(paths, tmp_path):
 # The result
 
 
-def test_arrays_are_kept_on_request_with_their_affines(paths, tmp_path):
-    item = registered(LoadPaird()(paths))
-    report = partial(published, item, tmp_path, PairFiles(("warped", "warped_label")), PairReport(picture=False))
-    result = report(keep_arrays=True)
-    written = nib.load(result.files["warped"])
-    np.testing.assert_allclose(result.warped[0], np.asarray(written.dataobj).squeeze(), atol=1e-6)
+def test_a_result_holds_its_images_in_memory_and_is_the_same_when_read_from_its_files(paths, tmp_path):
+    item = registered(LoadPaird()(paths), inverse_ddf=torch.full((2, *LoadPaird()(paths)["fixed"].shape[1:]), -0.5))
+    reporters = [PairFiles(("warped", "warped_label", "composite")), PairReport(picture=False)]
+    result = Publishd(str(tmp_path), reporters).registration(item)
+    assert not any(tmp_path.iterdir())
     assert torch.equal(result.ddf.as_tensor(), item["pred"]["ddf"])
     np.testing.assert_allclose(result.ddf.affine, item["grid_affine"])
-    assert set(result.arrays) == {"warped", "warped_label", "ddf"}
-    with pytest.raises(ValueError, match="keep_arrays=True"):
-        _ = report().warped
+    saved = result.save(tmp_path)
+    read = saved.in_files()
+    assert set(result.arrays) == {"warped", "warped_label", "ddf", "inverse_ddf"}
+    assert not read.arrays
+    for name in ("warped", "warped_label"):
+        here, there = getattr(result, name), getattr(read, name)
+        assert here.shape == there.shape == (1, *nib.load(paths["fixed"]).shape)
+        np.testing.assert_allclose(here.numpy(), there.numpy(), atol=1e-6)
+        np.testing.assert_allclose(here.affine, there.affine, atol=1e-5)
+    points = np.array([[1.0, 2.0, 0.0], [-3.0, 1.0, 0.0]])
+    for name in ("transform", "inverse"):
+        np.testing.assert_allclose(getattr(result, name).points(points), getattr(read, name).points(points), atol=1e-4)
+    with pytest.raises(ValueError, match="was read from"):
+        read.save(tmp_path)
 
 
 def test_the_warped_image_of_the_model_grid_never_passes_for_that_of_the_native_grid(paths, tmp_path):
-    item = registered(LoadPaird()(paths))
-    result = published(item, tmp_path, PairFiles(("composite",)), PairReport(picture=False), keep_arrays=True)
-    with pytest.raises(ValueError, match="expected the array 'warped'"):
+    reporters = [PairFiles(("composite",)), PairReport(picture=False)]
+    result = Publishd(str(tmp_path), reporters).registration(registered(LoadPaird()(paths)))
+    with pytest.raises(ValueError, match="there is no 'warped' in this result; there are ddf, transform"):
         _ = result.warped
 
 

@@ -1,0 +1,139 @@
+"""A bundle's registration as an object: loaded once, for as many pairs as there are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from ..vocabulary import Entry
+from .bundles import DEFAULT_BUNDLE, find_bundle
+from .workflow import as_list, check_files, check_settings, check_takes_pairs, load_workflow, results_in
+
+if TYPE_CHECKING:
+    import torch
+    from monai.engines import SupervisedEvaluator
+
+    from ..evaluation.result import Registration
+    from ..random_numbers import RandomState
+    from ..space.memory_images import Image
+    from ..transforms.load import LoadPaird
+    from ..transforms.publish import Publishd
+
+    Pair = Mapping[str, Image] | tuple[Image, Image]
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """What registers pairs of one dimension; `start` are the random numbers that each pair begins with."""
+
+    preprocessing: LoadPaird
+    evaluator: SupervisedEvaluator
+    publisher: Publishd
+    device: torch.device
+    start: RandomState
+
+    def register(self, pair: Entry) -> Registration:
+        """As the evaluator does it, in memory."""
+        from monai.data import decollate_batch, list_data_collate
+
+        batch = list_data_collate([self.preprocessing(cast("dict[object, object]", pair))])
+        image, _, positional, options = self.evaluator.prepare_batch(batch, self.device)
+        with self.evaluator.mode(self.evaluator.network):
+            pred = self.evaluator.inferer(image, self.evaluator.network, *positional, **options)
+        (item,) = decollate_batch({**batch, "pred": pred})
+        return self.publisher.registration(item)
+
+
+class Registrar:
+    """Register pairs with a bundle, whose configuration and network are loaded once, at the first pair.
+
+    Called as `registrar(moving, fixed)`. Nothing is written unless an output folder is given, or a result's `save` is
+    called. Random numbers are the bundle's own: each pair has the same ones, and the program's are not touched.
+
+    Args:
+        bundle: name of a bundle, or its folder.
+        overlay: further config files, the last one wins.
+        **settings: as those of `register`: `optimize`, `affine`, `spacing`, `device`, ...
+    Raises:
+        ValueError: if there is no such bundle or setting, or the bundle registers single scans to a template.
+    """
+
+    def __init__(self, bundle: str = DEFAULT_BUNDLE, *, overlay: str | Sequence[str] = (), **settings: object) -> None:
+        self.bundle, self.overlays, self.settings = find_bundle(bundle), as_list(overlay), settings
+        check_takes_pairs(self.bundle)
+        check_settings(self.bundle, self.overlays, settings, 3)
+        self._loaded: dict[int, _Loaded] = {}
+
+    def __call__(
+        self,
+        moving: Image,
+        fixed: Image,
+        output: str | os.PathLike[str] | None = None,
+        *,
+        id: str | None = None,
+        label_moving: Image | None = None,
+        label_fixed: Image | None = None,
+        mask_moving: Image | None = None,
+        mask_fixed: Image | None = None,
+    ) -> Registration:
+        """Register one pair.
+
+        Args:
+            moving, fixed, label_moving, label_fixed, mask_moving, mask_fixed: as in `register`: a path, an image of
+                nibabel or ITK, a MetaTensor (C, *S), or (array, affine).
+            output: folder for the results; None writes nothing.
+            id: name of the result; default <fixed>__<moving>.
+        Raises:
+            FileNotFoundError: if a file or the weights are missing.
+            ValueError: with one sentence, if an image is none, or the two do not go together.
+        """
+        from ..space.memory_images import sources_of
+        from ..space.volumes import spatial_dims_of
+
+        images = {"moving": moving, "fixed": fixed, "label_moving": label_moving, "label_fixed": label_fixed}
+        images |= {"mask_moving": mask_moving, "mask_fixed": mask_fixed}
+        pair: Entry = dict(sources_of(images))
+        check_files([pair])
+        pair |= {"id": id} if id is not None else {}
+        loaded = self._load(spatial_dims_of(pair["fixed"]))
+        if output is None:
+            return self._register(loaded, pair)
+        with results_in(output, [pair]):
+            return self._register(loaded, pair).save(output)
+
+    def pairs(self, pairs: Sequence[Pair], output: str | os.PathLike[str] | None = None) -> list[Registration]:
+        """Register several pairs, one after the other.
+
+        Args:
+            pairs: each (moving, fixed), or a dictionary of the arguments of a call.
+            output: folder for the results; the memory then holds one pair at a time.
+        """
+        results = []
+        for pair in pairs:
+            images = pair if isinstance(pair, Mapping) else dict(zip(("moving", "fixed"), pair, strict=True))
+            result = self(**images, output=output)  # type: ignore[arg-type]
+            results.append(result if output is None else result.in_files())
+        return results
+
+    def _register(self, loaded: _Loaded, pair: Entry) -> Registration:
+        from ..random_numbers import own_random_numbers
+        from ..runs import unwrapped
+
+        with own_random_numbers(loaded.start), unwrapped():
+            return loaded.register(pair)
+
+    def _load(self, spatial_dims: int) -> _Loaded:
+        from ..random_numbers import RandomState, own_random_numbers
+        from ..runs import unwrapped
+
+        if spatial_dims not in self._loaded:
+            with own_random_numbers(), unwrapped():
+                no_pairs: Entry = {"dataset#data": []}  # they come one by one
+                workflow = load_workflow(self.bundle, spatial_dims, self.overlays, self.settings, no_pairs)
+                part = workflow.parser.get_parsed_content
+                self._loaded[spatial_dims] = _Loaded(
+                    part("preprocessing"), part("evaluator"), part("postprocessing"), part("device"), RandomState.now()
+                )
+        return self._loaded[spatial_dims]
