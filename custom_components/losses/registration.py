@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from ..checks import check_number
@@ -26,7 +27,9 @@ class RegistrationLoss(nn.Module):
     similarity_weight * similarity(warped, fixed) + weight * regularization(field) + folding_weight * folding(ddf)
     + segmentation_weight * overlap(labels)
 
-    Masks in the batch (`mask_fixed`, `mask_moving`) restrict the similarity; the moving mask is warped too.
+    Masks in the batch (`mask_fixed`, `mask_moving`) restrict the similarity; the moving mask is warped too. The term is
+    then multiplied by the share of the grid that counts: a mask takes away the pull of what lies outside and leaves
+    that of what lies inside as it is, in proportion to the smoothness.
 
     Args:
         similarity: called as `similarity(warped, fixed, mask)`; None leaves the images out (SynthMorph).
@@ -97,7 +100,7 @@ class RegistrationLoss(nn.Module):
         terms: dict[str, Tensor] = {}
         if self.similarity is not None:
             similarity = self.similarity(pred["warped"], batch["fixed"], _common_mask(pred["ddf"], batch))
-            terms["similarity"] = self.similarity_weight * similarity
+            terms["similarity"] = self.similarity_weight * _masked_share(batch) * similarity
         if self.overlap is not None:
             terms["segmentation"] = self.segmentation_weight * compare(self.overlap, pred["ddf"], batch, "label")
         return terms
@@ -118,3 +121,9 @@ def _common_mask(ddf: Tensor, batch: Batch) -> Tensor | None:
         warped = warp(batch["mask_moving"].to(ddf.dtype), ddf.detach())
         mask = warped if mask is None else mask * warped
     return mask
+
+
+def _masked_share(batch: Batch) -> float | Tensor:
+    """Mean of the masks' product before any motion: a constant, so that no motion lowers the loss by losing overlap."""
+    masks = [batch[key].float() for key in ("mask_moving", "mask_fixed") if key in batch]
+    return torch.stack(masks).prod(0).mean() if masks else 1.0

@@ -146,7 +146,7 @@ class LNCC(nn.Module):
         self.window, self.floor = window, floor
 
     def forward(self, warped: Tensor, fixed: Tensor, mask: Tensor | None = None) -> Tensor:
-        warped, fixed, mask = _checked(warped, fixed, mask)
+        warped, fixed, mask = checked_images(warped, fixed, mask)
         cc = _SquaredLocalCorrelation.apply(warped, fixed, mask, self.window, self.floor)
         return 1 - masked_mean(cc, mask)
 
@@ -163,7 +163,7 @@ class MSE(nn.Module):
         self.sigma = sigma
 
     def forward(self, warped: Tensor, fixed: Tensor, mask: Tensor | None = None) -> Tensor:
-        warped, fixed, mask = _checked(warped, fixed, mask)
+        warped, fixed, mask = checked_images(warped, fixed, mask)
         return masked_mean((warped - fixed).square(), mask) / self.sigma**2
 
 
@@ -183,7 +183,7 @@ class MutualInformation(nn.Module):
         self.mutual_information = GlobalMutualInformationLoss(num_bins=num_bins, kernel_type="gaussian")
 
     def forward(self, warped: Tensor, fixed: Tensor, mask: Tensor | None = None) -> Tensor:
-        warped, fixed, mask = _checked(warped, fixed, mask)
+        warped, fixed, mask = checked_images(warped, fixed, mask)
         generator = None if self.seed is None else torch.Generator(warped.device).manual_seed(self.seed)
         losses = []
         for i in range(warped.shape[0]):
@@ -202,7 +202,8 @@ class MIND(nn.Module):
 
     A voxel's descriptor compares the patches around its direct neighbours with one another, for all pairs of neighbours
     along different axes (12 in 3-D, 4 in 2-D): exp(-(d - min d) / mean d), d being the patches' mean squared
-    difference. It describes the structure around the voxel, whatever intensities show it.
+    difference. It describes the structure around the voxel, whatever intensities show it. With a mask only voxels count
+    whose patches lie within it.
 
     Args:
         dilation: distance of the neighbours in voxels.
@@ -216,8 +217,14 @@ class MIND(nn.Module):
         self.dilation, self.window, self.floor = dilation, window, floor
 
     def forward(self, warped: Tensor, fixed: Tensor, mask: Tensor | None = None) -> Tensor:
-        warped, fixed, mask = _checked(warped, fixed, mask)
-        return masked_mean((self.descriptor(warped) - self.descriptor(fixed)).square().mean(1, keepdim=True), mask)
+        warped, fixed, mask = checked_images(warped, fixed, mask)
+        distance = (self.descriptor(warped) - self.descriptor(fixed)).square().mean(1, keepdim=True)
+        return masked_mean(distance, None if mask is None else self._inner(mask))
+
+    def _inner(self, mask: Tensor) -> Tensor:
+        """A mask without the voxels whose descriptor sees something outside of it."""
+        reach = 2 * (self.dilation + self.window // 2) + 1
+        return mask * (box_sum(mask, reach) > 0.99 * _box_count(mask, reach))
 
     def descriptor(self, image: Tensor) -> Tensor:
         """Self-similarity context of (B, C, *S): (B, C * P, *S), in (0, 1]."""
@@ -246,7 +253,7 @@ def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     return (values * mask).sum() / mask.sum().clamp(min=1e-6)
 
 
-def _checked(a: Tensor, b: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+def checked_images(a: Tensor, b: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     if a.shape != b.shape:
         raise ValueError(f"expected two images of equal shape, got {tuple(a.shape)} and {tuple(b.shape)}")
     if mask is not None and mask.shape[2:] != a.shape[2:]:

@@ -25,6 +25,7 @@ from ..space.planes import flatten_matrix
 from ..space.resampling import resample
 from ..space.volumes import Volume, load_image
 from ..vocabulary import Data, Item
+from .field_of_view import seen_by
 from .intensities import check_window, compared, scale_intensity
 from .labels import labels_on_grid
 from .scan_paths import ScanPath, source_in
@@ -55,7 +56,7 @@ class LoadPaird(Transform):
 
     Intensities are scaled to [0, 1] on their own grid, smoothed where the model grid is coarser, and interpolated
     linearly; labels and masks are looked up by nearest neighbour, masks of probabilities linearly. Outside the moving
-    image all are 0.
+    image all are 0. If the fixed image shows something there, `mask_moving` says where the moving one has data.
 
     Args:
         spacing: of the model grid in mm, one number or one per axis (R, A, S); None keeps the fixed image's own.
@@ -122,6 +123,10 @@ class LoadPaird(Transform):
                 raise ValueError(f"{volume.path}: nothing of it shows on the model grid, which lies in {fixed.path}")
             result |= {role: image, f"{role}_path": ScanPath(volume), f"label_{role}_path": ""}
             result |= labels_on_grid(data, role, volume, grid, matrix)
+        seen = seen_by(moving, grid, world_matrix, result["fixed"])
+        if seen is not None:
+            given = result.get("mask_moving", seen)
+            result["mask_moving"] = given * seen.to(given.dtype)
         result["image"] = torch.cat([result["moving"], result["fixed"]])
         result["grid_affine"] = torch.from_numpy(grid.affine)
         result["world_matrix"] = torch.from_numpy(world_matrix)

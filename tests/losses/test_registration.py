@@ -118,3 +118,18 @@ def test_pair_loss_is_the_objective_written_out(size, labels):
         expected = RegistrationLoss(LNCC(9), penalty, 0.3, regularized=regularized, overlap=overlap, **options)
         loss = pair_loss(0.3, regularized=regularized, labels=labels, **options)
         torch.testing.assert_close(loss(dict(pred), batch), expected(dict(pred), batch))
+
+
+@both
+def test_a_mask_leaves_the_pull_inside_as_it_is(size):
+    """The gradient of the similarity at a voxel that counts does not depend on how many others count."""
+    moving, fixed, mask = torch.rand(1, 1, *size), torch.rand(1, 1, *size), torch.ones(1, 1, *size)
+    mask[:, :, : size[0] // 2] = 0
+    zero, found = torch.zeros(1, len(size), *size), []
+    for masks in ({}, {"mask_fixed": mask}, {"mask_moving": mask}):
+        warped = moving.clone().requires_grad_()
+        pred = {"ddf": zero, "svf": zero, "warped": warped}
+        make_loss().terms(pred, {"moving": moving, "fixed": fixed, **masks})["similarity"].backward()
+        found.append(warped.grad)
+    for one in found[1:]:
+        torch.testing.assert_close(one, found[0] * mask)

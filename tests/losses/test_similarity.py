@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from losses.cases import both, textured
 from monai.losses import LocalNormalizedCrossCorrelationLoss
 
-from custom_components.losses.similarity import LNCC, MSE, MutualInformation, box_sum, multi_kernel_lncc
+from custom_components.losses.similarity import LNCC, MIND, MSE, MutualInformation, box_sum, multi_kernel_lncc
 
 
 @pytest.mark.parametrize(
@@ -114,3 +114,12 @@ def test_similarities_stay_float32_under_autocast():
 def test_mse_is_the_mean_over_sigma_squared():
     a, b = torch.zeros(1, 1, 4, 4), torch.full((1, 1, 4, 4), 0.1)
     assert MSE(0.1)(a, b) == pytest.approx(1)
+
+
+@both
+def test_mind_does_not_see_what_lies_outside_of_a_mask(size):
+    torch.manual_seed(0)
+    a, b, mask = torch.rand(1, 1, *size), torch.rand(1, 1, *size), torch.zeros(1, 1, *size)
+    mask[:, :, : size[0] - 6] = 1
+    disturbed = torch.where(mask > 0, a, torch.rand_like(a))
+    assert MIND()(disturbed, b, mask) == MIND()(a, b, mask) > 0
