@@ -25,6 +25,8 @@ def register(
     label_fixed: str | Image | None = None,
     mask_moving: str | Image | None = None,
     mask_fixed: str | Image | None = None,
+    landmarks_moving: str | None = None,
+    landmarks_fixed: str | None = None,
     id: str | None = None,
     spacing: float | None = None,
     samples: int | None = None,
@@ -55,6 +57,8 @@ def register(
             "itk".
         label_moving, label_fixed: label maps, warped along and compared.
         mask_moving, mask_fixed: where the images count during refinement.
+        landmarks_moving, landmarks_fixed: points that correspond, whose distance is measured before and after: CSV or
+            TSV with x, y, z (mm, RAS) or i, j, k (voxels), Slicer's fcsv or mrk.json, row by row; or label maps.
         id: name of the result.
         spacing: of the model grid, mm; default: the bundle's, for which its weights were trained.
         samples: of a probabilistic bundle: number of deformations to draw. They are written with maps of their standard
@@ -80,4 +84,6 @@ def register(
     settings |= {"write_as": write_as}
     labels = {"label_moving": label_moving, "label_fixed": label_fixed}
     masks = {"mask_moving": mask_moving, "mask_fixed": mask_fixed}
-    return Registrar(bundle, overlay=overlay, **settings)(moving, fixed, output, id=id, **labels, **masks)
+    registrar = Registrar(bundle, overlay=overlay, **settings)
+    landmarks = {"landmarks_moving": landmarks_moving, "landmarks_fixed": landmarks_fixed}
+    return registrar(moving, fixed, output, id=id, **labels, **masks, **landmarks)  # type: ignore[arg-type]

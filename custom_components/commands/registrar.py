@@ -77,12 +77,15 @@ class Registrar:
         label_fixed: Image | None = None,
         mask_moving: Image | None = None,
         mask_fixed: Image | None = None,
+        landmarks_moving: str | os.PathLike[str] | None = None,
+        landmarks_fixed: str | os.PathLike[str] | None = None,
     ) -> Registration:
         """Register one pair.
 
         Args:
             moving, fixed, label_moving, label_fixed, mask_moving, mask_fixed: as in `register`: a path, an image of
                 nibabel or ITK, a MetaTensor (C, *S), or (array, affine).
+            landmarks_moving, landmarks_fixed: files of points or label maps.
             output: folder for the results; None writes nothing.
             id: name of the result; default <fixed>__<moving>.
         Raises:
@@ -95,6 +98,8 @@ class Registrar:
         images = {"moving": moving, "fixed": fixed, "label_moving": label_moving, "label_fixed": label_fixed}
         images |= {"mask_moving": mask_moving, "mask_fixed": mask_fixed}
         pair: Entry = dict(sources_of(images))
+        landmarks = {"landmarks_moving": landmarks_moving, "landmarks_fixed": landmarks_fixed}
+        pair |= {key: os.path.abspath(path) for key, path in landmarks.items() if path is not None}
         check_files([pair])
         pair |= {"id": id} if id is not None else {}
         loaded = self._load(spatial_dims_of(pair["fixed"]))

@@ -23,6 +23,8 @@ from .resampling import Step, transform_points_world
 
 _TABLES, _FIDUCIALS, _MARKUPS = (".csv", ".tsv", ".txt"), ".fcsv", ".json"
 
+_VOXELS = "voxels"
+
 # Slicer's older files number the coordinate systems.
 _SPACES = {"ras": "RAS", "lps": "LPS", "0": "RAS", "1": "LPS"}
 
@@ -33,7 +35,7 @@ class Points:
 
     Args:
         points: (N, D), mm.
-        space: "RAS" or "LPS" if the file says it.
+        space: "RAS", "LPS" or "voxels" (zero-based, of the image they belong to) if the file says it.
         text: the content of such a file for other points (N, D).
     """
 
@@ -64,6 +66,8 @@ def move_points(
     if _format(source) != _format(output):
         raise ValueError(f"{output}: expected a name that ends with {Path(source).suffix}, the format of {source}")
     found = read_points(source)
+    if found.space == _VOXELS:
+        raise ValueError(f"{source}: expected the columns x, y[, z] in mm, got voxel indices i, j[, k]")
     if space and found.space and space != found.space:
         raise ValueError(f"{source}: the file says that its coordinates are {found.space}, not {space}")
     space = space or found.space or "RAS"
@@ -126,7 +130,7 @@ def _read_table(text: str, path: str) -> Points:
             writer.writerow(cells)
         return table.getvalue()
 
-    return Points(points, None, written)
+    return Points(points, _VOXELS if titles[columns[0]].lower() == "i" else None, written)
 
 
 def _rows(text: str, delimiter: str, path: str) -> list[tuple[int, list[str]]]:
@@ -141,11 +145,12 @@ def _rows(text: str, delimiter: str, path: str) -> list[tuple[int, list[str]]]:
 
 
 def _columns(titles: Sequence[str], where: str) -> list[int]:
-    """Where x, y[, z] stand."""
+    """Where x, y[, z] stand; or i, j[, k]."""
     names = [title.lower() for title in titles]
-    if not {"x", "y"} <= set(names):
+    kind = next((kind for kind in ("xyz", "ijk") if {*kind[:2]} <= set(names)), None)
+    if kind is None:
         raise ValueError(f"{where}: expected the column names x, y[, z] (mm), got {', '.join(titles)}")
-    return [names.index(name) for name in ("x", "y", "z") if name in names]
+    return [names.index(name) for name in kind if name in names]
 
 
 def _read_fiducials(text: str, path: str) -> Points:

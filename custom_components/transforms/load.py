@@ -1,10 +1,11 @@
 """The dictionary transform that loads pairs onto a model grid.
 
 Convention: a loaded item holds tensors (1, *S) on one grid under `moving`, `fixed` and, where the list gives them,
-`label_moving`, `label_fixed`, `mask_moving`, `mask_fixed`; the network's input `image` (2, *S) is moving, then fixed.
-Beside them travels what is needed to go back to the files: `grid_affine`, `world_matrix`, and `*_path`, where the paths
-of a pair carry the volumes that were read (`ScanPath`), so that nobody reads a scan twice. `warnings` holds the lines
-that loading a pair gave rise to (see `notices`).
+`label_moving`, `label_fixed`, `mask_moving`, `mask_fixed`, and points (N, D) in its voxels under `landmarks_moving`,
+`landmarks_fixed`; the network's input `image` (2, *S) is moving, then fixed. Beside them travels what is needed to go
+back to the files: `grid_affine`, `world_matrix`, and `*_path`, where the paths of a pair carry the volumes that were
+read (`ScanPath`), so that nobody reads a scan twice. `warnings` holds the lines that loading a pair gave rise to (see
+`notices`).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from ..vocabulary import Data, Item
 from .field_of_view import seen_by
 from .intensities import check_window, compared, scale_intensity
 from .labels import labels_on_grid
+from .landmarks import landmarks_on_grid
 from .scan_paths import ScanPath, source_in
 
 _SAME_PLANE = 0.7  # cosine of the angle between the normals of two slices
@@ -127,6 +129,7 @@ class LoadPaird(Transform):
         if seen is not None:
             given = result.get("mask_moving", seen)
             result["mask_moving"] = given * seen.to(given.dtype)
+        result |= landmarks_on_grid(data, volumes, grid, world_matrix)
         result["image"] = torch.cat([result["moving"], result["fixed"]])
         result["grid_affine"] = torch.from_numpy(grid.affine)
         result["world_matrix"] = torch.from_numpy(world_matrix)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -25,6 +25,7 @@ from .scan_paths import ScanPath
 _IMPLAUSIBLE = 0.25  # mean displacement, as a share of the image's diagonal
 
 _IMAGES = ("moving", "fixed", "label_moving", "label_fixed", "mask_moving", "mask_fixed")
+_LANDMARKS = ("landmarks_moving", "landmarks_fixed")
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class RegisteredPair:
             grid, "warped", ...
         grid: the model grid.
         world_matrix: the pre-alignment (D + 1, D + 1), from fixed to moving points, RAS mm.
+        landmarks: "landmarks_moving", "landmarks_fixed", shape (N, D), voxels of the model grid, or nothing.
         brain_only: judge where the fixed label map is not 0, instead of the image's foreground.
     """
 
@@ -48,6 +50,7 @@ class RegisteredPair:
     pred: Mapping[str, Tensor]
     grid: Grid
     world_matrix: np.ndarray
+    landmarks: Mapping[str, Tensor] = field(default_factory=dict)
     brain_only: bool = False
 
     @classmethod
@@ -76,7 +79,7 @@ class RegisteredPair:
         _check_plausible(pred["ddf"].float(), grid, volumes["moving"].path)
         name = item_name({"id": item.get("id"), **{role: volumes[role].path for role in ("moving", "fixed")}})
         matrix = np.asarray(item["world_matrix"], dtype=np.float64)
-        return cls(name, volumes, images, pred, grid, matrix, brain_only)
+        return cls(name, volumes, images, pred, grid, matrix, _landmarks(item), brain_only)
 
     @property
     def spacing_mm(self) -> list[float]:
@@ -162,6 +165,10 @@ class RegisteredPair:
     def foreground(self) -> Tensor:
         """Where the pair is judged, shape (1, *S), bool."""
         return foreground_mask(self.judged)[0]
+
+
+def _landmarks(item: Data) -> dict[str, Tensor]:
+    return {key: _on_cpu(item[key]) for key in _LANDMARKS if isinstance(item.get(key), Tensor)}
 
 
 def _check_plausible(ddf: Tensor, grid: Grid, path: str) -> None:

@@ -15,6 +15,7 @@ from ..evaluation.pictures import pair_picture
 from ..space.resampling import resample
 from ..space.volumes import Volume
 from ..vocabulary import Row
+from .landmarks import landmark_metrics
 from .likeness import image_likeness
 from .publish import OutputFile, Report
 from .registered import RegisteredPair
@@ -25,6 +26,8 @@ _CAPTIONS = {
     "ncc": "correlation with the fixed image",
     "image_ncc": "the same between the original images",
     "dice": "mean Dice of the labels",
+    "tre_mm": "mean distance of the landmarks, mm",
+    "tre_median_mm": "median of the same",
     "folding_percent": "folding (det J <= 0), % of the foreground",
     "sd_log_jacobian": "SD of log det J",
     "displacement_mean_mm": "mean displacement, mm",
@@ -39,7 +42,7 @@ class PairReport:
     Similarity, folding and inverse consistency are measured on the model grid (see `pair_metrics`); similarity also
     between the images themselves (see `image_likeness`, which warns where it fell); overlap on the fixed image's own
     grid: the warped label map of an earlier reporter against the original fixed one (`dice_before`: placed by the
-    headers alone).
+    headers alone); landmarks through the whole transform (see `landmark_metrics`, which warns where they fell apart).
 
     Args:
         labels: ids for the overlap; by default those present in the pair, without the background.
@@ -64,6 +67,7 @@ class PairReport:
         warped = earlier.files["warped_label"].image if "warped_label" in earlier.files else None
         if warped is not None and "label_fixed" in pair.volumes:
             metrics |= self._overlap(pair, warped)
+        metrics |= landmark_metrics(pair)
         metrics |= image_likeness(pair)
         if "seconds" in pair.pred:
             metrics["seconds"] = round(float(pair.pred["seconds"]), 3)
