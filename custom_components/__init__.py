@@ -37,6 +37,7 @@ _FIELDS = ("compose", "integrate_velocity", "invert", "jacobian_determinant", "r
 _PLACES = {name: f"commands.{name}" for name in _COMMANDS}
 _PLACES |= dict.fromkeys(_FIELDS, "fields") | {"Cohort": "evaluation.cohort", "Registration": "evaluation.result"}
 _PLACES |= {"Registrar": "commands.registrar", "Transform": "space.transform"}
+_PLACES |= dict.fromkeys(("ApplyTransformd", "PairwiseRegistrationd", "Registerd"), "commands.monai_transforms")
 
 __all__ = sorted([*_PLACES, "__version__"])
 

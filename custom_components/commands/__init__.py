@@ -12,6 +12,7 @@ PARTS = {
     "export_checks",
     "exporting",
     "label_server_export",
+    "monai_transforms",
     "registrar",
     "settings",
     "subjects",

@@ -44,6 +44,12 @@ class Transform:
     steps: tuple[Step, ...]
     back: tuple[Step, ...] | None = None
 
+    ndim = 0  # with `item`, MONAI's decollating takes it for one thing, and hands it through
+
+    def item(self) -> Transform:
+        """Itself."""
+        return self
+
     def __repr__(self) -> str:
         kinds = ["field" if isinstance(step, DisplacementField) else "matrix" for step in self.steps]
         return f"Transform({', '.join(kinds)})"
