@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.utils.data._utils.collate import default_collate_fn_map
 
 from ..inference.pairwise import Pairwise
-from ..space.memory_images import Image, source_of
+from ..space.memory_images import Image, channels_of, source_of
 from ..space.transform import Transform
-from ..space.volumes import load_grid, load_image
+from ..space.volumes import load_channels, load_grid
 from ..vocabulary import Data, Item
 from .bundles import DEFAULT_BUNDLE
 from .registrar import Registrar
@@ -159,7 +159,7 @@ class PairwiseRegistrationd(_Warpingd):
     def __call__(self, data: Data) -> Item:
         """Raises ValueError: if an image is none, or the two differ in dimension; RuntimeError: if the loss stops being
         finite."""
-        moving, fixed = (load_image(source_of(data[key], str(key))) for key in (self.keys[0], self.fixed))
+        moving, fixed = (load_channels(channels_of(data[key], str(key))) for key in (self.keys[0], self.fixed))
         device = getattr(data[self.fixed], "device", "cpu") if self.device is None else self.device
         found = self.optimize(moving, fixed, device)
         return {**self.warp(data, found, data[self.fixed]), self.transform: found}

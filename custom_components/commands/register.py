@@ -25,6 +25,7 @@ def register(
     label_fixed: str | Image | None = None,
     mask_moving: str | Image | None = None,
     mask_fixed: str | Image | None = None,
+    channel_weights: Sequence[float] | None = None,
     landmarks_moving: str | None = None,
     landmarks_fixed: str | None = None,
     id: str | None = None,
@@ -47,7 +48,8 @@ def register(
 
     Args:
         moving: image that is deformed (NIfTI or MGZ; NRRD, MHA, a folder with a DICOM series and others with `itk`).
-        fixed: image whose space the result lives in.
+            Several channels of one person, t1.nii.gz,t2.nii.gz (in Python a list), are resampled to the first's grid.
+        fixed: image whose space the result lives in, with as many channels.
         output: folder for the results; of the command "registered".
         bundle: name of a bundle, or its folder.
         optimize: iterations of pairwise refinement after the network, 0 for none, or "auto" for as many as bring the
@@ -57,6 +59,7 @@ def register(
             "itk".
         label_moving, label_fixed: label maps, warped along and compared.
         mask_moving, mask_fixed: where the images count during refinement.
+        channel_weights: how much each channel counts in the refinement, for instance 1,0.5; default: all the same.
         landmarks_moving, landmarks_fixed: points that correspond, whose distance is measured before and after: CSV or
             TSV with x, y, z (mm, RAS) or i, j, k (voxels), Slicer's fcsv or mrk.json, row by row; or label maps.
         id: name of the result.
@@ -86,4 +89,5 @@ def register(
     masks = {"mask_moving": mask_moving, "mask_fixed": mask_fixed}
     registrar = Registrar(bundle, overlay=overlay, **settings)
     landmarks = {"landmarks_moving": landmarks_moving, "landmarks_fixed": landmarks_fixed}
-    return registrar(moving, fixed, output, id=id, **labels, **masks, **landmarks)  # type: ignore[arg-type]
+    more = {**labels, **masks, **landmarks, "channel_weights": channel_weights}
+    return registrar(moving, fixed, output, id=id, **more)  # type: ignore[arg-type]

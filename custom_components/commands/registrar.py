@@ -77,6 +77,7 @@ class Registrar:
         label_fixed: Image | None = None,
         mask_moving: Image | None = None,
         mask_fixed: Image | None = None,
+        channel_weights: Sequence[float] | None = None,
         landmarks_moving: str | os.PathLike[str] | None = None,
         landmarks_fixed: str | os.PathLike[str] | None = None,
     ) -> Registration:
@@ -84,7 +85,8 @@ class Registrar:
 
         Args:
             moving, fixed, label_moving, label_fixed, mask_moving, mask_fixed: as in `register`: a path, an image of
-                nibabel or ITK, a MetaTensor (C, *S), or (array, affine).
+                nibabel or ITK, a MetaTensor (C, *S), or (array, affine); or a list of channels of one person.
+            channel_weights: how much each channel counts in the refinement.
             landmarks_moving, landmarks_fixed: files of points or label maps.
             output: folder for the results; None writes nothing.
             id: name of the result; default <fixed>__<moving>.
@@ -92,12 +94,16 @@ class Registrar:
             FileNotFoundError: if a file or the weights are missing.
             ValueError: with one sentence, if an image is none, or the two do not go together.
         """
-        from ..space.memory_images import sources_of
+        from ..space.memory_images import channels_of, sources_of
         from ..space.volumes import spatial_dims_of
 
-        images = {"moving": moving, "fixed": fixed, "label_moving": label_moving, "label_fixed": label_fixed}
+        images = {"label_moving": label_moving, "label_fixed": label_fixed}
         images |= {"mask_moving": mask_moving, "mask_fixed": mask_fixed}
         pair: Entry = dict(sources_of(images))
+        for role, image in (("moving", moving), ("fixed", fixed)):
+            first, *others = channels_of(as_list(image) if isinstance(image, str) else image, role)
+            pair |= {role: first} | ({f"channels_{role}": others} if others else {})
+        pair |= {} if channel_weights is None else {"channel_weights": channel_weights}
         landmarks = {"landmarks_moving": landmarks_moving, "landmarks_fixed": landmarks_fixed}
         pair |= {key: os.path.abspath(path) for key, path in landmarks.items() if path is not None}
         check_files([pair])

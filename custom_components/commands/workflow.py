@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from ..evaluation.cohort import Cohort
     from ..evaluation.result import Registration
 
-_FILE_KEYS = ("moving", "fixed", "label_moving", "label_fixed", "mask_moving", "mask_fixed", "image", "label", "mask")
+_FILE_KEYS = (
+    *("moving", "fixed", "label_moving", "label_fixed", "mask_moving", "mask_fixed", "channels_moving"),
+    *("channels_fixed", "image", "label", "mask"),
+)
 
 
 def infer(
@@ -156,10 +159,11 @@ def check_settings(
 def check_files(pairs: Sequence[Entry]) -> None:
     """Raises FileNotFoundError: if a file of an item is missing."""
     for pair in pairs:
-        for key, path in pair.items():
-            is_path = key in _FILE_KEYS and isinstance(path, str | os.PathLike)
-            if is_path and not Path(path).exists():  # A folder may hold a DICOM series.
-                raise FileNotFoundError(f"{path}: there is no such file ({key})")
+        for key, value in pair.items():
+            paths = (value if isinstance(value, list) else [value]) if key in _FILE_KEYS else []
+            for path in paths:
+                if isinstance(path, str | os.PathLike) and not Path(path).exists():  # A folder may hold a DICOM series.
+                    raise FileNotFoundError(f"{path}: there is no such file ({key})")
 
 
 def spatial_dims(pairs: Sequence[Entry]) -> int:

@@ -21,7 +21,7 @@ Prepare = Callable[..., Prepared]
 
 PAIR_KEYS = (
     *("moving", "fixed", "label_moving", "label_fixed", "mask_moving", "mask_fixed"),
-    *("distance_moving", "distance_fixed", "momentum"),
+    *("distance_moving", "distance_fixed", "momentum", "channel_weights"),
 )
 
 
@@ -37,7 +37,7 @@ def prepare_pair_batch(
     """
     targets = {key: plain(batch[key]) for key in PAIR_KEYS if isinstance(batch.get(key), Tensor)}
     targets = {key: value.to(device, non_blocking=non_blocking, **kwargs) for key, value in targets.items()}
-    masks = {key: value for key, value in targets.items() if key.startswith("mask_")}
+    masks = {key: value for key, value in targets.items() if key.startswith("mask_") or key == "channel_weights"}
     if "image" not in batch:
         raise ValueError(f"this bundle needs scans with an image, got {', '.join(sorted(targets)) or 'nothing'} alone")
     image = plain(batch["image"]).to(device, non_blocking=non_blocking, **kwargs)

@@ -4,7 +4,8 @@ A data list is a JSON file with sections (`training`, `validation`, `test`, or a
 
 - scans: `{"image"?, "label"?, "mask"?, "landmarks"?, "contrast"?, "subject"?, ...}` with at least an image or a label
   (`contrast` is another image of the same person, aligned with the first), or
-- pairs: `{"moving", "fixed", "label_moving"?, "label_fixed"?, "mask_moving"?, ..., "id"?, ...}`.
+- pairs: `{"moving", "fixed", "label_moving"?, "label_fixed"?, "mask_moving"?, ..., "id"?, ...}`; the first two
+  may be lists of channels of one person, with `"channel_weights"?`.
 
 Paths are relative to one base folder. A person is named by `subject`; every split is by person. A scan without a
 `subject` counts as a person of its own.
@@ -192,14 +193,28 @@ def _resolve(item: object, base: Path, where: str) -> Entry:
             f"got {', '.join(entry) or 'none'}: {where}"
         )
     files = PAIR_FILES if is_pair(entry) else SCAN_FILES
+    entry |= _channels(entry, base)
     for key in files:
         if key in entry and not isinstance(entry[key], str):
             raise ValueError(f"expected a path for {key!r}, got {entry[key]!r}: {where}")
     return {key: str(base / value) if key in files else value for key, value in entry.items()}
 
 
+def _channels(entry: Entry, base: Path) -> Entry:
+    """Of images that are lists of channels the first, and the others."""
+    found: Entry = {}
+    for side in ("moving", "fixed"):
+        if isinstance(entry.get(side), list) and entry[side]:
+            first, *others = entry[side]
+            found |= {side: first, f"channels_{side}": [str(base / str(one)) for one in others]}
+    return found
+
+
 def _check_files(items: Sequence[Entry], path: Path, section: str) -> None:
     named = dict.fromkeys(item[k] for item in items for k in (PAIR_FILES if is_pair(item) else SCAN_FILES) if k in item)
+    named |= dict.fromkeys(
+        one for item in items for side in ("moving", "fixed") for one in item.get(f"channels_{side}", ())
+    )
     missing = [name for name in named if not os.path.exists(name)]  # A folder may hold a DICOM series.
     if missing:
         raise FileNotFoundError(

@@ -175,6 +175,8 @@ class OptimizingPredictor:
         refinement: the optimiser.
     """
 
+    takes_channels = True  # networks see the first channel alone
+
     def __init__(self, refinement: Refinement) -> None:
         self.refinement = refinement
 

@@ -11,11 +11,11 @@ def shrink(image: Tensor, factor: int) -> Tensor:
 
     Args:
         image: shape (B, C, *S).
-        factor: 1 returns the image itself.
+        factor: 1 returns the image itself; so does an image of one voxel.
     Returns:
         Shape (B, C, *ceil(S / factor)).
     """
-    if factor == 1:
+    if factor == 1 or image.shape[2:].numel() == 1:
         return image
     dims = image.ndim - 2
     pool = F.avg_pool2d if dims == 2 else F.avg_pool3d

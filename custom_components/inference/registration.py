@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 
 import torch
@@ -12,6 +13,8 @@ from ..deformations.base import Deformation
 from ..fields import plain, warp
 from ..vocabulary import Result
 from .prediction import Masks, Network, NetworkPredictor, Prediction, Predictor, Refinement
+
+logger = logging.getLogger(__name__)
 
 
 class RegistrationInferer(Inferer):
@@ -54,7 +57,8 @@ class RegistrationInferer(Inferer):
             **options: what else the batch has for `predict`, as a rule for its network, and for the refinement's loss.
         """
         image, start = as_pair(inputs), time.perf_counter()
-        prediction = self.predict(image, network, self.deformation, masks=masks, **options)
+        shown = image if getattr(self.predict, "takes_channels", False) else first_channels(image)
+        prediction = self.predict(shown, network, self.deformation, masks=masks, **options)
         pred = self.register(image, prediction, masks=masks, **options)
         return {**pred, "seconds": seconds_per_pair(image, start)}
 
@@ -81,6 +85,15 @@ def as_pair(inputs: Tensor) -> Tensor:
     if image.shape[1] % 2:
         raise ValueError(f"expected moving and fixed with equal channels, got {image.shape[1]} channels in all")
     return image
+
+
+def first_channels(image: Tensor) -> Tensor:
+    """Pairs (B, 2, *S) of the first channels alone, as networks were trained; the log says so if there are more."""
+    if image.shape[1] == 2:
+        return image
+    moving, fixed = image.chunk(2, 1)
+    logger.info("the network sees the first of %d channels; what is optimised compares all", moving.shape[1])
+    return torch.cat([moving[:, :1], fixed[:, :1]], 1)
 
 
 def seconds_per_pair(image: Tensor, start: float) -> Tensor:

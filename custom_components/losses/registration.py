@@ -77,7 +77,8 @@ class RegistrationLoss(nn.Module):
 
         Args:
             pred: fields and "warped", as an inferer returns them.
-            batch: "moving" and "fixed", (B, C, *S); optionally labels and masks, (B, 1, *S).
+            batch: "moving" and "fixed", (B, C, *S); optionally labels and masks, (B, 1, *S), and "channel_weights",
+                (B, C, 1, ...), the same for all pairs.
         """
         terms = self.terms(pred, batch)
         pred["terms"] = {name: value.detach() for name, value in terms.items()}
@@ -99,11 +100,21 @@ class RegistrationLoss(nn.Module):
         """
         terms: dict[str, Tensor] = {}
         if self.similarity is not None:
-            similarity = self.similarity(pred["warped"], batch["fixed"], _common_mask(pred["ddf"], batch))
+            similarity = self._similarity(pred["warped"], batch, _common_mask(pred["ddf"], batch))
             terms["similarity"] = self.similarity_weight * _masked_share(batch) * similarity
         if self.overlap is not None:
             terms["segmentation"] = self.segmentation_weight * compare(self.overlap, pred["ddf"], batch, "label")
         return terms
+
+    def _similarity(self, warped: Tensor, batch: Batch, mask: Tensor | None) -> Tensor:
+        """Of all channels together, or the weighted mean over channels."""
+        assert self.similarity is not None
+        fixed, weights = batch["fixed"], batch.get("channel_weights")
+        if weights is None:
+            return self.similarity(warped, fixed, mask)
+        shares = weights[0].flatten() / weights[0].sum()
+        channels = zip(warped.split(1, 1), fixed.split(1, 1), shares, strict=True)
+        return torch.stack([share * self.similarity(a, b, mask) for a, b, share in channels if share > 0]).sum()
 
 
 def compare(term: nn.Module, ddf: Tensor, batch: Batch, kind: str) -> Tensor:

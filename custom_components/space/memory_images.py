@@ -126,6 +126,17 @@ def _numpy(tensor: Tensor) -> np.ndarray:
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
+def channels_of(image: Image, name: str) -> list[Source]:
+    """The channels of an image, each as a source: of a list its items, of a MetaTensor (C, *S) its channels."""
+    if isinstance(image, list):
+        if not image:
+            raise ValueError(f"{name}: expected an image or a list of channels, got an empty list")
+        return [source for one in image for source in channels_of(one, name)]
+    if isinstance(image, Tensor) and hasattr(image, "pending_operations") and image.ndim > 2 and len(image) > 1:
+        return [source_of(image[i : i + 1], name) for i in range(len(image))]
+    return [source_of(image, name)]
+
+
 def sources_of(images: dict[str, Image | None]) -> dict[str, Source]:
     """Images by role as readers take them; those that are None are left out."""
     return {role: source_of(image, role) for role, image in images.items() if image is not None}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, TypedDict
@@ -22,7 +23,7 @@ from .grids import Grid
 from .memory_images import MemoryImage, MemoryName
 from .planes import plane_affine, slice_axis, slice_frame
 from .readers import existing, image_size, is_nibabel, nibabel_frame, open_nibabel, read_itk_components, read_nibabel
-from .resampling import resample
+from .resampling import Fill, resample
 from .values import finite_values
 
 if TYPE_CHECKING:
@@ -33,7 +34,9 @@ _ROUNDING = 1e-3  # scale factors are stored as float32: 3 may come back as 2.99
 
 @dataclass(frozen=True)
 class Volume:
-    """An image read from a file, or from memory: `data` (1, *S) and `affine` (D + 1, D + 1), voxel to RAS mm.
+    """An image read from a file, or from memory: `data` (C, *S) and `affine` (D + 1, D + 1), voxel to RAS mm.
+
+    C is 1 unless there are several channels (`with_channels`).
 
     `file_affine` (4, 4), `file_shape` and `file_dtype` say how the file itself stores it (a 2-D image may be one slice
     of a 3-D file); `has_frame` is False when the file says nothing about its place in the world. `whole` is the
@@ -70,9 +73,35 @@ class Volume:
         return Grid(self.affine, tuple(self.data.shape[1:]))
 
     @cached_property
-    def background(self) -> float:
-        """The value for places outside the image: 0 for labels, else `background_value`."""
-        return background_value(self.data[0].numpy()) if self.data.is_floating_point() else 0.0
+    def background(self) -> Fill:
+        """The value for places outside the image, for each channel: 0 for labels, else `background_value`."""
+        return [background_value(one.numpy()) if one.is_floating_point() else 0.0 for one in self.data]
+
+    @property
+    def first(self) -> Volume:
+        """The first channel alone."""
+        return self if len(self.data) == 1 else replace(self, data=self.data[:1])
+
+    def with_channels(self, others: Sequence[Volume]) -> Volume:
+        """This image and others of the same person as channels, all on this one's grid; the world relates them.
+
+        Raises:
+            ValueError: if one has another dimension, or shows nothing on this grid.
+        """
+        channels = [self.data]
+        for other in others:
+            if other.data.ndim != self.data.ndim:
+                shapes = f"{self.path} of shape {self.file_shape}, and {other.path} of shape {other.file_shape}"
+                raise ValueError(f"expected channels of one dimension, got {shapes}")
+            data = other.data
+            if other.grid.size != self.grid.size or not np.allclose(other.affine, self.affine, atol=1e-4):
+                data = resample(data, other.affine, self.grid, fill=other.background, antialias=True)
+            if data.min() == data.max():
+                raise ValueError(
+                    f"{other.path}: nothing of it shows where {self.path} lies; it is to be a channel of it"
+                )
+            channels.append(data)
+        return replace(self, data=torch.cat(channels)) if others else self
 
     @property
     def grid_in_file(self) -> Grid:
@@ -102,7 +131,7 @@ class Volume:
         data = resample(self.data, self.affine, like.grid_in_file, mode=mode, fill=self.background)
         return replace(
             self,
-            data=data.reshape(1, *like.grid.size),
+            data=data.reshape(-1, *like.grid.size),
             affine=like.affine,
             file_affine=like.file_affine,
             file_shape=like.file_shape,
@@ -144,6 +173,12 @@ def load_image(path: str | os.PathLike[str] | MemoryImage) -> Volume:
         raise ValueError(f"{path}: expected an image, got the constant {array.flat[0]:g} in every voxel")
     array = array.astype(np.float32)
     return Volume(torch.from_numpy(array)[None], **header)
+
+
+def load_channels(sources: Sequence[str | os.PathLike[str] | MemoryImage]) -> Volume:
+    """Read the channels of one person, on the grid of the first. Errors as `load_image` and `with_channels`."""
+    first, *others = [load_image(source) for source in sources]
+    return first.with_channels(others)
 
 
 def spatial_dims_of(path: str | os.PathLike[str] | MemoryImage) -> int:

@@ -13,7 +13,9 @@ from ..space.volumes import Volume
 
 
 def scale_intensity(image: Tensor, percentiles: tuple[float, float] = (0.0, 99.9)) -> Tensor:
-    """Map the given percentiles of an image to 0 and 1 and clip beyond them."""
+    """Map the given percentiles of an image (C, *S), for each channel, to 0 and 1 and clip beyond them."""
+    if len(image) > 1:
+        return torch.cat([scale_intensity(one, percentiles) for one in image.split(1)])
     low, high = np.percentile(image.numpy(), percentiles)
     if high <= low:  # Nearly all voxels are equal: the percentiles say nothing, the range does.
         low, high = float(image.min()), float(image.max())
@@ -33,7 +35,7 @@ def compared(volume: Volume, window: Sequence[float] | None = None) -> Tensor:
         ValueError: if nothing differs in the window.
     """
     if window is None:
-        return torch.from_numpy(without_air(volume.data.numpy()))
+        return torch.cat([torch.from_numpy(without_air(one.numpy())) for one in volume.data.split(1)])
     low, high = window
     data = volume.data.clamp(low, high)
     if data.min() == data.max():

@@ -48,6 +48,7 @@ def image_likeness(pair: RegisteredPair) -> dict[str, float]:
 
 def likeness(fixed: Volume, moving: Volume, transforms: Sequence[Sequence[Step]]) -> list[Likeness]:
     """Compare a fixed image with a moving one through several transforms, all at the same points."""
+    fixed, moving = fixed.first, moving.first
     grid, values = _thinned(fixed)
     inside = values > values.min()
     images = []

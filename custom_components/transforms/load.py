@@ -24,13 +24,14 @@ from ..space.dialects import Frames, read_affine_transform
 from ..space.fit import check_overlap, fitting_grid
 from ..space.planes import flatten_matrix
 from ..space.resampling import resample
-from ..space.volumes import Volume, load_image
+from ..space.volumes import Volume
 from ..vocabulary import Data, Item
+from .channels import channel_weights, load_with_channels
 from .field_of_view import seen_by
 from .intensities import check_window, compared, scale_intensity
 from .labels import labels_on_grid
 from .landmarks import landmarks_on_grid
-from .scan_paths import ScanPath, source_in
+from .scan_paths import ScanPath
 
 _SAME_PLANE = 0.7  # cosine of the angle between the normals of two slices
 
@@ -102,7 +103,7 @@ class LoadPaird(Transform):
         return {**result, "warnings": "\n".join(warnings)}
 
     def _load(self, data: Data) -> Item:
-        result = dict(data)
+        result = {key: value for key, value in data.items() if not str(key).startswith("channel")}
         volumes = self._volumes(data)
         fixed, moving = volumes["fixed"], volumes["moving"]
         contrasts = {role: replace(volume, data=compared(volume, self.window)) for role, volume in volumes.items()}
@@ -111,9 +112,9 @@ class LoadPaird(Transform):
         if affine == "learned":
             if self.aligner is None:
                 raise ValueError("affine 'learned' needs an aligner: the overlay learned_affine.json has one")
-            world_matrix = self.aligner(scaled["fixed"], scaled["moving"])
+            world_matrix = self.aligner(scaled["fixed"].first, scaled["moving"].first)
         else:
-            world_matrix = self._world_matrix(contrasts["fixed"], contrasts["moving"], affine)
+            world_matrix = self._world_matrix(contrasts["fixed"].first, contrasts["moving"].first, affine)
         if not np.isfinite(world_matrix).all() or abs(np.linalg.det(world_matrix)) < 1e-9:
             raise ValueError(f"expected an affine transform ({affine}) with an inverse, got {world_matrix.tolist()}")
         check_overlap(fixed, moving, world_matrix, affine)
@@ -125,18 +126,19 @@ class LoadPaird(Transform):
                 raise ValueError(f"{volume.path}: nothing of it shows on the model grid, which lies in {fixed.path}")
             result |= {role: image, f"{role}_path": ScanPath(volume), f"label_{role}_path": ""}
             result |= labels_on_grid(data, role, volume, grid, matrix)
-        seen = seen_by(moving, grid, world_matrix, result["fixed"])
+        seen = seen_by(moving.first, grid, world_matrix, result["fixed"][:1])
         if seen is not None:
             given = result.get("mask_moving", seen)
             result["mask_moving"] = given * seen.to(given.dtype)
         result |= landmarks_on_grid(data, volumes, grid, world_matrix)
+        result |= channel_weights(data, volumes)
         result["image"] = torch.cat([result["moving"], result["fixed"]])
         result["grid_affine"] = torch.from_numpy(grid.affine)
         result["world_matrix"] = torch.from_numpy(world_matrix)
         return result
 
     def _volumes(self, data: Data) -> dict[str, Volume]:
-        volumes = {role: load_image(source_in(data, role)) for role in ("moving", "fixed")}
+        volumes = {role: load_with_channels(data, role) for role in ("moving", "fixed")}
         fixed, moving = volumes["fixed"], volumes["moving"]
         if fixed.is_slice and moving.data.ndim == 4:
             warn(f"{moving.path}: registered where the slice {fixed.path} cuts it; its other slices are not looked at")

@@ -19,7 +19,7 @@ from ..space.resampling import DisplacementField, Step, fading
 from ..space.transform import Transform as SpatialTransform
 from ..space.volumes import Volume
 from ..space.warping import warp_image
-from ..vocabulary import Data
+from ..vocabulary import Data, Pred
 from .scan_paths import ScanPath
 
 _IMPLAUSIBLE = 0.25  # mean displacement, as a share of the image's diagonal
@@ -64,10 +64,9 @@ class RegisteredPair:
         volumes = {role: ScanPath.volume_of(item[f"{role}_path"]) for role in ("moving", "fixed")}
         labels = [f"label_{role}" for role in ("moving", "fixed") if item.get(f"label_{role}_path")]
         volumes |= {key: ScanPath.volume_of(item[f"{key}_path"]) for key in labels}
-        images = {key: _on_cpu(item[key]) for key in _IMAGES if item.get(key) is not None}
-        # Of several steps an inferer also returns what each of them did: it is of no interest here.
-        found = {str(key): value for key, value in item["pred"].items() if isinstance(value, Tensor | int | float)}
-        pred = {key: _on_cpu(value) for key, value in found.items()}
+        # Pairs are judged by their first channel.
+        images = {key: _on_cpu(item[key])[:1] for key in _IMAGES if item.get(key) is not None}
+        pred = _prediction(item["pred"])
         affine = np.asarray(item["grid_affine"], dtype=np.float64)
         grid = Grid(affine, tuple(images["fixed"].shape[1:]))
         if "ddf" not in pred:
@@ -146,12 +145,12 @@ class RegisteredPair:
         return lift_grid(self.grid, fixed.frame, fixed.thickness_mm) if self.is_in_slices else self.grid
 
     def warped(self, source: str, target: str, steps: Sequence[Step]) -> Tensor:
-        """The image `source` on the grid of the image `target`, shape (1, *S), with one interpolation."""
+        """The image `source` on the grid of the image `target`, shape (C, *S), with one interpolation."""
         moved, like = self.volumes[source], self.volumes[target]
         if moved.whole is None:
             return warp_image(moved, like.grid, steps)
         warped = warp_image(moved.whole, like.grid_in_file, self.in_files(steps, inverse=source == "fixed"))
-        return warped.reshape(1, *like.grid.size)
+        return warped.reshape(-1, *like.grid.size)
 
     @cached_property
     def judged(self) -> dict[str, Tensor]:
@@ -182,6 +181,12 @@ def _check_plausible(ddf: Tensor, grid: Grid, path: str) -> None:
             f"{path}: the deformation moves points by {mean:.4g} mm in the mean, in an image {across:.4g} mm across; "
             "the weights may be damaged"
         )
+
+
+def _prediction(pred: Pred) -> dict[str, Tensor]:
+    """Tensors and numbers by name; of several steps an inferer also returns what each did, which is of no interest."""
+    found = {str(key): _on_cpu(value) for key, value in pred.items() if isinstance(value, Tensor | int | float)}
+    return found | {"warped": found["warped"][:1]} if "warped" in found else found
 
 
 def _on_cpu(value: Tensor | np.ndarray | float) -> Tensor:
