@@ -30,7 +30,7 @@ class BothWaysInferer(Inferer):
         image = as_pair(inputs)
         batch, (moving, fixed) = len(image), image.chunk(2, 1)
         doubled = torch.cat([image, torch.cat([fixed, moving], 1)])
-        options = {key: torch.cat([value, value]) for key, value in options.items()}
+        options = {key: _twice(value) for key, value in options.items()}
         pred = self.inferer(doubled, network, masks=None if masks is None else _both_masks(masks), **options)
         there, back = (_samples(pred, part) for part in (slice(None, batch), slice(batch, None)))
         return {**there, "seconds": there["seconds"] + back.pop("seconds"), "back": back}
@@ -42,7 +42,7 @@ def _twice(value: object) -> object:
 
 def _both_masks(masks: Masks) -> dict[str, Tensor]:
     """The masks of the doubled batch; where a role has none, its image counts everywhere."""
-    weights = {key: _twice(value) for key, value in masks.items() if key == "channel_weights"}
+    weights = {key: torch.cat([value, value]) for key, value in masks.items() if key == "channel_weights"}
     given = [value for key, value in masks.items() if key not in weights]
     if not given:
         return weights

@@ -14,6 +14,7 @@ import custom_components as mz
 from custom_components.data.lists import load_list
 from custom_components.data.phantoms import phantom_pair
 from custom_components.evaluation.overlap import mean_dice
+from custom_components.inference.both_ways import _both_masks
 from custom_components.inference.registration import first_channels
 from custom_components.losses.pair import pair_loss
 from custom_components.space.volumes import load_channels
@@ -159,3 +160,11 @@ def test_channels_that_do_not_go_together_are_refused(change, said, people):
     fixed = people["fixed"][change.get("fixed", slice(None))]
     with pytest.raises(ValueError, match=said):
         registered({**people, "fixed": fixed}, **options)
+
+
+def test_weights_go_along_when_a_pair_is_registered_both_ways():
+    weights = torch.ones(1, 2, 1, 1)
+    assert _both_masks({"channel_weights": weights})["channel_weights"].shape == (2, 2, 1, 1)
+    masks = _both_masks({"channel_weights": weights, "mask_fixed": torch.zeros(1, 1, *SIZE)})
+    assert masks["mask_moving"][1].sum() == 0
+    assert set(masks) == {"mask_moving", "mask_fixed", "channel_weights"}
