@@ -28,6 +28,7 @@ def register(
     channel_weights: Sequence[float] | None = None,
     landmarks_moving: str | None = None,
     landmarks_fixed: str | None = None,
+    landmark_weight: float | None = None,
     id: str | None = None,
     spacing: float | None = None,
     samples: int | None = None,
@@ -62,6 +63,8 @@ def register(
         channel_weights: how much each channel counts in the refinement, for instance 1,0.5; default: all the same.
         landmarks_moving, landmarks_fixed: points that correspond, whose distance is measured before and after: CSV or
             TSV with x, y, z (mm, RAS) or i, j, k (voxels), Slicer's fcsv or mrk.json, row by row; or label maps.
+        landmark_weight: let the refinement also bring the landmarks together: what a millimetre of their mean distance
+            weighs against 1 - LNCC, for instance 0.1.
         id: name of the result.
         spacing: of the model grid, mm; default: the bundle's, for which its weights were trained.
         samples: of a probabilistic bundle: number of deformations to draw. They are written with maps of their standard
@@ -84,7 +87,7 @@ def register(
     """
     settings |= {"optimize": optimize, "affine": affine, "spacing": spacing, "samples": samples, "hyper": hyper}
     settings |= {"sweep": sweep, "weights": weights, "device": device, "window": window, "fill": fill}
-    settings |= {"write_as": write_as}
+    settings |= {"write_as": write_as, "landmark_weight": landmark_weight}
     labels = {"label_moving": label_moving, "label_fixed": label_fixed}
     masks = {"mask_moving": mask_moving, "mask_fixed": mask_fixed}
     registrar = Registrar(bundle, overlay=overlay, **settings)

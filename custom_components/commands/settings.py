@@ -35,7 +35,12 @@ _KINDS = {
 
 
 # Settings that go by a name of their own.
-_PLACES = {"window": "preprocessing#window", "fill": "preprocessing#fill", "write_as": "save#write_as"}
+_PLACES = {
+    "window": "preprocessing#window",
+    "fill": "preprocessing#fill",
+    "write_as": "save#write_as",
+    "landmark_weight": "refinement#landmark_weight",
+}
 
 
 def give(parser: ConfigParser, values: Mapping[str, object]) -> None:

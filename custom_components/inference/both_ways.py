@@ -42,13 +42,13 @@ def _twice(value: object) -> object:
 
 def _both_masks(masks: Masks) -> dict[str, Tensor]:
     """The masks of the doubled batch; where a role has none, its image counts everywhere."""
-    weights = {key: torch.cat([value, value]) for key, value in masks.items() if key == "channel_weights"}
-    given = [value for key, value in masks.items() if key not in weights]
-    if not given:
-        return weights
-    like = given[0]
-    moving, fixed = (masks.get(key, torch.ones_like(like)) for key in ("mask_moving", "mask_fixed"))
-    return {"mask_moving": torch.cat([moving, fixed]), "mask_fixed": torch.cat([fixed, moving]), **weights}
+    doubled = {key: torch.cat([masks[key]] * 2) for key in ("channel_weights", "landmarks_mm") if key in masks}
+    for kind in ("mask", "landmarks"):
+        given = [masks[f"{kind}_{role}"] for role in ("moving", "fixed") if f"{kind}_{role}" in masks]
+        if given:
+            moving, fixed = (masks.get(f"{kind}_{role}", torch.ones_like(given[0])) for role in ("moving", "fixed"))
+            doubled |= {f"{kind}_moving": torch.cat([moving, fixed]), f"{kind}_fixed": torch.cat([fixed, moving])}
+    return doubled
 
 
 def _samples(pred: Result, part: slice) -> Result:

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch.nn.functional as F
 from torch import Tensor
+
+from ..losses.landmarks import LANDMARKS, landmarks_at
+
+
+def at_level(batch: Mapping[str, Tensor], factor: int) -> dict[str, Tensor]:
+    """A batch whose images are shrunk by a factor, and landmarks in the voxels of the level."""
+    images = {key: shrink(value, factor) for key, value in batch.items() if key not in LANDMARKS}
+    sizes = [batch["fixed"].new_tensor(one["fixed"].shape[2:]) - 1 for one in (images, batch)]
+    return images | landmarks_at(batch, sizes[0] / sizes[1].clamp_min(1))
 
 
 def shrink(image: Tensor, factor: int) -> Tensor:

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..checks import check_number
 from ..deformations.base import Deformation
+from ..losses.landmarks import WithLandmarks
 from .contrast import LossByContrast
 from .level import Evaluation, Loss
-from .pyramid import shrink
+from .pyramid import at_level
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +61,7 @@ class PairwiseOptimizer:
             many as are worth it, see above.
         learning_rate: Adam's step, about the voxels of the parameters' grid that a vector moves in an iteration.
         method: "adam" or "lbfgs".
+        landmark_weight: of the mean distance in mm of the landmarks, if the pair has some; 0 leaves them out.
         progress: show a progress bar.
     Raises:
         ValueError: if there are not as many iterations as levels, or the method or a word for iterations is unknown.
@@ -79,8 +82,10 @@ class PairwiseOptimizer:
         iterations: int | Sequence[int] | str = (30, 30, 20),
         learning_rate: float = 0.2,
         method: str = "adam",
+        landmark_weight: float = 0.0,
         progress: bool = False,
     ) -> None:
+        check_number("landmark_weight", landmark_weight, least=0)
         if isinstance(iterations, str) and iterations != "auto":
             raise ValueError(f"expected iterations as numbers or 'auto', got {iterations!r}")
         self.auto = isinstance(iterations, str)
@@ -96,6 +101,7 @@ class PairwiseOptimizer:
         self.deformation, self.loss = deformation, loss
         self.levels, self.iterations = levels, iterations
         self.learning_rate, self.method, self.progress = learning_rate, method, progress
+        self.landmark_weight = landmark_weight
 
     @torch.enable_grad()
     def __call__(
@@ -114,7 +120,7 @@ class PairwiseOptimizer:
             parameters: start, shape (B, P, *S'), any resolution; None for zero. Channels beyond the deformation's own
                 (for example a log variance) are passed through unchanged; their grid must be the deformation's.
                 Channels that are missing start at zero.
-            masks: "mask_moving", "mask_fixed", shape (B, 1, *S).
+            masks: "mask_moving", "mask_fixed", shape (B, 1, *S), and the landmarks of `losses.landmarks`.
             constants: what else the loss needs of the batch and has no resolution ("hyper").
             deformation: in place of the optimiser's own, for one that depends on the pair.
         Returns:
@@ -150,13 +156,15 @@ class PairwiseOptimizer:
     ) -> Tensor | None:
         """Level by level; the parameters on the last level's grid."""
         parameters, size = start, batch["fixed"].shape[2:]
+        has_term = self.landmark_weight > 0 and "landmarks_fixed" in batch
+        loss = WithLandmarks(objective, self.landmark_weight) if has_term else objective
         on_iteration = objective.on_iteration if isinstance(objective, ScheduledLoss) else _unchanged
         with tqdm(total=sum(self.iterations), desc="optimizing", disable=not self.progress, leave=False) as bar:
             for i, factor in enumerate(self.levels):
-                level = {key: shrink(image, factor) for key, image in batch.items()} | dict(constants)
+                level = at_level(batch, factor) | dict(constants)
                 coarse = deformation.on_grid(size, level["fixed"].shape[2:])
                 begin = _fitted(parameters, level["fixed"], deformation)
-                evaluation = Evaluation(coarse, objective, level, begin, keeps_best=self.auto)
+                evaluation = Evaluation(coarse, loss, level, begin, keeps_best=self.auto)
                 before = sum(self.iterations[:i]) if start is None else _AT_THE_END
                 self._minimize(evaluation, range(before, before + self.iterations[i]), on_iteration, bar)
                 parameters = evaluation.found()

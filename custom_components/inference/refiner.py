@@ -20,6 +20,7 @@ def refiner(
     levels: int | Sequence[int] = (4, 2, 1),
     method: str | None = None,
     across_contrasts: bool = False,
+    landmark_weight: float = 0.0,
     progress: bool = False,
 ) -> PairwiseOptimizer:
     """Refine a deformation for a pair: 1 - LNCC + weight * regularisation + 30 * folding penalty.
@@ -32,6 +33,7 @@ def refiner(
         iterations, levels: as for `PairwiseOptimizer`.
         method: "adam" or "lbfgs"; by default L-BFGS for momenta, Adam otherwise.
         across_contrasts: compare images of different contrast by MIND, with twice the weight.
+        landmark_weight: of the mean distance of the landmarks in mm, if the pair has some.
         progress: show a progress bar.
     """
     same = pair_loss(weight, regularized=regularized, folding_weight=30.0)
@@ -42,5 +44,6 @@ def refiner(
         levels=levels,
         iterations=iterations,
         method=method or ("lbfgs" if regularized == "energy" else "adam"),
+        landmark_weight=landmark_weight,
         progress=progress,
     )

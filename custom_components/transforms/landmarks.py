@@ -36,7 +36,8 @@ def landmarks_on_grid(data: Data, volumes: Mapping[str, Volume], grid: Grid, wor
         world_matrix: (D + 1, D + 1), from fixed to moving points, RAS mm.
     Returns:
         `landmarks_moving`, `landmarks_fixed`, shape (N, D), float64: voxels of the model grid, where a map without
-        error takes the fixed ones to the moving ones. Nothing if the item names none.
+        error takes the fixed ones to the moving ones; and `landmarks_mm`, (1, D), its voxel size. Nothing if the item
+        names none.
     Raises:
         FileNotFoundError, ValueError: if a file is missing or damaged, or the two do not correspond.
     """
@@ -59,7 +60,7 @@ def landmarks_on_grid(data: Data, volumes: Mapping[str, Volume], grid: Grid, wor
     for role in _ROLES:
         voxels = _mapped(to_grid[role], np.stack([found[role][name] for name in common]))
         result |= {f"landmarks_{role}": torch.from_numpy(voxels), f"landmarks_{role}_path": paths[role]}
-    return result
+    return result | {"landmarks_mm": torch.from_numpy(grid.spacing)[None]}
 
 
 def _world_points(path: str, image: Volume) -> dict[int, np.ndarray]:
