@@ -64,7 +64,7 @@ def register(
         landmarks_moving, landmarks_fixed: points that correspond, whose distance is measured before and after: CSV or
             TSV with x, y, z (mm, RAS) or i, j, k (voxels), Slicer's fcsv or mrk.json, row by row; or label maps.
         landmark_weight: let the refinement also bring the landmarks together: what a millimetre of their mean distance
-            weighs against 1 - LNCC, for instance 0.1.
+            weighs against 1 - LNCC, for instance 0.01; a few points need more, as 0.3.
         id: name of the result.
         spacing: of the model grid, mm; default: the bundle's, for which its weights were trained.
         samples: of a probabilistic bundle: number of deformations to draw. They are written with maps of their standard

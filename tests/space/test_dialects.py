@@ -102,6 +102,18 @@ def test_a_field_and_a_matrix_come_back_from_every_dialect(tmp_path: Path, diale
         assert apart(read_transform(tmp_path / FIELD_FILES[dialect], frames), steps, frames) < 1e-4
 
 
+@pytest.mark.parametrize(("dialect", "name"), [("itk", "a.h5"), ("itk", "a.nii.gz"), ("ants", "a_")])
+def test_transforms_of_2d_points_come_back(tmp_path: Path, dialect: str, name: str) -> None:
+    pytest.importorskip("itk")
+    image = save(tmp_path / "flat.nii.gz", noise(20, 24), np.diag([-1.5, 2, 1, 1]))
+    frames = Frames.of_files(image, image)
+    assert frames.fixed
+    matrix = np.array([[1.05, 0.1, 2], [-0.1, 0.98, -1], [0, 0, 1]])
+    steps = [DisplacementField(torch.sin(identity_grid((20, 24)) / 5), frames.fixed.grid), matrix]
+    write_transform(tmp_path / name, steps, frames, dialect=dialect)
+    assert apart(read_transform(tmp_path / name), steps, frames) < 1e-4
+
+
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_flirts_matrix_of_equal_voxels_is_the_identity_and_of_a_shift_has_it_in_its_own_axes(
     tmp_path: Path, orientation: str
