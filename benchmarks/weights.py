@@ -11,8 +11,8 @@ Two checkpoints are compared by paired t intervals of the score (Dice; correlati
 of people, both directions of a pair averaged; people who occur in several pairs make them narrower than they should be.
 A checkpoint beats another one if by the network alone it is better in a part (95 % over all parts, after Bonferroni)
 and at no number of iterations worse in any (95 %, and by more than --loss), nor folds more (--folds percent).
-Parts across contrasts count for bundles whose refinement is across contrasts. The interval does not know that another
-seed of the same training gives other weights.
+Parts across contrasts count for bundles whose shipped weights are for any contrast. The interval does not know that
+another seed of the same training gives other weights.
 
 Exit code: 0 if all checkpoints beat the other one, 1 if not, 2 for errors.
 """
@@ -40,7 +40,7 @@ from custom_components.evaluation.cohort import summarize
 from custom_components.files import read_state, save_tensors, write_table
 from custom_components.runs import sentence
 from custom_components.vocabulary import Config
-from custom_components.weights import digest
+from custom_components.weights import digest, read_sidecar
 
 FREE = "training-free"
 DATA = os.environ.get("MORPHZOO_TEST_DATA", str(REPOSITORY.parent / "shared" / "data"))
@@ -213,7 +213,7 @@ def _report(
     ]
     write_table(args.output / args.bundle / "rows.csv", rows)
     print("\n" + table(parts, found, against.name))
-    across = config.config["refinement"].get("across_contrasts", False)
+    across = read_sidecar(str(config.get_parsed_content("weights"))).get("contrasts") == ["any"]
     judged = [part for part in parts if across or not part.across_contrasts]
     verdicts = []
     for contestant in new:

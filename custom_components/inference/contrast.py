@@ -1,4 +1,8 @@
-"""Which loss compares a pair of images: it depends on whether both show the same contrast."""
+"""Which loss compares a pair of images: it depends on whether both show the same contrast.
+
+A correlation of whole images tells little: background, skull and air agree in all contrasts. What counts is the sign of
+local correlations within tissue: in T1 and T2, PD or FLAIR the border of grey and white matter has opposite signs.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,23 @@ import logging
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..fields import warp
-from ..losses.registration import RegistrationLoss
+from ..losses.registration import RegistrationLoss, common_mask
+from ..losses.similarity import local_correlation
 from .level import Loss
 from .pyramid import shrink
 
 logger = logging.getLogger(__name__)
+
+_WINDOW = 7  # voxels at half resolution
+_BRIGHT = 0.8  # of the object's mean: darker voxels are air, bone and fluid, whose borders agree in many contrasts
+_STRUCTURE = 4e-4  # least variance of a window in which there is something to compare
+_CLEAR = 0.5  # least absolute correlation whose sign is believed
+_AGREEMENT = 0.88  # share of positive signs from which on the contrast is the same
+_EVIDENCE = 0.15  # least share of windows that are clear
 
 
 class LossByContrast:
@@ -32,11 +45,13 @@ class LossByContrast:
         """The loss for a batch of roughly aligned pairs.
 
         Args:
-            batch: "moving", "fixed", (B, C, *S), in [0, 1]; optionally "mask_fixed".
+            batch: "moving", "fixed", (B, C, *S), in [0, 1]; optionally "mask_moving", "mask_fixed".
             ddf: what is known of the displacement, (B, D, *S).
         """
-        warped = batch["moving"] if ddf is None else warp(batch["moving"], ddf)
-        same = same_contrast(warped, batch["fixed"], batch.get("mask_fixed"))
+        moving, fixed = batch["moving"], batch["fixed"]
+        if ddf is None:
+            ddf = fixed.new_zeros(fixed.shape[0], fixed.ndim - 2, *fixed.shape[2:])
+        same = same_contrast(warp(moving, ddf), fixed, common_mask(ddf, batch))
         loss = self.same if same else self.across
         named = loss.similarity if isinstance(loss, RegistrationLoss) else loss
         contrast = "the same" if same else "different"
@@ -44,23 +59,30 @@ class LossByContrast:
         return loss
 
 
-def same_contrast(warped: Tensor, fixed: Tensor, mask: Tensor | None = None, *, threshold: float = 0.3) -> bool:
-    """Whether two roughly aligned images show the same contrast: their correlation inside the object.
+def same_contrast(warped: Tensor, fixed: Tensor, mask: Tensor | None = None) -> bool:
+    """Whether two roughly aligned images show the same contrast: local correlations in bright tissue are positive.
 
-    The object is where both images (smoothed) exceed a tenth of their range, so that a dark background, which all
-    contrasts share, does not count.
+    At half resolution, in windows of bright tissue of both images with structure in both, at least 88 % of the clear
+    correlations (|r| > .5) must be positive, and 15 % of the windows clear; else the answer is no, as it is for most
+    pairs that cannot be compared. Over people and after affine alignment, T1 to T1 has 92 to 100 %, FLAIR to T1 up to
+    83 %, all other pairs of contrasts below 50 % (docs/contrasts.md).
 
     Args:
         warped, fixed: shape (B, C, *S), in [0, 1]; all samples of a batch must pass.
         mask: where to look, (B, 1, *S).
-        threshold: of the correlation.
     """
-    smooth = [shrink(image, 2) for image in (warped, fixed)]
-    inside = (smooth[0].amin(1, keepdim=True) > 0.1) & (smooth[1].amin(1, keepdim=True) > 0.1)
-    if mask is not None:
-        inside = inside & (shrink(mask.float(), 2) > 0.5)
-    for i in range(fixed.shape[0]):
-        a, b = (image[i].mean(0)[inside[i, 0]] for image in smooth)
-        if len(a) < 2 or not float(torch.corrcoef(torch.stack([a, b]))[0, 1]) > threshold:
+    small = [shrink(image.float().mean(1, keepdim=True), 2) for image in (warped, fixed)]
+    seen = torch.ones_like(small[0]) if mask is None else (shrink(mask.float(), 2) > 0.9).float()
+    pool = F.avg_pool2d if fixed.ndim == 4 else F.avg_pool3d
+    means = [pool(image, 3, 1, 1) for image in small]
+    inside = (means[0] > 0.1) & (means[1] > 0.1) & (seen > 0)
+    for i in range(len(fixed)):
+        where = inside[i]
+        for mean in means:
+            where = where & (mean[i] > _BRIGHT * mean[i][inside[i]].mean())
+        r, variances = local_correlation(small[0][i : i + 1], small[1][i : i + 1], where[None].float(), _WINDOW)
+        r = r[where[None] & (variances > _STRUCTURE)]
+        clear = r[r.abs() > _CLEAR]
+        if len(clear) <= _EVIDENCE * len(r) or float((clear > 0).float().mean()) < _AGREEMENT:
             return False
     return True

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+from torch import nn
 
 from ..deformations.base import Deformation
+from ..losses.gradients import NGF
 from ..losses.pair import pair_loss
-from ..losses.similarity import MIND
+from ..losses.registration import RegistrationLoss
+from ..losses.similarity import LNCC, MIND, MutualInformation
 from .contrast import LossByContrast
 from .refinement import PairwiseOptimizer
+
+# By name: the similarity, and how much smoother its answers must be than those of LNCC (docs/contrasts.md).
+SIMILARITIES: dict[str, tuple[Callable[[], nn.Module], float]] = {
+    "lncc": (lambda: LNCC(9), 1.0),
+    "mind": (MIND, 10.0),
+    "mi": (MutualInformation, 40.0),
+    "ngf": (NGF, 10.0),
+}
 
 
 def refiner(
@@ -19,7 +31,7 @@ def refiner(
     iterations: int | Sequence[int] | str = (30, 30, 20),
     levels: int | Sequence[int] = (4, 2, 1),
     method: str | None = None,
-    across_contrasts: bool = False,
+    similarity: str = "auto",
     landmark_weight: float = 0.0,
     progress: bool = False,
 ) -> PairwiseOptimizer:
@@ -32,15 +44,23 @@ def refiner(
             mean.
         iterations, levels: as for `PairwiseOptimizer`.
         method: "adam" or "lbfgs"; by default L-BFGS for momenta, Adam otherwise.
-        across_contrasts: compare images of different contrast by MIND, with twice the weight.
+        similarity: "lncc", "mind", "mi" or "ngf"; "auto" takes LNCC for images of the same contrast and normalised
+            gradients (NGF) otherwise. All but LNCC come with a larger weight of the regularisation.
         landmark_weight: of the mean distance of the landmarks in mm, if the pair has some.
         progress: show a progress bar.
+    Raises:
+        ValueError: for another word for the similarity.
     """
-    same = pair_loss(weight, regularized=regularized, folding_weight=30.0)
-    across = pair_loss(2 * weight, regularized=regularized, similarity=MIND(), folding_weight=30.0)
+    if similarity not in ("auto", *SIMILARITIES):
+        raise ValueError(f"expected similarity auto, {', '.join(SIMILARITIES)}, got {similarity!r}")
+
+    def loss(name: str) -> RegistrationLoss:
+        make, factor = SIMILARITIES[name]
+        return pair_loss(factor * weight, regularized=regularized, similarity=make(), folding_weight=30.0)
+
     return PairwiseOptimizer(
         deformation,
-        LossByContrast(same, across) if across_contrasts else same,
+        LossByContrast(loss("lncc"), loss("ngf")) if similarity == "auto" else loss(similarity),
         levels=levels,
         iterations=iterations,
         method=method or ("lbfgs" if regularized == "energy" else "adam"),

@@ -100,7 +100,7 @@ class RegistrationLoss(nn.Module):
         """
         terms: dict[str, Tensor] = {}
         if self.similarity is not None:
-            similarity = self._similarity(pred["warped"], batch, _common_mask(pred["ddf"], batch))
+            similarity = self._similarity(pred["warped"], batch, common_mask(pred["ddf"], batch))
             terms["similarity"] = self.similarity_weight * _masked_share(batch) * similarity
         if self.overlap is not None:
             terms["segmentation"] = self.segmentation_weight * compare(self.overlap, pred["ddf"], batch, "label")
@@ -125,7 +125,7 @@ def compare(term: nn.Module, ddf: Tensor, batch: Batch, kind: str) -> Tensor:
     return term(ddf, batch[f"{kind}_moving"], batch[f"{kind}_fixed"])
 
 
-def _common_mask(ddf: Tensor, batch: Batch) -> Tensor | None:
+def common_mask(ddf: Tensor, batch: Batch) -> Tensor | None:
     """Where both images count, on the fixed image's grid: the fixed mask times the warped moving one."""
     mask = batch.get("mask_fixed")
     if "mask_moving" in batch:

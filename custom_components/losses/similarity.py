@@ -124,6 +124,25 @@ class _SquaredLocalCorrelation(torch.autograd.Function):
         return grad_a, grad_b, None, None, None
 
 
+def local_correlation(a: Tensor, b: Tensor, mask: Tensor, window: int) -> tuple[Tensor, Tensor]:
+    """Signed correlation in each window over the voxels of a mask, and the smaller of both variances.
+
+    Args:
+        a, b: shape (B, 1, *S). mask: 0 or 1, of the same shape.
+    Returns:
+        Two tensors (B, 1, *S), of a window's centre; 0 where the mask leaves it empty.
+    """
+    count = box_sum(mask, window).clamp(min=1)
+
+    def mean(values: Tensor) -> Tensor:
+        return box_sum(values * mask, window) / count
+
+    mean_a, mean_b = mean(a), mean(b)
+    var_a, var_b = (mean(a * a) - mean_a**2).clamp(min=0), (mean(b * b) - mean_b**2).clamp(min=0)
+    covariance = mean(a * b) - mean_a * mean_b
+    return covariance / ((var_a + 1e-5) * (var_b + 1e-5)).sqrt(), torch.minimum(var_a, var_b)
+
+
 class LNCC(nn.Module):
     """Local normalised cross-correlation, squared, in a sliding window: 1 - mean(cov^2 / (var var)), in [0, 1].
 
