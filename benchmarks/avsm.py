@@ -22,6 +22,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -199,7 +200,7 @@ def align_pairs(pairs: Sequence[Mapping[str, Any]], args: argparse.Namespace) ->
     flat = load_image(pairs[0]["fixed"]).data.ndim == 3
     methods: dict[str, Any] = {"none": lambda fixed, moving: np.eye(len(fixed.grid.size) + 1)}
     if not args.no_itk:
-        methods["itk"] = register_affine
+        methods["itk"] = partial(register_affine, engine="itk")
     for steps in map(int, args.affine_steps.split(",")):
         methods[f"learned-{steps}"] = on_scaled_images(aligner(steps, flat, args))
     rows = []

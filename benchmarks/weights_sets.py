@@ -57,7 +57,7 @@ def heads(data: Path, cache: Path) -> list[Part]:
             print(f"aligning {pair['id']} ...", flush=True)
             matrix.parent.mkdir(parents=True, exist_ok=True)
             fixed, moving = (load_image(pair[role]) for role in ("fixed", "moving"))
-            write_affine_transform(matrix, register_affine(fixed, moving))
+            write_affine_transform(matrix, register_affine(fixed, moving, engine="itk"))
         pair["affine"] = str(matrix)
     return [Part("heads", _of_files(pairs))]
 

@@ -55,11 +55,12 @@ def register(
         bundle: name of a bundle, or its folder.
         optimize: iterations of pairwise refinement after the network, 0 for none, or "auto" for as many as bring the
             images closer; default: the bundle's.
-        affine: "itk" (also "affine", or --affine alone) or "rigid" aligns with ITK first, "learned" with a network,
-            "none" trusts the headers; or the path of an affine transform file. Default: the bundle's, for synthmorph
-            "itk".
+        affine: "itk" aligns affinely with ITK first; "affine" (or --affine alone) does it in a fifth of the time, and
+            "translation", "rigid" and "similarity" go no further; "itk-rigid" and so on do that with ITK; "learned"
+            asks a network, "none" trusts the headers; or the path of an affine transform file. Default: the bundle's,
+            for synthmorph "itk".
         label_moving, label_fixed: label maps, warped along and compared.
-        mask_moving, mask_fixed: where the images count during refinement.
+        mask_moving, mask_fixed: where the images count during alignment and refinement.
         channel_weights: how much each channel counts in the refinement, for instance 1,0.5; default: all the same.
         landmarks_moving, landmarks_fixed: points that correspond, whose distance is measured before and after: CSV or
             TSV with x, y, z (mm, RAS) or i, j, k (voxels), Slicer's fcsv or mrk.json, row by row; or label maps.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..affine import centred_to_voxel
-from ..space.affine import image_weights
+from ..space.affine_levels import image_weights
 from ..space.grids import Grid, center_of_mass, fixed_size_grid
 from ..space.resampling import resample
 from ..space.volumes import Volume

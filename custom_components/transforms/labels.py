@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -21,20 +21,27 @@ logger = logging.getLogger(__name__)
 
 
 def labels_on_grid(data: Data, role: str, image: Volume, grid: Grid, world_matrix: np.ndarray | None) -> Item:
-    """The label map and the mask of an image on the model grid, as far as the item names them."""
-    result: Item = {}
-    if data.get(f"label_{role}"):
-        labels = load_labels_for(source_in(data, f"label_{role}"), image)
-        result[f"label_{role}"] = resample(labels.data, labels.affine, grid, world_matrix=world_matrix, mode="nearest")
-        result[f"label_{role}_path"] = ScanPath(labels)
-    if data.get(f"mask_{role}"):
-        mask = load_labels_for(source_in(data, f"mask_{role}"), image, load_mask)
-        mode = "linear" if mask.data.is_floating_point() else "nearest"
-        result[f"mask_{role}"] = resample(mask.data, mask.affine, grid, world_matrix=world_matrix, mode=mode)
-        result[f"mask_{role}_path"] = mask.path
-        if not result[f"mask_{role}"].any():
-            raise ValueError(f"{mask.path}: the mask is empty on the model grid of the pair")
-    return result
+    """The label map of an image on the model grid, if the item names one."""
+    if not data.get(f"label_{role}"):
+        return {}
+    labels = load_labels_for(source_in(data, f"label_{role}"), image)
+    values = resample(labels.data, labels.affine, grid, world_matrix=world_matrix, mode="nearest")
+    return {f"label_{role}": values, f"label_{role}_path": ScanPath(labels)}
+
+
+def masks_of(data: Data, images: Mapping[str, Volume]) -> dict[str, Volume]:
+    """The masks of the images "moving" and "fixed" under the same names, as far as the item names them."""
+    given = [role for role in images if data.get(f"mask_{role}")]
+    return {role: load_labels_for(source_in(data, f"mask_{role}"), images[role], load_mask) for role in given}
+
+
+def mask_on_grid(role: str, mask: Volume, grid: Grid, world_matrix: np.ndarray | None) -> Item:
+    """The mask of an image on the model grid. Raises ValueError: if nothing of it is there."""
+    mode = "linear" if mask.data.is_floating_point() else "nearest"
+    values = resample(mask.data, mask.affine, grid, world_matrix=world_matrix, mode=mode)
+    if not values.any():
+        raise ValueError(f"{mask.path}: the mask is empty on the model grid of the pair")
+    return {f"mask_{role}": values, f"mask_{role}_path": mask.path}
 
 
 def load_labels_for(path: Source, image: Volume, read: Callable[[Source], Volume] = load_labels) -> Volume:

@@ -10,26 +10,23 @@ read (`ScanPath`), so that nobody reads a scan twice. `warnings` holds the lines
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypedDict
 
-import numpy as np
 import torch
 from monai.transforms import Transform
 
 from ..notices import collecting, warn
-from ..space.affine import register_affine
-from ..space.dialects import Frames, read_affine_transform
 from ..space.fit import check_overlap, fitting_grid
-from ..space.planes import flatten_matrix
 from ..space.resampling import resample
 from ..space.volumes import Volume
 from ..vocabulary import Data, Item
+from .alignment import Aligner, world_matrix_of
 from .channels import channel_weights, load_with_channels
 from .field_of_view import seen_by
 from .intensities import check_window, compared, scale_intensity
-from .labels import labels_on_grid
+from .labels import labels_on_grid, mask_on_grid, masks_of
 from .landmarks import landmarks_on_grid
 from .scan_paths import ScanPath
 
@@ -41,7 +38,7 @@ class GridOptions(TypedDict, total=False):
 
     spatial_dims: int | None
     multiple: int
-    aligner: Callable[[Volume, Volume], np.ndarray] | None
+    aligner: Aligner | None
     fit: bool
     window: Sequence[float] | None
     fill: float | None
@@ -63,9 +60,7 @@ class LoadPaird(Transform):
 
     Args:
         spacing: of the model grid in mm, one number or one per axis (R, A, S); None keeps the fixed image's own.
-        affine: "none" trusts the headers; "rigid" or "affine" ("itk" is the same) aligns with ITK first; "learned" asks
-            the aligner; anything else is the path of a transform file with matrices, fixed to moving. An item's own
-            entry `affine` goes first.
+        affine: how the pair is aligned first, see `world_matrix_of`. An item's own entry `affine` goes first.
         spatial_dims: refuse images of another dimension.
         multiple: the sizes of the model grid become multiples of this.
         aligner: for "learned": from both volumes, fixed then moving, intensities in [0, 1], to the matrix from fixed
@@ -82,7 +77,7 @@ class LoadPaird(Transform):
         *,
         spatial_dims: int | None = None,
         multiple: int = 1,
-        aligner: Callable[[Volume, Volume], np.ndarray] | None = None,
+        aligner: Aligner | None = None,
         fit: bool = True,
         window: Sequence[float] | None = None,
         fill: float | None = None,
@@ -109,14 +104,9 @@ class LoadPaird(Transform):
         contrasts = {role: replace(volume, data=compared(volume, self.window)) for role, volume in volumes.items()}
         scaled = {role: replace(volume, data=scale_intensity(volume.data)) for role, volume in contrasts.items()}
         affine = str(data.get("affine") or self.affine)
-        if affine == "learned":
-            if self.aligner is None:
-                raise ValueError("affine 'learned' needs an aligner: the overlay learned_affine.json has one")
-            world_matrix = self.aligner(scaled["fixed"].first, scaled["moving"].first)
-        else:
-            world_matrix = self._world_matrix(contrasts["fixed"].first, contrasts["moving"].first, affine)
-        if not np.isfinite(world_matrix).all() or abs(np.linalg.det(world_matrix)) < 1e-9:
-            raise ValueError(f"expected an affine transform ({affine}) with an inverse, got {world_matrix.tolist()}")
+        masks = masks_of(data, volumes)
+        first, first_scaled = ({role: volume.first for role, volume in found.items()} for found in (contrasts, scaled))
+        world_matrix = world_matrix_of(affine, first, first_scaled, masks, self.aligner)
         check_overlap(fixed, moving, world_matrix, affine)
         grid = fitting_grid(fixed, self.spacing, multiple=self.multiple, fit=self.fit)
         for role, volume in volumes.items():
@@ -126,6 +116,8 @@ class LoadPaird(Transform):
                 raise ValueError(f"{volume.path}: nothing of it shows on the model grid, which lies in {fixed.path}")
             result |= {role: image, f"{role}_path": ScanPath(volume), f"label_{role}_path": ""}
             result |= labels_on_grid(data, role, volume, grid, matrix)
+            if role in masks:
+                result |= mask_on_grid(role, masks[role], grid, matrix)
         seen = seen_by(moving.first, grid, world_matrix, result["fixed"][:1])
         if seen is not None:
             given = result.get("mask_moving", seen)
@@ -152,22 +144,6 @@ class LoadPaird(Transform):
         if self.fill is not None:
             volumes["moving"] = moving.filled(self.fill)
         return volumes
-
-    def _world_matrix(self, fixed: Volume, moving: Volume, affine: str) -> np.ndarray:
-        d = len(fixed.affine) - 1
-        if affine == "none":
-            return np.eye(d + 1)
-        if affine in ("rigid", "affine", "itk"):
-            return register_affine(fixed, moving, transform="rigid" if affine == "rigid" else "affine")
-        matrix = read_affine_transform(affine, Frames(fixed, moving))
-        if d == 2 and len(matrix) == 4:
-            flat = flatten_matrix(matrix, fixed.frame, moving.frame, max(fixed.thickness_mm, moving.thickness_mm))
-            if flat is None:
-                raise ValueError(f"{affine}: expected a transform of slice to slice, got one that leaves their planes")
-            return flat
-        if matrix.shape != (d + 1, d + 1):
-            raise ValueError(f"{affine}: expected a transform of {d}-D points, got one of {len(matrix) - 1}-D points")
-        return matrix
 
 
 def check_dimensions(fixed: Volume, moving: Volume) -> None:

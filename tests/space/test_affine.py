@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from space.cases import save
 
 from custom_components.notices import collecting
@@ -24,7 +26,7 @@ def test_known_rigid_transform_between_t1_and_epi_is_recovered(test_data: Path, 
     folder = test_data / "subject_to_template"
     fixed, moving = load_image(folder / f"{epi}.nii.gz"), load_image(folder / "S1_T1.nii.gz")
     known = np.array(json.loads((folder / "transforms.json").read_text())[epi]["EPI_world_to_T1_world"])
-    found = register_affine(fixed, moving, transform="rigid")
+    found = register_affine(fixed, moving, stage="rigid", engine="itk")
     brain = np.argwhere(fixed.data[0].numpy() > 60)[::50] @ fixed.affine[:3, :3].T + fixed.affine[:3, 3]
     distance = transform_points_world(brain, [found]) - transform_points_world(brain, [known])
     assert np.linalg.norm(distance, axis=1).mean() < tolerance_mm
@@ -32,7 +34,6 @@ def test_known_rigid_transform_between_t1_and_epi_is_recovered(test_data: Path, 
 
 @pytest.mark.slow
 def test_affine_in_the_plane_finds_an_origin_that_is_off_by_100_mm(test_data: Path) -> None:
-    pytest.importorskip("itk")
     fixed, moving = (load_image(test_data / "pairs2d_multimodal" / f"{name}.nii.gz") for name in ("r16", "r64"))
     found = register_affine(fixed, moving)
     assert np.linalg.norm(transform_points_world(fixed.grid.center[None], [found]) - moving.grid.center) < 20
@@ -59,7 +60,6 @@ def shapes(size: tuple[int, ...]) -> np.ndarray:
     ],
 )
 def test_a_header_turned_by_90_or_180_degrees_is_undone_and_said(tmp_path: Path, turn: list[list[int]]) -> None:
-    pytest.importorskip("itk")
     d = len(turn)
     size = (40, 44, 36)[:d]
     image = shapes(size).astype(np.float32)[(..., *[None] * (3 - d))]
@@ -73,9 +73,52 @@ def test_a_header_turned_by_90_or_180_degrees_is_undone_and_said(tmp_path: Path,
         for name, matrix in (("fixed", affine), ("moving", turned @ affine))
     )
     with collecting() as warnings:
-        found = register_affine(fixed, moving, transform="rigid")
+        found = register_affine(fixed, moving, stage="rigid")
     points = np.random.default_rng(0).normal(center[:d], 20, (50, d))
     expected = points @ turned[:d, :d].T + turned[:d, 3]
     assert np.linalg.norm(transform_points_world(points, [found]) - expected, axis=1).mean() < 2
     assert len(warnings) == 1
     assert "turned by 90 or 180 degrees" in warnings[0]
+
+
+@pytest.mark.slow
+def test_a_masked_square_does_not_move_the_answer(test_data: Path) -> None:
+    folder = test_data / "pairs2d_multimodal"
+    fixed, moving = (load_image(folder / f"{name}.nii.gz") for name in ("r16", "r64"))
+    data = fixed.data.clone()
+    data[:, 90:150, 100:160] = float(data.max())
+    kept = torch.ones_like(data)
+    kept[:, 88:152, 98:162] = 0
+    painted, mask = replace(fixed, data=data), replace(fixed, data=kept)
+    points = fixed.grid.center + np.random.default_rng(0).normal(0, 40, (99, 2))
+    answers = [
+        transform_points_world(points, [register_affine(image, moving, stage="rigid", mask_fixed=weights)])
+        for image, weights in ((fixed, None), (painted, mask))
+    ]
+    assert np.linalg.norm(answers[0] - answers[1], axis=1).mean() < 3
+
+
+@pytest.mark.slow
+def test_an_image_is_aligned_with_itself_by_the_identity(tmp_path: Path) -> None:
+    image = shapes((40, 44, 36)).astype(np.float32)
+    volume = load_image(save(tmp_path / "a.nii.gz", image, np.diag([3.0, 3, 3, 1])))
+    np.testing.assert_array_equal(register_affine(volume, volume), np.eye(4))
+
+
+@pytest.mark.slow
+def test_images_that_share_nothing_are_said_to(tmp_path: Path) -> None:
+    affine = np.diag([3.0, 3, 3, 1])
+    noise = np.random.default_rng(0).normal(size=(36, 40, 32)).astype(np.float32)
+    fixed = load_image(save(tmp_path / "fixed.nii.gz", shapes((40, 44, 36)).astype(np.float32), affine))
+    moving = load_image(save(tmp_path / "moving.nii.gz", noise, affine))
+    with collecting() as warnings:
+        register_affine(fixed, moving)
+    assert len(warnings) == 1
+    assert "may have failed" in warnings[0]
+
+
+@pytest.mark.parametrize("settings", [{"stage": "elastic"}, {"engine": "elastix"}])
+def test_unknown_stages_and_engines_are_refused(tmp_path: Path, settings: dict[str, str]) -> None:
+    volume = load_image(save(tmp_path / "a.nii.gz", shapes((12, 12, 12)).astype(np.float32), np.eye(4)))
+    with pytest.raises(ValueError, match="expected a stage"):
+        register_affine(volume, volume, **settings)  # type: ignore[arg-type]

@@ -175,7 +175,7 @@ def test_missing_itk_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setitem(__import__("sys").modules, "itk", None)
     volume = load_image(save(tmp_path / "a.nii.gz", noise(8, 8, 8)))
     with pytest.raises(ImportError, match=r"morphzoo\[demo\]"):
-        register_affine(volume, volume)
+        register_affine(volume, volume, engine="itk")
     assert not write_composite_transform(tmp_path / "t.h5", [np.eye(4)])
 
 
