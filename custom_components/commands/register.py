@@ -19,7 +19,9 @@ def register(
     output: str | None = None,
     *,
     bundle: str = DEFAULT_BUNDLE,
+    quality: Literal["fast"] | Literal["default"] | Literal["best"] | None = None,
     optimize: int | Literal["auto"] | None = None,
+    smoothness: float | None = None,
     affine: str | bool | None = None,
     label_moving: str | Image | None = None,
     label_fixed: str | Image | None = None,
@@ -55,6 +57,9 @@ def register(
         bundle: name of a bundle, or its folder.
         optimize: iterations of pairwise refinement after the network, 0 for none, or "auto" for as many as bring the
             images closer; default: the bundle's.
+        quality: "fast" refines a little, "default" as the bundle does, "best" also at half the spacing (1 mm), which
+            takes several times as long.
+        smoothness: factor of the refinement's regularisation; default: 1. Smoother fields match a little less.
         affine: "itk" aligns affinely with ITK first; "affine" (or --affine alone) does it in a fifth of the time, and
             "translation", "rigid" and "similarity" go no further; "itk-rigid" and so on do that with ITK; "learned"
             asks a network, "none" trusts the headers; or the path of an affine transform file. Default: the bundle's,
@@ -86,7 +91,15 @@ def register(
     Returns:
         The warped images, the transforms, the measures, and the paths of the files if there are some.
     """
-    settings |= {"optimize": optimize, "affine": affine, "spacing": spacing, "samples": samples, "hyper": hyper}
+    settings |= {
+        "quality": quality,
+        "optimize": optimize,
+        "smoothness": smoothness,
+        "affine": affine,
+        "spacing": spacing,
+        "samples": samples,
+        "hyper": hyper,
+    }
     settings |= {"sweep": sweep, "weights": weights, "device": device, "window": window, "fill": fill}
     settings |= {"write_as": write_as, "landmark_weight": landmark_weight}
     labels = {"label_moving": label_moving, "label_fixed": label_fixed}

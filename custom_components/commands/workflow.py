@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from ..evaluation.cohort import Cohort
     from ..evaluation.result import Registration
 
+QUALITIES = ("fast", "default", "best")
+
 _FILE_KEYS = (
     *("moving", "fixed", "label_moving", "label_fixed", "mask_moving", "mask_fixed", "channels_moving"),
     *("channels_fixed", "image", "label", "mask"),
@@ -151,9 +153,30 @@ def check_settings(
     """
     from monai.bundle import ConfigParser
 
+    settings = dict(settings)
+    quality = settings.pop("quality", None)
     configs, defaults = _configs(bundle, spatial_dims, settings.get("affine") == "learned")
+    if quality is not None:
+        configs += _quality(bundle, str(quality), spatial_dims, settings.get("optimize"))
     configs += as_list(overlays)
     return configs, defaults | typed_settings(bundle.name, ConfigParser.load_config_files(configs), settings)
+
+
+def _quality(bundle: Path, quality: str, spatial_dims: int, iterations: object) -> list[str]:
+    """The overlays of a quality.
+
+    Raises:
+        ValueError: if there is no such quality, the bundle has none, or a number of iterations is given, too.
+    """
+    if quality not in QUALITIES:
+        raise ValueError(f"--quality: expected {' or '.join(QUALITIES)}, got {quality!r}")
+    if "finer" not in settings_of(bundle):
+        raise ValueError(f"{bundle.name} has no --quality; those have it whose configuration says `finer`")
+    if iterations is not None:
+        raise ValueError("--quality says how many iterations there are: give it or --optimize")
+    forms = ("", "_2d") if spatial_dims == 2 else ("",)
+    files = [Path(overlay_path(f"quality_{quality}{form}")) for form in forms]
+    return [str(path) for path in files if path.is_file()]
 
 
 def check_files(pairs: Sequence[Entry]) -> None:

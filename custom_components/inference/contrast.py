@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..fields import warp
-from ..losses.registration import RegistrationLoss, common_mask
+from ..losses.registration import common_mask
 from ..losses.similarity import local_correlation
 from .level import Loss
 from .pyramid import shrink
@@ -54,7 +54,7 @@ class LossByContrast:
         starts = [zero] if ddf is None else [zero, ddf]
         same = all(same_contrast(warp(moving, start), fixed, common_mask(start, batch)) for start in starts)
         loss = self.same if same else self.across
-        named = loss.similarity if isinstance(loss, RegistrationLoss) else loss
+        named = getattr(loss, "similarity", loss)
         contrast = "the same" if same else "different"
         logger.info("refining with %s: the images are of %s contrast", type(named).__name__, contrast)
         return loss

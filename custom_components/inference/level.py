@@ -63,11 +63,19 @@ class Evaluation:
         assert self.last is not None
         return float(self.last.similarity)
 
-    def __call__(self) -> Tensor:
-        self.unknown.grad = None
+    def value(self) -> float:
+        """The mean loss, without a gradient."""
+        with torch.no_grad():
+            return float(self._mean()[0])
+
+    def _mean(self) -> tuple[Tensor, Result]:
         pred: Result = self.deformation(self.parameters(), self.size)
         pred["warped"] = warp(self.batch["moving"], pred["ddf"])
-        mean = self.objective(pred, self.batch)
+        return self.objective(pred, self.batch), pred
+
+    def __call__(self) -> Tensor:
+        self.unknown.grad = None
+        mean, pred = self._mean()
         loss = mean * self.voxels
         loss.backward()
         assert self.unknown.grad is not None

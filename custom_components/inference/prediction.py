@@ -13,9 +13,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..checks import check_number
 from ..deformations.base import Deformation
 from ..fields import per_channel
 from ..vocabulary import Pred
+from .pyramid import shrink
 
 # What a network answers depends on the network: mostly a tensor, sometimes several.
 Network = Callable[..., Any]
@@ -127,16 +129,21 @@ class NetworkPredictor:
     Args:
         precision: see `Precision`.
         average: "mirror", "swap" or both, which costs 2 or 4 runs of the network.
+        finer: the network sees the pair with so many times fewer voxels along each axis: as it was trained, where the
+            model grid is finer than that.
         **options: keyword arguments for each call of the network, beside those of the batch.
     Raises:
         ValueError: for another word in `average`.
     """
 
-    def __init__(self, precision: str = "float32", average: Sequence[str] = (), **options: object) -> None:
+    def __init__(
+        self, precision: str = "float32", average: Sequence[str] = (), *, finer: int = 1, **options: object
+    ) -> None:
+        check_number("finer", finer, least=1)
         if isinstance(average, str) or not set(average) <= {"mirror", "swap"}:
             raise ValueError(f"expected a list of mirror and swap to average over, got {average!r}")
         self.precision, self.options = Precision(precision), options
-        self.mirror, self.swap = "mirror" in average, "swap" in average
+        self.mirror, self.swap, self.finer = "mirror" in average, "swap" in average, finer
 
     def __call__(
         self,
@@ -157,6 +164,7 @@ class NetworkPredictor:
             back = run(torch.cat([fixed, moving], 1))
             return (run(image) + _negated(back, range(image.ndim - 2))) / 2
 
+        image = shrink(image, self.finer)
         parameters = both_ways(image)
         if self.mirror:
             parameters = (parameters + _negated(both_ways(image.flip(2)).flip(2), range(1))) / 2

@@ -15,12 +15,14 @@ from ..checks import check_number
 from ..deformations.base import Deformation
 from ..losses.landmarks import WithLandmarks
 from .contrast import LossByContrast
+from .descent import Diffused, SmoothDescent, StepRule, force_of_a_voxel
 from .level import Evaluation, Loss
 from .pyramid import at_level
 
 logger = logging.getLogger(__name__)
 
 
+_LEAST_GAIN = 0.03  # share of the loss that a field must gain to be better than none
 _AT_THE_END = 10**9  # iterations after which no schedule changes any more
 
 
@@ -60,7 +62,7 @@ class PairwiseOptimizer:
         iterations: at each level; one number serves all levels. All zero: the start is returned unchanged. "auto": as
             many as are worth it, see above.
         learning_rate: Adam's step, about the voxels of the parameters' grid that a vector moves in an iteration.
-        method: "adam" or "lbfgs".
+        method: "adam" or "lbfgs"; a `Diffused` loss is minimised by `SmoothDescent`.
         landmark_weight: of the mean distance in mm of the landmarks, if the pair has some; 0 leaves them out.
         progress: show a progress bar.
     Raises:
@@ -135,7 +137,11 @@ class PairwiseOptimizer:
         batch = {"moving": moving.detach(), "fixed": fixed.detach(), **(masks or {})}
         start, passed_through = _split(parameters, fixed, deformation)
         objective = self._objective(batch, start, deformation)
+        if start is not None and isinstance(objective, Diffused):
+            start = self._or_none(start, deformation, objective, batch, constants or {})
         found = self._descend(start, deformation, objective, batch, constants or {})
+        if found is not None and isinstance(objective, Diffused):
+            found = self._or_none(found, deformation, objective, batch, constants or {})
         return torch.cat([_fitted(found, fixed, deformation), *passed_through], 1)
 
     @torch.no_grad()
@@ -145,6 +151,32 @@ class PairwiseOptimizer:
             return self.loss
         ddf = None if start is None else deformation(start, batch["fixed"].shape[2:])["ddf"]
         return self.loss.choose(batch, ddf)
+
+    @torch.no_grad()
+    def _or_none(
+        self,
+        parameters: Tensor,
+        deformation: Deformation,
+        objective: Loss,
+        batch: dict[str, Tensor],
+        constants: Mapping[str, Tensor],
+    ) -> Tensor:
+        """The parameters, but zero for samples whose images are as alike as they are.
+
+        A local correlation of an image with itself falls a little when the image is blurred or contracted; that is no
+        reason to move it.
+        """
+        level = at_level(batch, self.levels[0]) | dict(constants)
+        coarse = deformation.on_grid(batch["fixed"].shape[2:], level["fixed"].shape[2:])
+        better = parameters.clone()
+        for i in range(len(parameters)):
+            one = {key: value[i : i + 1] if len(value) == len(parameters) else value for key, value in level.items()}
+            given = _fitted(parameters[i : i + 1], one["fixed"], coarse)
+            losses = [Evaluation(coarse, objective, one, first).value() for first in (given, torch.zeros_like(given))]
+            if losses[1] - losses[0] < _LEAST_GAIN * losses[1]:
+                logger.info("what was found makes the images hardly more alike: it is left out")
+                better[i] = 0
+        return better
 
     def _descend(
         self,
@@ -157,7 +189,7 @@ class PairwiseOptimizer:
         """Level by level; the parameters on the last level's grid."""
         parameters, size = start, batch["fixed"].shape[2:]
         has_term = self.landmark_weight > 0 and "landmarks_fixed" in batch
-        loss = WithLandmarks(objective, self.landmark_weight) if has_term else objective
+        loss = self._with_landmarks(objective) if has_term else objective
         on_iteration = objective.on_iteration if isinstance(objective, ScheduledLoss) else _unchanged
         with tqdm(total=sum(self.iterations), desc="optimizing", disable=not self.progress, leave=False) as bar:
             for i, factor in enumerate(self.levels):
@@ -171,17 +203,29 @@ class PairwiseOptimizer:
                 bar.set_postfix_str(f"level 1/{factor} done")
         return parameters
 
+    def _with_landmarks(self, objective: Loss) -> Loss:
+        if isinstance(objective, Diffused):
+            return Diffused(WithLandmarks(objective.loss, self.landmark_weight), objective.variance)
+        return WithLandmarks(objective, self.landmark_weight)
+
+    def _steps(self, evaluation: Evaluation, iterations: int) -> Callable[[], Tensor]:
+        """A function that makes one step and returns the loss before it."""
+        unknown, objective = evaluation.unknown, evaluation.objective
+        if isinstance(objective, Diffused):
+            rule = StepRule()
+            unit = force_of_a_voxel(evaluation.deformation, objective, evaluation.batch, rule.smoothing)
+            descent = SmoothDescent(evaluation, unit, iterations, objective.variance, rule)
+            return lambda: descent.step(evaluation)
+        if self.method == "adam":
+            adam = torch.optim.Adam([unknown], lr=self.learning_rate, eps=1e-3)
+            return lambda: adam.step(evaluation)
+        lbfgs = torch.optim.LBFGS([unknown], lr=1.0, max_iter=1, max_eval=5, line_search_fn="strong_wolfe")
+        return lambda: lbfgs.step(evaluation.tried)
+
     def _minimize(
         self, evaluation: Evaluation, iterations: range, on_iteration: Callable[[int], bool], bar: tqdm
     ) -> None:
-        optimizer: torch.optim.Optimizer
-        if self.method == "adam":
-            optimizer = torch.optim.Adam([evaluation.unknown], lr=self.learning_rate, eps=1e-3)
-        else:
-            optimizer = torch.optim.LBFGS(
-                [evaluation.unknown], lr=1.0, max_iter=1, max_eval=5, line_search_fn="strong_wolfe"
-            )
-        closure = evaluation if self.method == "adam" else evaluation.tried
+        step = self._steps(evaluation, len(iterations)) if iterations else None
         losses: list[float] = []
         similarities: list[float] = []
         for number, iteration in enumerate(iterations, start=1):
@@ -189,20 +233,22 @@ class PairwiseOptimizer:
                 evaluation.last = evaluation.best = None
                 losses.clear()
                 similarities.clear()
-            losses.append(float(optimizer.step(closure)) / evaluation.voxels)
+            assert step is not None
+            losses.append(float(step()) / evaluation.voxels)
             bar.update()
             if not math.isfinite(losses[-1]):
                 raise RuntimeError(f"the registration loss became {losses[-1]} in iteration {number}")
             if self.auto:
                 similarities.append(evaluation.similarity())
-            if self._is_done(losses, similarities):
+            if self._is_done(losses, similarities, isinstance(evaluation.objective, Diffused)):
                 bar.update(len(iterations) - number)
                 break
         if self.auto and similarities:
             logger.info("%d iterations, similarity term %.4f to %.4f", number, similarities[0], min(similarities))
 
-    def _is_done(self, losses: Sequence[float], similarities: Sequence[float]) -> bool:
-        if len(losses) > 10 and losses[-11] - losses[-1] < self.tolerance * abs(losses[-11]):
+    def _is_done(self, losses: Sequence[float], similarities: Sequence[float], diffuses: bool) -> bool:
+        # A field that diffuses may pay for its smoothness with a larger loss.
+        if not diffuses and len(losses) > 10 and losses[-11] - losses[-1] < self.tolerance * abs(losses[-11]):
             return True
         before, after = (sum(part) / 5 for part in (similarities[-10:-5], similarities[-5:]))
         return len(similarities) >= 10 and before - after < self.worth * abs(before)

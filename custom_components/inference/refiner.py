@@ -6,64 +6,77 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
+from ..checks import check_number
 from ..deformations.base import Deformation
 from ..losses.gradients import NGF
 from ..losses.pair import pair_loss
-from ..losses.registration import RegistrationLoss
 from ..losses.similarity import LNCC, MIND, MutualInformation
 from .contrast import LossByContrast
+from .descent import Diffused
 from .refinement import PairwiseOptimizer
 
 # By name: the similarity, and how much smoother its answers must be than those of LNCC (docs/contrasts.md).
-SIMILARITIES: dict[str, tuple[Callable[[], nn.Module], float]] = {
-    "lncc": (lambda: LNCC(9), 1.0),
-    "mind": (MIND, 10.0),
-    "mi": (MutualInformation, 40.0),
-    "ngf": (NGF, 10.0),
+SIMILARITIES: dict[str, tuple[Callable[[int], nn.Module], float]] = {
+    "lncc": (LNCC, 1.0),
+    "mind": (lambda window: MIND(), 10.0),
+    "mi": (lambda window: MutualInformation(), 40.0),
+    "ngf": (lambda window: NGF(), 10.0),
 }
 
 
 def refiner(
     deformation: Deformation,
-    weight: float,
+    weight: float | None = None,
     *,
+    smoothness: float = 1.0,
     regularized: str = "svf",
-    iterations: int | Sequence[int] | str = (30, 30, 20),
+    iterations: int | Sequence[int] | str = (20, 20, 12),
     levels: int | Sequence[int] = (4, 2, 1),
-    method: str | None = None,
     similarity: str = "auto",
     landmark_weight: float = 0.0,
     progress: bool = False,
 ) -> PairwiseOptimizer:
-    """Refine a deformation for a pair: 1 - LNCC + weight * regularisation + 30 * folding penalty.
+    """Refine a deformation for a pair.
+
+    A velocity or a displacement descends from 1 - LNCC in windows of 5 voxels by smooth steps, and diffuses
+    (`descent.SmoothDescent`). A momentum minimises 1 - LNCC in windows of 9 voxels + weight * energy + 30 * folding
+    penalty by L-BFGS.
 
     Args:
         deformation: parameters to fields.
-        weight: of the regularisation.
-        regularized: the field that is regularised: "svf" or "ddf" by its gradient, "energy" (of a momentum) by its
-            mean.
+        weight: of the regularisation: the variance of a full step's diffusion in squared voxels (default: 1), or the
+            factor of the energy (default: 0.003).
+        smoothness: factor of the weight; larger values make smoother fields, 0 takes none.
+        regularized: what is searched and regularised: "svf", "ddf", or "energy", that of a momentum.
         iterations, levels: as for `PairwiseOptimizer`.
-        method: "adam" or "lbfgs"; by default L-BFGS for momenta, Adam otherwise.
         similarity: "lncc", "mind", "mi" or "ngf"; "auto" takes LNCC for images of the same contrast and normalised
             gradients (NGF) otherwise. All but LNCC come with a larger weight of the regularisation.
         landmark_weight: of the mean distance of the landmarks in mm, if the pair has some.
         progress: show a progress bar.
     Raises:
-        ValueError: for another word for the similarity.
+        ValueError: for another word for the similarity, or a negative weight or smoothness.
     """
     if similarity not in ("auto", *SIMILARITIES):
         raise ValueError(f"expected similarity auto, {', '.join(SIMILARITIES)}, got {similarity!r}")
+    is_momentum = regularized == "energy"
+    if weight is None:
+        weight = 0.003 if is_momentum else 1.0
+    check_number("weight", weight, least=0)
+    check_number("smoothness", smoothness, least=0)
 
-    def loss(name: str) -> RegistrationLoss:
+    def loss(name: str) -> nn.Module:
         make, factor = SIMILARITIES[name]
-        return pair_loss(factor * weight, regularized=regularized, similarity=make(), folding_weight=30.0)
+        strength = weight * smoothness * factor
+        if is_momentum:
+            return pair_loss(strength, regularized=regularized, similarity=make(9), folding_weight=30.0)
+        return Diffused(pair_loss(0.0, regularized=regularized, similarity=make(5)), strength)
 
     return PairwiseOptimizer(
         deformation,
         LossByContrast(loss("lncc"), loss("ngf")) if similarity == "auto" else loss(similarity),
         levels=levels,
         iterations=iterations,
-        method=method or ("lbfgs" if regularized == "energy" else "adam"),
+        method="lbfgs" if is_momentum else "adam",
         landmark_weight=landmark_weight,
         progress=progress,
     )
