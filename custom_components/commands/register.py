@@ -21,7 +21,6 @@ def register(
     bundle: str = DEFAULT_BUNDLE,
     quality: Literal["fast"] | Literal["default"] | Literal["best"] | None = None,
     optimize: int | Literal["auto"] | None = None,
-    smoothness: float | None = None,
     affine: str | bool | None = None,
     label_moving: str | Image | None = None,
     label_fixed: str | Image | None = None,
@@ -59,7 +58,6 @@ def register(
             images closer; default: the bundle's.
         quality: "fast" refines a little, "default" as the bundle does, "best" also at half the spacing (1 mm), which
             takes several times as long.
-        smoothness: factor of the refinement's regularisation; default: 1. Smoother fields match a little less.
         affine: "itk" aligns affinely with ITK first; "affine" (or --affine alone) does it in a fifth of the time, and
             "translation", "rigid" and "similarity" go no further; "itk-rigid" and so on do that with ITK; "learned"
             asks a network, "none" trusts the headers; or the path of an affine transform file. Default: the bundle's,
@@ -87,20 +85,13 @@ def register(
         fill: value of the warped image outside the moving image; default: what most voxels on its faces hold, air of a
             CT.
         write_as: write the transforms for other tools, too: ants, fsl, freesurfer, x5, ... (docs/transforms.md).
-        **settings: any other setting of the bundle's inference.json.
+        **settings: any other setting of the bundle's inference.json, for instance --smoothness 2, a factor of the
+            refinement's regularisation, or --similarity mind.
     Returns:
         The warped images, the transforms, the measures, and the paths of the files if there are some.
     """
-    settings |= {
-        "quality": quality,
-        "optimize": optimize,
-        "smoothness": smoothness,
-        "affine": affine,
-        "spacing": spacing,
-        "samples": samples,
-        "hyper": hyper,
-    }
-    settings |= {"sweep": sweep, "weights": weights, "device": device, "window": window, "fill": fill}
+    settings |= {"quality": quality, "optimize": optimize, "affine": affine, "spacing": spacing, "samples": samples}
+    settings |= {"hyper": hyper, "sweep": sweep, "weights": weights, "device": device, "window": window, "fill": fill}
     settings |= {"write_as": write_as, "landmark_weight": landmark_weight}
     labels = {"label_moving": label_moving, "label_fixed": label_fixed}
     masks = {"mask_moving": mask_moving, "mask_fixed": mask_fixed}

@@ -271,3 +271,13 @@ def test_the_dimension_is_found_in_the_header_alone(scans, tmp_path, monkeypatch
     words = ["--iterations", "[1,1,1]", "--affine", "none", "--label_moving", scans[0][1], "--label_fixed", scans[1][1]]
     assert run("optimize", scans[0][0], scans[1][0], "-o", tmp_path, *words) is None
     assert len(read) == 4
+
+
+def test_a_quality_goes_with_no_number_of_iterations(scans):
+    (moving, _), (fixed, _) = scans[:2]
+    with pytest.raises(ValueError, match="--quality says how many iterations"):
+        mz.register(moving, fixed, quality="best", optimize=3)
+    with pytest.raises(ValueError, match="expected fast or default or best"):
+        mz.register(moving, fixed, quality="superb")
+    with pytest.raises(ValueError, match="rdmm has no --quality"):
+        mz.register(moving, fixed, bundle="rdmm", quality="best")
