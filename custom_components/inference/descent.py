@@ -133,26 +133,44 @@ def force_of_a_voxel(
             all of them, unless it is empty.
         smoothing: of the step rule.
     """
-    size = batch["fixed"].shape[2:]
-    batch = {key: value for key, value in batch.items() if "landmark" not in key}
-    unit = _force_of_a_voxel(
-        deformation, objective, {key: _middle(value, size) for key, value in batch.items()}, smoothing
-    )
-    return unit if bool((unit > 0).all()) else _force_of_a_voxel(deformation, objective, dict(batch), smoothing)
+    force = _force_of_a_voxel(deformation, objective, _with_itself(batch, middle=True), smoothing)
+    if bool((force > 0).all()):
+        return force
+    return _force_of_a_voxel(deformation, objective, _with_itself(batch), smoothing)
 
 
 def _force_of_a_voxel(deformation: Deformation, objective: Loss, batch: dict[str, Tensor], smoothing: float) -> Tensor:
-    fixed = batch["fixed"]
-    size, d = fixed.shape[2:], fixed.ndim - 2
-    nodes = deformation.parameter_size(size)
-    voxels = voxels_per_node(size, nodes)
-    shift = fixed.new_ones(len(fixed), d, *nodes) / per_channel([n * math.sqrt(d) for n in voxels], fixed)
-    masks = {key.replace("fixed", "moving"): value for key, value in batch.items() if key.endswith("_fixed")}
-    evaluation = Evaluation(deformation, objective, {**batch, **masks, "moving": fixed}, shift)
+    evaluation = Evaluation(deformation, objective, batch, _shift(deformation, batch["fixed"]))
     with torch.enable_grad():
         evaluation()
     assert evaluation.unknown.grad is not None
+    voxels = voxels_per_node(evaluation.size, evaluation.unknown.shape[2:])
     return strength(smooth_force(evaluation.unknown.grad, voxels, smoothing))
+
+
+def loss_of_a_voxel(deformation: Deformation, objective: Loss, batch: Mapping[str, Tensor]) -> float:
+    """How much the objective rises where the fixed images lie one voxel off themselves; arguments as above."""
+    inner = _with_itself(batch, middle=True)
+    shift = _shift(deformation, inner["fixed"])
+    values = [Evaluation(deformation, objective, inner, start).value() for start in (shift, torch.zeros_like(shift))]
+    return values[0] - values[1]
+
+
+def _with_itself(batch: Mapping[str, Tensor], *, middle: bool = False) -> dict[str, Tensor]:
+    """The batch with the fixed image as the moving one, and without landmarks, which would not go along."""
+    size = batch["fixed"].shape[2:]
+    kept = {key: value for key, value in batch.items() if "landmark" not in key}
+    fixed = {key.replace("fixed", "moving"): value for key, value in kept.items() if key.endswith("fixed")}
+    kept = {**kept, **fixed}
+    return {key: _middle(value, size) for key, value in kept.items()} if middle else kept
+
+
+def _shift(deformation: Deformation, image: Tensor) -> Tensor:
+    """The parameters that move everything by one voxel of an image, along the diagonal."""
+    size, d = image.shape[2:], image.ndim - 2
+    nodes = deformation.parameter_size(size)
+    lengths = [n * math.sqrt(d) for n in voxels_per_node(size, nodes)]
+    return image.new_ones(len(image), d, *nodes) / per_channel(lengths, image)
 
 
 def _middle(values: Tensor, size: Sequence[int]) -> Tensor:

@@ -15,14 +15,13 @@ from ..checks import check_number
 from ..deformations.base import Deformation
 from ..losses.landmarks import WithLandmarks
 from .contrast import LossByContrast
-from .descent import Diffused, SmoothDescent, StepRule, force_of_a_voxel
+from .descent import Diffused, SmoothDescent, StepRule, force_of_a_voxel, loss_of_a_voxel
 from .level import Evaluation, Loss
 from .pyramid import at_level
 
 logger = logging.getLogger(__name__)
 
 
-_LEAST_GAIN = 0.03  # share of the loss that a field must gain to be better than none
 _AT_THE_END = 10**9  # iterations after which no schedule changes any more
 
 
@@ -53,6 +52,10 @@ class PairwiseOptimizer:
     to the next, or after `most` iterations, and the parameters of the lowest loss are kept. The log then says how many
     iterations there were.
 
+    Of a `Diffused` loss a field must gain `least_gain` of what a misalignment by one voxel of the first level costs, or
+    none is taken, and the log says so: two images of one person then stay where they are. A change of few voxels within
+    them stays unseen, too; set `least_gain` to 0 to look for one.
+
     Args:
         deformation: parameters to fields. Its `to_unknown` says what is searched, its `resize` and `on_grid` take
             parameters and units from level to level.
@@ -74,6 +77,7 @@ class PairwiseOptimizer:
     tolerance: float = 1e-4
     worth: float = 0.01
     most: int = 100
+    least_gain: float = 0.07
 
     def __init__(
         self,
@@ -168,12 +172,13 @@ class PairwiseOptimizer:
         """
         level = at_level(batch, self.levels[0]) | dict(constants)
         coarse = deformation.on_grid(batch["fixed"].shape[2:], level["fixed"].shape[2:])
+        least = self.least_gain * loss_of_a_voxel(coarse, objective, level)
         better = parameters.clone()
         for i in range(len(parameters)):
             one = {key: value[i : i + 1] if len(value) == len(parameters) else value for key, value in level.items()}
             given = _fitted(parameters[i : i + 1], one["fixed"], coarse)
             losses = [Evaluation(coarse, objective, one, first).value() for first in (given, torch.zeros_like(given))]
-            if losses[1] - losses[0] < _LEAST_GAIN * losses[1]:
+            if losses[1] - losses[0] < max(least, 0.0):
                 logger.info("what was found makes the images hardly more alike: it is left out")
                 better[i] = 0
         return better

@@ -15,13 +15,15 @@ from .contrast import LossByContrast
 from .descent import Diffused
 from .refinement import PairwiseOptimizer
 
-# By name: the similarity, and how much smoother its answers must be than those of LNCC (docs/contrasts.md).
+# By name: the similarity, and how much more the energy weighs than with LNCC (docs/contrasts.md).
 SIMILARITIES: dict[str, tuple[Callable[[int], nn.Module], float]] = {
     "lncc": (LNCC, 1.0),
     "mind": (lambda window: MIND(), 10.0),
     "mi": (lambda window: MutualInformation(), 40.0),
     "ngf": (lambda window: NGF(), 10.0),
 }
+
+_ACROSS = 4.0  # times the diffusion with LNCC: for all others, as forces come in units of their own
 
 
 def refiner(
@@ -66,9 +68,10 @@ def refiner(
 
     def loss(name: str) -> nn.Module:
         make, factor = SIMILARITIES[name]
-        strength = weight * smoothness * factor
         if is_momentum:
+            strength = weight * smoothness * factor
             return pair_loss(strength, regularized=regularized, similarity=make(9), folding_weight=30.0)
+        strength = weight * smoothness * (1.0 if name == "lncc" else _ACROSS)
         return Diffused(pair_loss(0.0, regularized=regularized, similarity=make(5)), strength)
 
     return PairwiseOptimizer(
