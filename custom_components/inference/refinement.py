@@ -77,7 +77,7 @@ class PairwiseOptimizer:
     tolerance: float = 1e-4
     worth: float = 0.01
     most: int = 100
-    least_gain: float = 0.07
+    least_gain: float = 0.1
 
     def __init__(
         self,
