@@ -32,7 +32,7 @@ def optimize(
         model: "svf" (stationary velocity), "lddmm" (geodesic shooting from an initial momentum), "vsvf" (stationary
             velocity of a momentum) or "ddf" (displacement, may fold). Default: the bundle's own deformation and
             objective, for synthmorph svf.
-        **settings: as in `register`; with a model, --weight is that of its regularisation.
+        **settings: as in `register`; --smoothness is a factor of the regularisation.
     Returns:
         As `register`.
     """
