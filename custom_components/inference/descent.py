@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..deformations.base import Deformation, Fields
 from ..fields import per_channel
+from ..losses.landmarks import WithLandmarks
 from .level import Evaluation, Loss
 
 _UNIT_SHARE = 0.5  # of each axis, about the middle, where a level finds the strength of its forces
@@ -35,9 +36,14 @@ class Diffused(nn.Module):
         self.loss, self.variance = loss, float(variance)
 
     @property
+    def images_alone(self) -> Loss:
+        """The loss without the landmarks' term."""
+        return self.loss.loss if isinstance(self.loss, WithLandmarks) else self.loss
+
+    @property
     def similarity(self) -> object:
         """What compares the images."""
-        return getattr(self.loss, "similarity", self.loss)
+        return getattr(self.images_alone, "similarity", self.images_alone)
 
     def forward(self, pred: Fields, batch: dict[str, Tensor]) -> Tensor:
         return self.loss(pred, batch)
@@ -97,6 +103,9 @@ class SmoothDescent:
         scale = per_channel(self.voxels, self.unknown)
         # To voxels of the image and back: a force is a gradient over a length, a step is a length.
         force = smooth_force(self.unknown.grad, self.voxels, self.rule.smoothing)
+        if not self.done:
+            # Flat images have no unit; what pulls at them, landmarks, is then measured by its own strength.
+            self.unit = torch.where(self.unit > 0, self.unit, strength(force))
         move = force * torch.where(self.unit > 0, -share * self.rule.step / self.unit, 0.0)
         length = move.square().sum(1, keepdim=True)
         move = move / (1 + length / self.rule.most**2).sqrt() / scale

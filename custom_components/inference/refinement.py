@@ -52,7 +52,7 @@ class PairwiseOptimizer:
     to the next, or after `most` iterations, and the parameters of the lowest loss are kept. The log then says how many
     iterations there were.
 
-    Of a `Diffused` loss a field must gain `least_gain` of what a misalignment by one voxel of the first level costs, or
+    Of a `Diffused` loss a field must gain `least_gain` of what a misalignment by one voxel costs, or
     none is taken, and the log says so: two images of one person then stay where they are. A change of few voxels within
     them stays unseen, too; set `least_gain` to 0 to look for one.
 
@@ -77,7 +77,7 @@ class PairwiseOptimizer:
     tolerance: float = 1e-4
     worth: float = 0.01
     most: int = 100
-    least_gain: float = 0.1
+    least_gain: float = 0.05
 
     def __init__(
         self,
@@ -142,10 +142,10 @@ class PairwiseOptimizer:
         start, passed_through = _split(parameters, fixed, deformation)
         objective = self._objective(batch, start, deformation)
         if start is not None and isinstance(objective, Diffused):
-            start = self._or_none(start, deformation, objective, batch, constants or {})
+            start = self._or_none(start, self.levels[0], deformation, objective, batch, constants or {})
         found = self._descend(start, deformation, objective, batch, constants or {})
         if found is not None and isinstance(objective, Diffused):
-            found = self._or_none(found, deformation, objective, batch, constants or {})
+            found = self._or_none(found, self.levels[-1], deformation, objective, batch, constants or {})
         return torch.cat([_fitted(found, fixed, deformation), *passed_through], 1)
 
     @torch.no_grad()
@@ -160,24 +160,26 @@ class PairwiseOptimizer:
     def _or_none(
         self,
         parameters: Tensor,
+        factor: int,
         deformation: Deformation,
         objective: Loss,
         batch: dict[str, Tensor],
         constants: Mapping[str, Tensor],
     ) -> Tensor:
-        """The parameters, but zero for samples whose images are as alike as they are.
+        """The parameters, but zero for samples whose images, at a level, are as alike as they are.
 
         A local correlation of an image with itself falls a little when the image is blurred or contracted; that is no
         reason to move it.
         """
-        level = at_level(batch, self.levels[0]) | dict(constants)
+        level = at_level(batch, factor) | dict(constants)
         coarse = deformation.on_grid(batch["fixed"].shape[2:], level["fixed"].shape[2:])
         least = self.least_gain * loss_of_a_voxel(coarse, objective, level)
+        loss = self._loss(objective, batch)
         better = parameters.clone()
         for i in range(len(parameters)):
             one = {key: value[i : i + 1] if len(value) == len(parameters) else value for key, value in level.items()}
             given = _fitted(parameters[i : i + 1], one["fixed"], coarse)
-            losses = [Evaluation(coarse, objective, one, first).value() for first in (given, torch.zeros_like(given))]
+            losses = [Evaluation(coarse, loss, one, first).value() for first in (given, torch.zeros_like(given))]
             if losses[1] - losses[0] < max(least, 0.0):
                 logger.info("what was found makes the images hardly more alike: it is left out")
                 better[i] = 0
@@ -193,8 +195,7 @@ class PairwiseOptimizer:
     ) -> Tensor | None:
         """Level by level; the parameters on the last level's grid."""
         parameters, size = start, batch["fixed"].shape[2:]
-        has_term = self.landmark_weight > 0 and "landmarks_fixed" in batch
-        loss = self._with_landmarks(objective) if has_term else objective
+        loss = self._loss(objective, batch)
         on_iteration = objective.on_iteration if isinstance(objective, ScheduledLoss) else _unchanged
         with tqdm(total=sum(self.iterations), desc="optimizing", disable=not self.progress, leave=False) as bar:
             for i, factor in enumerate(self.levels):
@@ -208,7 +209,10 @@ class PairwiseOptimizer:
                 bar.set_postfix_str(f"level 1/{factor} done")
         return parameters
 
-    def _with_landmarks(self, objective: Loss) -> Loss:
+    def _loss(self, objective: Loss, batch: Mapping[str, Tensor]) -> Loss:
+        """The objective, with the landmarks' distance if the pair has landmarks and they weigh something."""
+        if not self.landmark_weight or "landmarks_fixed" not in batch:
+            return objective
         if isinstance(objective, Diffused):
             return Diffused(WithLandmarks(objective.loss, self.landmark_weight), objective.variance)
         return WithLandmarks(objective, self.landmark_weight)
@@ -218,7 +222,7 @@ class PairwiseOptimizer:
         unknown, objective = evaluation.unknown, evaluation.objective
         if isinstance(objective, Diffused):
             rule = StepRule()
-            unit = force_of_a_voxel(evaluation.deformation, objective, evaluation.batch, rule.smoothing)
+            unit = force_of_a_voxel(evaluation.deformation, objective.images_alone, evaluation.batch, rule.smoothing)
             descent = SmoothDescent(evaluation, unit, iterations, objective.variance, rule)
             return lambda: descent.step(evaluation)
         if self.method == "adam":
