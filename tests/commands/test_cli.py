@@ -59,7 +59,7 @@ def test_an_evaluation_keeps_no_volume_of_an_earlier_pair(scans, tmp_path, monke
         read.append(weakref.ref(volume))
         return volume
 
-    monkeypatch.setattr("custom_components.transforms.load.load_image", counting)
+    monkeypatch.setattr("custom_components.space.volumes.load_image", counting)
     overlay = bundles_folder() / "overlays" / "training_free.json"
     words = ["--overlay", overlay, "--iterations", "[1,1,1]", "--affine", "none"]
     assert run("evaluate", path, "-o", tmp_path / "out", *words) is None
