@@ -179,7 +179,7 @@ def refinement(bench: Bench, size: list[int]) -> None:
     """A pair by the optimiser that the bundles share, 80 iterations on three levels."""
     device = bench.device
     moving, fixed = smooth([1, 1, *size], device), smooth([1, 1, *size], device)
-    optimizer = refiner(StationaryVelocity(), 0.1)
+    optimizer = refiner(StationaryVelocity())
     bench.row(f"refine 30 + 30 + 20 iterations {'x'.join(map(str, size))}", lambda: optimizer(moving, fixed), repeats=1)
 
 
