@@ -80,10 +80,9 @@ class SmoothDescent:
         iterations: how many steps are to come.
         variance: of the diffusion in a full step, squared voxels of the image.
         rule: how far to go.
-    References: smoothing the update and the field is what the demons (Vercauteren et al., NeuroImage 45, 2009) and
-        ANTs' SyN (Avants et al., Medical Image Analysis 12(1), 2008) do; with a local correlation and a stationary
-        velocity it is the scheme of Lorenzi et al., NeuroImage 81, 2013. The gradient here is that of the objective
-        through the exponential map.
+    References: the demons (Vercauteren et al., MICCAI 2007) and ANTs' SyN (Avants et al., Medical Image Analysis 12(1),
+        2008) smooth the update and the field, too. The gradient here is that of the objective through the deformation,
+        and the unit of the force is ours.
     """
 
     def __init__(

@@ -22,6 +22,7 @@ from .pyramid import at_level
 logger = logging.getLogger(__name__)
 
 
+_MOST_SMOOTH = 20  # of "auto" where steps shrink to nothing: with more planned, a level would end at full steps
 _AT_THE_END = 10**9  # iterations after which no schedule changes any more
 
 
@@ -49,8 +50,8 @@ class PairwiseOptimizer:
 
     A level ends when the loss falls by less than `tolerance` of itself over ten iterations; with iterations "auto" also
     when the similarity of the images, averaged over five iterations, falls by less than `worth` of itself from one five
-    to the next, or after `most` iterations, and the parameters of the lowest loss are kept. The log then says how many
-    iterations there were.
+    to the next, or after `most` iterations (20 of a `Diffused` loss), and the parameters of the lowest loss are kept.
+    The log then says how many iterations there were. A `Diffused` loss with a number of iterations takes all of them.
 
     Of a `Diffused` loss a field must gain `least_gain` of what a misalignment by one voxel costs, or
     none is taken, and the log says so: two images of one person then stay where they are. A change of few voxels within
@@ -197,17 +198,24 @@ class PairwiseOptimizer:
         parameters, size = start, batch["fixed"].shape[2:]
         loss = self._loss(objective, batch)
         on_iteration = objective.on_iteration if isinstance(objective, ScheduledLoss) else _unchanged
-        with tqdm(total=sum(self.iterations), desc="optimizing", disable=not self.progress, leave=False) as bar:
+        counts = self._counts(objective)
+        with tqdm(total=sum(counts), desc="optimizing", disable=not self.progress, leave=False) as bar:
             for i, factor in enumerate(self.levels):
                 level = at_level(batch, factor) | dict(constants)
                 coarse = deformation.on_grid(size, level["fixed"].shape[2:])
                 begin = _fitted(parameters, level["fixed"], deformation)
                 evaluation = Evaluation(coarse, loss, level, begin, keeps_best=self.auto)
-                before = sum(self.iterations[:i]) if start is None else _AT_THE_END
-                self._minimize(evaluation, range(before, before + self.iterations[i]), on_iteration, bar)
+                before = sum(counts[:i]) if start is None else _AT_THE_END
+                self._minimize(evaluation, range(before, before + counts[i]), on_iteration, bar)
                 parameters = evaluation.found()
                 bar.set_postfix_str(f"level 1/{factor} done")
         return parameters
+
+    def _counts(self, objective: Loss) -> list[int]:
+        """Iterations of each level, at most."""
+        if not (self.auto and isinstance(objective, Diffused)):
+            return self.iterations
+        return [min(count, _MOST_SMOOTH) for count in self.iterations]
 
     def _loss(self, objective: Loss, batch: Mapping[str, Tensor]) -> Loss:
         """The objective, with the landmarks' distance if the pair has landmarks and they weigh something."""

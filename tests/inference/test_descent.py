@@ -51,6 +51,13 @@ def test_an_image_registered_to_itself_stays_where_it_is(size):
     assert float(registered(pair, start=network, levels=[1]).abs().max()) < 1e-3  # a network's answer does not help
 
 
+def test_auto_is_as_good_as_a_number_of_iterations():
+    pair = phantom_pair((96, 96), seed=1)
+    fields = [registered(pair, iterations=iterations) for iterations in ("auto", 12)]
+    assert overlap(pair, fields[0]) > overlap(pair, fields[1]) - 0.01
+    assert sd_log_jacobian(fields[0]) < 1.2 * sd_log_jacobian(fields[1])
+
+
 @both
 def test_noise_moves_an_image_less_than_by_adam(size):
     torch.manual_seed(0)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from space.cases import noise, save, world_points
 
+from benchmarks.dialects import ORIENTATIONS
 from custom_components.fields import identity_grid
 from custom_components.space import (
     DisplacementField,
@@ -20,17 +21,6 @@ from custom_components.space import (
     transform_points_world,
     write_transform,
 )
-
-# Directions of the voxel axes, in columns, and voxel sizes.
-TURN = nib.eulerangles.euler2mat(x=0.2, y=-0.1, z=0.3)
-ORIENTATIONS = {
-    "RAS": np.diag([2.0, 2, 2]),
-    "LPS": np.diag([-2.0, -2, 2]),
-    "LIA": np.array([[-2.0, 0, 0], [0, 0, 2], [0, -2, 0]]),
-    "oblique": 2.0 * TURN,
-    "anisotropic": np.diag([1.0, 1.5, 4]),
-    "oblique anisotropic LIA": TURN @ np.array([[-1.0, 0, 0], [0, 0, 3], [0, -1.5, 0]]),
-}
 
 MATRIX_FILES = {
     "itk": "a.tfm",
