@@ -5,6 +5,7 @@ Convention: the result maps world points of the fixed image to world points of t
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 import numpy as np
@@ -17,6 +18,8 @@ from .affine_search import STAGES, Found, refine, search
 from .information import Maps
 from .resampling import resample
 from .volumes import Volume
+
+logger = logging.getLogger(__name__)
 
 ENGINES = ("torch", "itk")
 
@@ -39,14 +42,14 @@ def register_affine(
 ) -> np.ndarray:
     """Find the linear world map that aligns a moving image with a fixed one, of any contrast.
 
-    Many starts climb the mutual information on a coarse grid (`affine_search.search`), for headers may be wrong. The
-    best one is refined on finer grids, up to a stage, and kept if it is better than the headers as they are. A result
-    that is hardly better than quite another one gets a warning, and so does one that turns the header by 90 or 180
-    degrees. Equal input gives an equal result.
+    Many starts climb the mutual information on a coarse grid (`affine_search.search`, or fewer by
+    `affine_itk.align_by_itk`), for headers may be wrong. The best one is refined on finer grids, up to a stage, and
+    kept if it is better than the headers as they are. One that turns the header by 90 or 180 degrees gets a warning;
+    with "torch" one that is hardly better than quite another one, too. Equal input gives an equal result.
 
     Args:
         stage: how far to go: "translation", "rigid", "similarity" or "affine".
-        engine: what refines: "torch", or "itk", which takes some five times as long.
+        engine: what searches and refines: "torch", or "itk", which takes some five times as long.
         mask_fixed, mask_moving: where the images count: not where they are 0; values from 0 to 1 are weights.
         seed: of the samples that are compared.
     Returns:
@@ -64,14 +67,10 @@ def register_affine(
         )
     masks = {role: mask for role, mask in (("fixed", mask_fixed), ("moving", mask_moving)) if mask is not None}
     # Compare where the smaller image lies: it is the one that the other contains, slabs in whole heads above all.
-    if _extent(moving) < _extent(fixed):
+    if moving.grid.extent < fixed.grid.extent:
         masks = {"fixed" if role == "moving" else "moving": mask for role, mask in masks.items()}
         return np.linalg.inv(_align(moving, fixed, stage, engine, masks=masks, seed=seed))
     return _align(fixed, moving, stage, engine, masks=masks, seed=seed)
-
-
-def _extent(volume: Volume) -> float:
-    return float(np.prod(volume.grid.spacing * np.array(volume.grid.size)))
 
 
 def _align(
@@ -79,12 +78,16 @@ def _align(
 ) -> np.ndarray:
     levels = levels_of(_scan(fixed, masks.get("fixed")), _scan(moving, masks.get("moving")))
     if engine == "itk":
-        matrix = align_by_itk(fixed, moving, stage, masks=masks, seed=seed)
+        matrix, turned = align_by_itk(fixed, moving, stage, masks=masks, seed=seed)
     else:
         found = search(levels[0], stage, seed)
-        _warn_of(found, fixed, moving)
-        matrix = refine(levels, found, stage, seed)
-    return matrix if _is_better(levels[-1], matrix, seed) else np.eye(len(matrix))
+        matrix, turned = refine(levels, found, stage, seed), found.turned and not _warned(found, fixed, moving)
+    if not _is_better(levels[-1], matrix, seed):
+        logger.info("the affine alignment found nothing better than the headers, which are kept")
+        return np.eye(len(matrix))
+    if turned:
+        warn_of_turn(fixed, moving)
+    return matrix
 
 
 def _scan(volume: Volume, mask: Volume | None) -> Scan:
@@ -102,15 +105,16 @@ def _scan(volume: Volume, mask: Volume | None) -> Scan:
     return Scan(volume.data, weights, volume.grid)
 
 
-def _warn_of(found: Found, fixed: Volume, moving: Volume) -> None:
+def _warned(found: Found, fixed: Volume, moving: Volume) -> bool:
+    """Whether the answer is doubtful, which a warning then says."""
     if found.information < _LITTLE or found.rival > _RIVAL * found.information:
         why = "they share little" if found.information < _LITTLE else "they would fit as well if laid quite differently"
         warn(
             f"{moving.path}, {fixed.path}: the affine alignment may have failed, {why}; look at the picture, and if "
             "need be correct the headers, give masks, or another --affine"
         )
-    elif found.turned:
-        warn_of_turn(fixed, moving)
+        return True
+    return False
 
 
 def _is_better(level: Level, matrix: np.ndarray, seed: int) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .affine_levels import image_weights, warn_of_turn
+from .affine_levels import image_weights
 from .grids import Grid, canonical_grid, center_of_mass, flip_lps, model_grid
 from .readers import import_itk
 from .resampling import resample
@@ -52,10 +52,10 @@ class _Level:
 
 def align_by_itk(
     fixed: Volume, moving: Volume, stage: str, *, masks: Mapping[str, Volume], seed: int = 0
-) -> np.ndarray:
+) -> tuple[np.ndarray, bool]:
     """Align, from the headers as they are, from the centres of the grids and from the centres of mass.
 
-    These starts are refined rigidly on a coarse grid. A quarter or half turn goes first, with a warning, if it is
+    These starts are refined rigidly on a coarse grid. A quarter or half turn goes first if it is
     clearly better, for headers may be wrong. The best result and turns of it about each axis are refined on a finer
     grid, and the best of these once more, up to the stage. Samples are drawn with `seed` and summed in order, so that
     equal input gives an equal result.
@@ -63,7 +63,7 @@ def align_by_itk(
     Args:
         masks: of "fixed" and "moving", as far as given; ITK counts what is at least 0.5.
     Returns:
-        World matrix (D + 1, D + 1), RAS mm, fixed to moving.
+        World matrix (D + 1, D + 1), RAS mm, fixed to moving, and whether it turns the header.
     Raises:
         ImportError: if `itk` is not installed.
         ValueError: if no start makes the images overlap.
@@ -82,23 +82,18 @@ def align_by_itk(
             raise ValueError(f"{moving.path}: expected an image that can be placed on {fixed.path}, found no overlap")
         return max(found, key=lambda matrix: _mutual_information(level, matrix))
 
-    best = refine(coarse, _translations(coarse), first)
+    best, turn = refine(coarse, _translations(coarse), first), None
     if stage != "translation":
         turn = _quarter_turn(coarse, best)
         if turn is not None:
-            warn_of_turn(fixed, moving)
             best = refine(coarse, [turn], "rigid")
         best = refine(fine, [best, *_turned(best, center)], "rigid")
-    return refine(fine, [best], stage)
-
-
-def _extent(grid: Grid) -> float:
-    return float(np.prod(grid.spacing * np.array(grid.size)))
+    return refine(fine, [best], stage), turn is not None
 
 
 def _level(fixed: Tensor, fixed_grid: Grid, moving: Tensor, moving_grid: Grid, *, voxels: int) -> _Level:
     """Both images no finer than the isotropic spacing at which the fixed one has the given number of voxels."""
-    spacing = (_extent(fixed_grid) / voxels) ** (1 / len(fixed_grid.size))
+    spacing = (fixed_grid.extent / voxels) ** (1 / len(fixed_grid.size))
     fixed, fixed_grid = _no_finer(fixed, fixed_grid, spacing)
     moving, moving_grid = _no_finer(moving, moving_grid, spacing)
     weights = image_weights(fixed)

@@ -30,11 +30,6 @@ class Scan:
     weights: Tensor
     grid: Grid
 
-    @property
-    def extent(self) -> float:
-        """Volume or area of the grid, mm."""
-        return float(np.prod(self.grid.spacing * np.array(self.grid.size)))
-
     def reduced(self, spacing_mm: float) -> Scan:
         """The same in means of blocks of voxels, along each axis as many as stay within a spacing."""
         most = (spacing_mm / self.grid.spacing + 0.25).astype(int)
@@ -74,7 +69,7 @@ def spread_of(weights: Tensor, affine: np.ndarray) -> tuple[np.ndarray, np.ndarr
     axes = [torch.arange(n, dtype=torch.float64) for n in weights.shape]
     center, second = np.zeros(d), np.zeros((d, d))
     for i in range(d):
-        profile = weights.sum([other for other in range(d) if other != i]) if d > 1 else weights
+        profile = weights.sum([other for other in range(d) if other != i])
         center[i] = float(profile @ axes[i])
         second[i, i] = float(profile @ axes[i] ** 2)
         for j in range(i):
@@ -134,6 +129,8 @@ class Level:
 def _draw(where: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Indices (count,) of voxels that are True in a mask (*S), with repetition."""
     found = where.flatten().nonzero()[:, 0]
+    if not len(found):
+        raise ValueError("expected images of which the masks leave something to align, got none")
     return found[torch.randint(len(found), (count,), generator=generator)]
 
 
@@ -141,7 +138,7 @@ def levels_of(fixed: Scan, moving: Scan) -> list[Level]:
     """Both images at the isotropic spacings at which the fixed one has few, more and many voxels, as far as it has."""
     found: list[Level] = []
     for voxels in _VOXELS[len(fixed.grid.size)]:
-        spacing = (fixed.extent / min(voxels, fixed.image.numel())) ** (1 / len(fixed.grid.size))
+        spacing = (fixed.grid.extent / min(voxels, fixed.image.numel())) ** (1 / len(fixed.grid.size))
         fixed, moving = fixed.reduced(spacing), moving.reduced(spacing)
         found.insert(0, Level(fixed, moving, spacing))
     return found

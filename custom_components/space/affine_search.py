@@ -109,7 +109,7 @@ def _where(which: Tensor, new: Tensor, old: Tensor) -> Tensor:
 
 
 def search(level: Level, stage: str, seed: int) -> Found:
-    """Climb from many starts on a coarse level, by a similarity at most.
+    """Climb from many starts on a coarse level, by a rigid map at most.
 
     Starts are the headers as they are, the centres of the grids and the centres of mass laid on one another, each with
     all rotations by multiples of 90 degrees, for headers may be wrong, and the principal axes laid on one another. Such
@@ -125,7 +125,8 @@ def search(level: Level, stage: str, seed: int) -> Found:
     maps, values = climb(rough, maps, rigid, iterations=8, **level.steps)
     maps, values = climb(exact, maps[values.argsort(descending=True)[:24]], rigid, iterations=12, **level.steps)
     best = maps[values.argsort(descending=True)[:4]]
-    better, higher = climb(exact, best.and_turned(_TURN_DEGREES), rigid, iterations=20, **level.steps)
+    best = best if stage == "translation" else best.and_turned(_TURN_DEGREES)
+    better, higher = climb(exact, best, rigid, iterations=20, **level.steps)
     climbed = Maps.joined([header, better, maps])
     return _choose(climbed, torch.cat([trusted, higher, values]), center=center, radius=radius)
 

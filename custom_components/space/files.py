@@ -12,7 +12,7 @@ from torch import Tensor
 from ..results import replacing
 from .planes import embed
 from .volumes import Volume
-from .writers import check_image_format, save_image
+from .writers import check_image_format, save_image, storable
 
 
 def write_image(
@@ -53,9 +53,7 @@ def write_voxels(
         affine: (4, 4), voxel to RAS mm, of the first three axes.
         header: of another file; intent, description and what it says about further axes is kept.
     """
-    if array.dtype.kind in "iu" and array.dtype.itemsize == 8:
-        # NIfTI readers differ in what they make of 64-bit integers; nibabel refuses to write them unasked.
-        array = array.astype(np.int32 if np.abs(array).max() < 2**31 else np.float64)
+    array = storable(array)
     check_image_format(path, array)  # before there is a temporary file, which the message would name
     with replacing(path) as temporary:
         save_nifti(array, affine, temporary, like=header)

@@ -29,6 +29,11 @@ class Grid:
         return voxel_spacing(self.affine)
 
     @property
+    def extent(self) -> float:
+        """Volume (area) of all voxels together, mm^D."""
+        return float(np.prod(self.spacing * np.array(self.size)))
+
+    @property
     def center(self) -> np.ndarray:
         """World point in the middle of the grid, shape (D,), RAS mm."""
         return (self.affine @ np.append((np.array(self.size) - 1) / 2, 1))[:-1]

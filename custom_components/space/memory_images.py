@@ -18,7 +18,7 @@ from .frames import Frame
 from .grids import flip_lps
 from .planes import embed
 from .readers import Itk, import_itk, itk_voxels, nibabel_frame, read_nibabel
-from .writers import place_itk_image
+from .writers import place_itk_image, storable
 
 if TYPE_CHECKING:
     from monai.data import MetaTensor
@@ -153,10 +153,9 @@ def read_meta_tensor(path: str | os.PathLike[str]) -> MetaTensor:
 
 def to_nibabel(image: MetaTensor) -> nib.Nifti1Image:
     """A MetaTensor (C, *S) as an image of nibabel: one channel (*S), several along a fourth axis."""
-    array = _numpy(image.as_tensor())
+    array = storable(_numpy(image.as_tensor()))
     size = (*array.shape[1:], 1)[:3]
     array = array[0] if len(array) == 1 else np.moveaxis(array, 0, -1).reshape(*size, len(array))
-    array = array.astype(np.int32) if array.dtype == np.int64 else array
     result = nib.Nifti1Image(array, image.affine.numpy())
     result.header.set_xyzt_units("mm")
     return result
@@ -168,7 +167,7 @@ def to_itk(image: MetaTensor) -> Itk:
     Raises:
         ImportError: if `itk` is not installed.
     """
-    itk, array = import_itk("an image of ITK"), _numpy(image.as_tensor())
+    itk, array = import_itk("an image of ITK"), storable(_numpy(image.as_tensor()))
     result = itk.image_from_array(
         np.ascontiguousarray(array[0].T if len(array) == 1 else np.moveaxis(array, 0, -1).swapaxes(0, array.ndim - 2)),
         is_vector=len(array) > 1,

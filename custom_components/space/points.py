@@ -34,7 +34,7 @@ class Points:
     """Points of a file.
 
     Args:
-        points: (N, D), mm.
+        points: (N, D), mm, or voxel indices if `space` says so.
         space: "RAS", "LPS" or "voxels" (zero-based, of the image they belong to) if the file says it.
         text: the content of such a file for other points (N, D).
     """

@@ -90,3 +90,13 @@ def place_itk_image(itk: Itk, image: Itk, affine: np.ndarray) -> None:
     image.SetOrigin([float(x) for x in lps[:d, d]])
     image.SetSpacing([float(x) for x in spacing])
     image.SetDirection(itk.matrix_from_array(np.ascontiguousarray(lps[:d, :d] / spacing)))
+
+
+def storable(array: np.ndarray) -> np.ndarray:
+    """The same numbers in a type that image files and libraries hold: no booleans, no 64-bit integers."""
+    if array.dtype == bool:
+        return array.astype(np.uint8)
+    if array.dtype.kind in "iu" and array.dtype.itemsize == 8:
+        # NIfTI readers differ in what they make of 64-bit integers; nibabel refuses to write them unasked.
+        return array.astype(np.int32 if np.abs(array).max(initial=0) < 2**31 else np.float64)
+    return array

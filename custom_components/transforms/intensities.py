@@ -38,7 +38,7 @@ def compared(volume: Volume, window: Sequence[float] | None = None) -> Tensor:
         return torch.cat([torch.from_numpy(without_air(one.numpy())) for one in volume.data.split(1)])
     low, high = window
     data = volume.data.clamp(low, high)
-    if data.min() == data.max():
+    if any(one.min() == one.max() for one in data):
         found = f"{float(volume.data.min()):g} to {float(volume.data.max()):g}"
         raise ValueError(f"{volume.path}: all intensities, {found}, are on one side of the window {low:g} to {high:g}")
     return data

@@ -58,7 +58,7 @@ def landmarks_on_grid(data: Data, volumes: Mapping[str, Volume], grid: Grid, wor
     to_grid = {"fixed": np.linalg.inv(grid.affine), "moving": np.linalg.inv(world_matrix @ grid.affine)}
     result: Item = {}
     for role in _ROLES:
-        voxels = _mapped(to_grid[role], np.stack([found[role][name] for name in common]))
+        voxels = transform_points_world(np.stack([found[role][name] for name in common]), [to_grid[role]])
         result |= {f"landmarks_{role}": torch.from_numpy(voxels), f"landmarks_{role}_path": paths[role]}
     return result | {"landmarks_mm": torch.from_numpy(grid.spacing)[None]}
 
@@ -72,20 +72,37 @@ def _world_points(path: str, image: Volume) -> dict[int, np.ndarray]:
     if file.space == "LPS":
         points = points * ([-1.0, -1.0, 1.0][:d])
     if file.space == "voxels":
-        points = _mapped(image.file_affine if d == 3 else image.affine, points)
+        points = transform_points_world(points, [(image.whole or image).file_affine if d == 3 else image.affine])
     if d == 3 and image.is_slice:
-        points = _mapped(np.linalg.inv(image.frame), points)[:, :2]
+        points = _in_plane(path, points, image)
     if points.shape[1] != len(image.affine) - 1:
         raise ValueError(f"{path}: expected points of {len(image.affine) - 1} coordinates, got {d}")
     return dict(enumerate(points))
 
 
 def _label_centers(path: str, image: Volume) -> dict[int, np.ndarray]:
-    labels = load_labels(path)
-    if labels.data.ndim != image.data.ndim:
+    labels, source = load_labels(path), image.whole or image
+    if labels.data.ndim != source.data.ndim:
         raise ValueError(f"{path}: expected landmarks for {image.path} {image.file_shape}, got {labels.file_shape}")
     ids = [int(label) for label in torch.unique(labels.data) if label]
-    return {label: center_of_mass(labels.data[0] == label, labels.affine) for label in ids}
+    centers = np.stack([center_of_mass(labels.data[0] == label, labels.affine) for label in ids])
+    centers = centers if image.whole is None else _in_plane(path, centers, image)
+    return dict(zip(ids, centers, strict=True))
+
+
+def _in_plane(path: str, points: np.ndarray, image: Volume) -> np.ndarray:
+    """World points (N, 3) in the coordinates (N, 2) of a slice's plane.
+
+    Raises:
+        ValueError: if one does not lie in the slice.
+    """
+    points = transform_points_world(points, [np.linalg.inv(image.frame)])
+    apart = float(np.abs(points[:, 2]).max())
+    if apart > image.thickness_mm:
+        raise ValueError(
+            f"{path}: expected landmarks in the slice of {image.path}, got one {apart:.3g} mm away from it"
+        )
+    return points[:, :2]
 
 
 def landmark_metrics(pair: RegisteredPair) -> dict[str, float]:
@@ -100,7 +117,10 @@ def landmark_metrics(pair: RegisteredPair) -> dict[str, float]:
     if not pair.landmarks:
         return {}
     grids = {"fixed": pair.grid.affine, "moving": pair.world_matrix @ pair.grid.affine}
-    world = {role: _mapped(grids[role], pair.landmarks[f"landmarks_{role}"].double().numpy()) for role in _ROLES}
+    world = {
+        role: transform_points_world(pair.landmarks[f"landmarks_{role}"].double().numpy(), [grids[role]])
+        for role in _ROLES
+    }
     through = transform_points_world(world["fixed"], pair.forward)
     result: dict[str, float] = {"num_landmarks": len(through)}
     for name, points in (("before", world["fixed"]), ("after", through)):
@@ -114,8 +134,3 @@ def landmark_metrics(pair: RegisteredPair) -> dict[str, float]:
             f"before, {before:.2f} mm"
         )
     return result
-
-
-def _mapped(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """A matrix (D + 1, D + 1) applied to points (N, D)."""
-    return points @ matrix[:-1, :-1].T + matrix[:-1, -1]

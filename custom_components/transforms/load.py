@@ -122,6 +122,8 @@ class LoadPaird(Transform):
         if seen is not None:
             given = result.get("mask_moving", seen)
             result["mask_moving"] = given * seen.to(given.dtype)
+            if not result["mask_moving"].any():
+                raise ValueError(f"{moving.path}: its mask leaves nothing of it that lies on the fixed image")
         result |= landmarks_on_grid(data, volumes, grid, world_matrix)
         result |= channel_weights(data, volumes)
         result["image"] = torch.cat([result["moving"], result["fixed"]])

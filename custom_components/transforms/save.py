@@ -70,6 +70,9 @@ class PairFiles:
             write = [name for name in write if name != "composite"]
         self.write, self.label_mode = tuple(write), label_mode
         self.dialects = [dialect_named(name) for name in ([write_as] if isinstance(write_as, str) else write_as)]
+        for dialect in self.dialects:
+            if dialect.needs is not None and importlib.util.find_spec(dialect.needs) is None:
+                raise ValueError(f"--write_as {dialect.name} needs the package {dialect.needs}, which is not installed")
 
     def __call__(self, pair: RegisteredPair, earlier: Report) -> Report:
         return Report(files=self._images(pair) | self._transforms(pair))
@@ -119,7 +122,8 @@ class PairFiles:
         return files
 
     def _in_dialects(self, pair: RegisteredPair, stem: str) -> dict[str, OutputFile]:
-        frames = Frames(pair.volumes["fixed"], pair.volumes["moving"])
+        moving = pair.volumes["moving"]
+        frames = Frames(pair.volumes["fixed"], moving.whole or moving)  # of the files, also where a slice was cut
         frames = frames.swapped() if stem.startswith("inverse") else frames
         files: dict[str, OutputFile] = {}
         for dialect in self.dialects:

@@ -17,6 +17,7 @@ from custom_components.space import (
     register_affine,
     transform_points_world,
 )
+from custom_components.space.volumes import load_mask
 
 
 @pytest.mark.slow
@@ -122,3 +123,21 @@ def test_unknown_stages_and_engines_are_refused(tmp_path: Path, settings: dict[s
     volume = load_image(save(tmp_path / "a.nii.gz", shapes((12, 12, 12)).astype(np.float32), np.eye(4)))
     with pytest.raises(ValueError, match="expected a stage"):
         register_affine(volume, volume, **settings)  # type: ignore[arg-type]
+
+
+def test_a_translation_turns_nothing(tmp_path: Path) -> None:
+    fixed = load_image(save(tmp_path / "fixed.nii.gz", shapes((40, 44)), np.diag([2.0, 2, 1, 1])))
+    turned = fixed.affine.copy()
+    c, s = np.cos(0.4), np.sin(0.4)
+    turned[:2, :2] = np.array([[c, -s], [s, c]]) @ turned[:2, :2]
+    matrix = register_affine(fixed, replace(fixed, affine=turned), stage="translation")
+    np.testing.assert_allclose(matrix[:2, :2], np.eye(2), atol=1e-6)
+
+
+def test_a_mask_of_nothing_that_shows_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    image, frame = np.zeros((40, 44)), np.diag([2.0, 2, 1, 1])
+    image[20:] = shapes((20, 44))
+    fixed = load_image(save(tmp_path / "fixed.nii.gz", image, frame))
+    mask = load_mask(save(tmp_path / "mask.nii.gz", (np.arange(40) < 8)[:, None].repeat(44, 1).astype(np.uint8), frame))
+    with pytest.raises(ValueError, match="masks leave something"):
+        register_affine(fixed, fixed, stage="rigid", mask_fixed=mask)

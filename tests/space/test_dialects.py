@@ -92,6 +92,21 @@ def test_a_field_and_a_matrix_come_back_from_every_dialect(tmp_path: Path, diale
         assert apart(read_transform(tmp_path / FIELD_FILES[dialect], frames), steps, frames) < 1e-4
 
 
+def test_a_warp_of_fsl_that_scales_much_comes_back(tmp_path: Path) -> None:
+    frames = frames_of(tmp_path, "RAS", "RAS")
+    steps = [dense(frames), np.diag([1.6, 1.6, 1.6, 1])]
+    write_transform(tmp_path / "a.nii.gz", steps, frames, dialect="fsl")
+    assert apart(read_transform(tmp_path / "a.nii.gz", frames, dialect="fsl"), steps, frames) < 1e-4
+
+
+def test_a_later_pair_of_ants_has_no_part_of_an_earlier_one(tmp_path: Path) -> None:
+    pytest.importorskip("itk")
+    frames = frames_of(tmp_path, "RAS", "RAS")
+    write_transform(tmp_path / "a_", [dense(frames), affine()], frames, dialect="ants")
+    write_transform(tmp_path / "a_", [affine()], frames, dialect="ants")
+    assert apart(read_transform(tmp_path / "a_", frames), [affine()], frames) < 1e-6
+
+
 @pytest.mark.parametrize(("dialect", "name"), [("itk", "a.h5"), ("itk", "a.nii.gz"), ("ants", "a_")])
 def test_transforms_of_2d_points_come_back(tmp_path: Path, dialect: str, name: str) -> None:
     pytest.importorskip("itk")

@@ -10,7 +10,7 @@ from support import blobs, oriented
 
 from custom_components.space import load_grid, load_image, load_labels
 from custom_components.space.components import load_components
-from custom_components.space.memory_images import source_of
+from custom_components.space.memory_images import source_of, to_nibabel
 from custom_components.space.volumes import spatial_dims_of
 
 SIZE, SPACING = (9, 7, 6), (1.5, 2.0, 3.0)
@@ -116,3 +116,10 @@ def test_what_is_no_image_is_refused_in_one_sentence(image, said):
     with pytest.raises(ValueError, match=said) as caught:
         load_image(source_of(image, "fixed"))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("values", [[0, 1], [0, 2**33], [-5, 7]])
+def test_64_bit_and_boolean_arrays_leave_with_their_numbers(values: list[int]) -> None:
+    for array in (torch.tensor(values), torch.tensor([value > 0 for value in values])):
+        image = MetaTensor(array.reshape(1, 2, 1, 1), affine=torch.eye(4))
+        np.testing.assert_array_equal(np.asarray(to_nibabel(image).dataobj).ravel(), array.numpy())

@@ -40,11 +40,14 @@ def ants_files(prefix: str | os.PathLike[str], steps: list[Step], frames: Frames
 
 def _write(path: Path, steps: list[Step], frames: Frames) -> None:
     prefix = str(path).removesuffix(_AFFINE)
-    for name, step in ants_files(prefix, steps, frames).items():
+    files = ants_files(prefix, steps, frames)
+    for part in set(_parts(prefix)) - files.keys():
+        os.unlink(part)  # of an earlier transform: it would be read as a part of this one
+    for name, step in files.items():
         if isinstance(step, np.ndarray):
             write_matlab_transform(name, step)
         else:
             write_displacement_field(name, step.ddf, step.grid)
 
 
-ANTS = Dialect("ants", (_AFFINE,), ("",), lambda path: bool(_parts(path)), _read, _write, in_2d=True)
+ANTS = Dialect("ants", (_AFFINE,), ("",), lambda path: bool(_parts(path)), _read, _write, in_2d=True, needs="itk")

@@ -72,6 +72,7 @@ class Dialect:
         read: the steps of a file.
         write: writes merged steps, to a path that has one of the endings.
         in_2d: whether transforms of 2-D points can be written.
+        needs: a package without which nothing can be written.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Dialect:
     read: Callable[[str, Frames], list[Step]]
     write: Callable[[Path, list[Step], Frames], None]
     in_2d: bool = False
+    needs: str | None = None
 
 
 def one_matrix(steps: Sequence[Step], path: str | os.PathLike[str]) -> np.ndarray:

@@ -73,11 +73,15 @@ def _read_warp(path: str, frames: Frames) -> DisplacementField:
     voxels = identity_grid(grid.size, dtype=torch.float64).numpy()
     here = mapped(fsl_mm(grid), voxels)
     there = np.moveaxis(np.asarray(image.dataobj, dtype=np.float64), -1, 0)
-    # As FSL guesses it: positions vary more than displacements.
-    if _spread(there) < _spread(there - here):
+    if _is_relative(there, here):
         there = there + here
     to_voxels = np.linalg.inv(grid.affine) @ np.linalg.inv(_from_world(moving))
     return DisplacementField(torch.from_numpy(mapped(to_voxels, there) - voxels).float(), grid)
+
+
+def _is_relative(vectors: np.ndarray, here: np.ndarray) -> bool:
+    """Whether a warp (3, *S) holds displacements: positions vary more than these. `here` are the voxels, mm."""
+    return _spread(vectors) < _spread(vectors - here)
 
 
 def _spread(vectors: np.ndarray) -> float:
@@ -95,14 +99,19 @@ def _write(path: Path, steps: list[Step], frames: Frames) -> None:
 
 
 def _write_warp(path: Path, steps: list[Step], frames: Frames) -> None:
-    """A relative warp on the fixed image's grid."""
+    """A relative warp on the fixed image's grid; an absolute one if a relative one would be taken for that."""
     _, moving = frames.both(path)
     field = frames.whole(path, steps)
     voxels = identity_grid(field.grid.size, dtype=torch.float64).numpy()
     there = mapped(_from_world(moving) @ field.grid.affine, voxels + field.ddf.numpy())
-    relative = (there - mapped(fsl_mm(field.grid), voxels)).astype(np.float32)
+    here = mapped(fsl_mm(field.grid), voxels)
+    vectors = there - here
+    if not _is_relative(vectors, here):  # of a map that scales much: then absolute positions are what is read right
+        vectors = there
     with replacing(path) as temporary:
-        save_nifti(np.moveaxis(relative, 0, -1), field.grid.affine, temporary, intent="fnirt disp field")
+        save_nifti(
+            np.moveaxis(vectors.astype(np.float32), 0, -1), field.grid.affine, temporary, intent="fnirt disp field"
+        )
 
 
 FSL = Dialect("fsl", (".mat",), _NIFTI, _is_fsl, _read, _write)

@@ -199,4 +199,13 @@ def _write(path: Path, steps: list[Step], frames: Frames) -> None:
         write_affine_transform(path, one_matrix(steps, path))
 
 
-ITK = Dialect("itk", (".tfm", ".txt", ".mat"), (".h5", ".nii.gz", ".nii"), lambda path: True, _read, _write, in_2d=True)
+ITK = Dialect(
+    "itk",
+    (".tfm", ".txt", ".mat"),
+    (".h5", ".nii.gz", ".nii"),
+    lambda path: True,
+    _read,
+    _write,
+    in_2d=True,
+    needs="itk",
+)

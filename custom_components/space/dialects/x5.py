@@ -81,4 +81,4 @@ def _write(path: Path, steps: list[Step], frames: Frames) -> None:
         nitransforms.manip.TransformChain(chain).to_filename(temporary, fmt="X5")
 
 
-X5 = Dialect("x5", (), (".x5",), lambda path: path.lower().endswith(".x5"), _read, _write)
+X5 = Dialect("x5", (), (".x5",), lambda path: path.lower().endswith(".x5"), _read, _write, needs="nitransforms")
