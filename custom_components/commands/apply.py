@@ -114,6 +114,7 @@ def _targets(sources: Sequence[str], output: str, several: bool, given: Sequence
         ValueError: also if a source is given twice, or an output has no ending of an image.
     """
     from ..data.names import distinct_names
+    from ..space.dialects.ants import parts_of
     from ..space.points import is_points_file
     from ..space.writers import check_image_ending
 
@@ -126,7 +127,8 @@ def _targets(sources: Sequence[str], output: str, several: bool, given: Sequence
             raise ValueError(f"{output}: several sources need a folder, and this is a file")
         names = distinct_names(sources)
         targets = [str(Path(output) / (names[one] + _ending(one))) for one in sources]
-    inputs = {os.path.realpath(one) for one in (*sources, *given)}
+    # Of a prefix of ANTs' its files were given.
+    inputs = {os.path.realpath(part) for one in (*sources, *given) for part in (parts_of(one) or [one])}
     for source, target in zip(sources, targets, strict=True):
         if os.path.realpath(target) in inputs:
             raise ValueError(f"{target}: this file was given; choose another output")

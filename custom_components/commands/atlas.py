@@ -72,8 +72,8 @@ def atlas(
             shipped weights are in the bundle's docs).
         optimize: iterations of refinement after the network, 0 for none, or "auto" for as many as bring the images
             closer; default: the bundle's.
-        affine: "itk" (or --affine alone), "rigid", "none" or a transform file, template to scan, as for `register`.
-            Default: the bundle's, "itk".
+        affine: how scan and template are aligned, as for `register`, or a transform file, template to scan. Default:
+            the bundle's, "itk".
         bundle: name of a bundle with a template, or its folder.
         weights: another checkpoint; its size, attributes and labels are read from it.
         device: "cpu", "cuda:0", ...; default: the GPU if there is one.

@@ -58,7 +58,7 @@ def demo(
     from ..results import PAIR, publishing
     from .subjects import make_subjects
 
-    settings = {"optimize": 12, **settings, "output_dir": str(output)}
+    settings = {**settings, "output_dir": str(output)}
     check_settings(find_bundle(bundle), overlay, settings, 3)
     folder = writable_folder(output)
     print("making two subjects of the MNI152 template (1 mm) ...", flush=True)

@@ -38,7 +38,7 @@ def optimize(
     """
     if model is not None and model not in MODELS:
         raise ValueError(f"there is no model {model!r}; there are {', '.join(MODELS)}")
-    network = ["optimize", "weights", "samples", "sweep", "correction"]
+    network = ["optimize", "quality", "weights", "samples", "sweep", "correction"]
     for name in network if model is None else [*network, "hyper"]:
         if settings.get(name) is not None:
             raise ValueError(f"optimize uses no network: --{name} has no meaning here (--iterations has)")

@@ -35,12 +35,14 @@ class _Loaded:
     start: RandomState
 
     def register(self, pair: Entry) -> Registration:
-        """As the evaluator does it, in memory."""
+        """As the evaluator does it, in memory; its handlers do not run."""
+        import torch
         from monai.data import decollate_batch, list_data_collate
 
         batch = list_data_collate([self.preprocessing(cast("dict[object, object]", pair))])
         image, _, positional, options = self.evaluator.prepare_batch(batch, self.device)
-        with self.evaluator.mode(self.evaluator.network):
+        amp = torch.autocast(self.device.type, enabled=self.evaluator.amp)
+        with self.evaluator.mode(self.evaluator.network), amp:
             pred = self.evaluator.inferer(image, self.evaluator.network, *positional, **options)
         (item,) = decollate_batch({**batch, "pred": pred})
         return self.publisher.registration(item)
@@ -92,6 +94,7 @@ class Registrar:
             id: name of the result; default <fixed>__<moving>.
         Raises:
             FileNotFoundError: if a file or the weights are missing.
+            OSError: if the folder cannot be written to, or holds another pair's result of that name.
             ValueError: with one sentence, if an image is none, or the two do not go together.
         """
         from ..space.memory_images import channels_of, sources_of
@@ -120,6 +123,9 @@ class Registrar:
         Args:
             pairs: each (moving, fixed), or a dictionary of the arguments of a call.
             output: folder for the results; the memory then holds one pair at a time.
+        Returns:
+            The results, in the order of the pairs; with a folder, each reads its images from its files.
+        Raises: as for one pair, at the first pair that cannot be registered.
         """
         results = []
         for pair in pairs:

@@ -69,7 +69,7 @@ def typed_settings(bundle: str, config: Config, settings: Mapping[str, object]) 
         name = _PLACES.get(name, name)
         if value is None:
             continue
-        if name == "affine" and value is True:  # a flag without a value
+        if name == "affine" and value in (True, "True"):  # a flag without a value
             value = "affine"
         if name == "device":
             result[name] = _device(value)

@@ -158,6 +158,9 @@ def check_settings(
     configs, defaults = _configs(bundle, spatial_dims, settings.get("affine") == "learned")
     if quality is not None:
         configs += _quality(bundle, str(quality), spatial_dims, settings.get("optimize"))
+        given = {name for path in as_list(overlays) for name in ConfigParser.load_config_file(path)}
+        if {"refinement", "refinement#levels", "refinement#iterations"} & given:
+            raise ValueError("--quality sets the refinement, and so does --overlay: give one of them")
     configs += as_list(overlays)
     return configs, defaults | typed_settings(bundle.name, ConfigParser.load_config_files(configs), settings)
 

@@ -49,10 +49,11 @@ class LossByContrast:
             ddf: what is known of the displacement, (B, D, *S).
         """
         moving, fixed = batch["moving"], batch["fixed"]
-        zero = fixed.new_zeros(fixed.shape[0], fixed.ndim - 2, *fixed.shape[2:])
         # Before any motion, too: a network's answer may have brought edges together that do not belong together.
-        starts = [zero] if ddf is None else [zero, ddf]
-        same = all(same_contrast(warp(moving, start), fixed, common_mask(start, batch)) for start in starts)
+        zero = fixed.new_zeros(fixed.shape[0], fixed.ndim - 2, *fixed.shape[2:])
+        same = same_contrast(moving, fixed, common_mask(zero, batch))
+        if same and ddf is not None:
+            same = same_contrast(warp(moving, ddf), fixed, common_mask(ddf, batch))
         loss = self.same if same else self.across
         named = getattr(loss, "similarity", loss)
         contrast = "the same" if same else "different"

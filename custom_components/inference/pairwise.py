@@ -84,9 +84,12 @@ class Pairwise:
         """The map from fixed to moving points, which begins with what the headers say; its inverse is known.
 
         Raises:
-            ValueError: if one image is 2-D and the other 3-D.
+            ValueError: if one image is 2-D and the other 3-D, or their numbers of channels differ.
             RuntimeError: if the loss stops being finite.
         """
+        if len(moving.data) != len(fixed.data):
+            channels = f"{len(moving.data)} and {len(fixed.data)}"
+            raise ValueError(f"{moving.path}: expected as many channels as {fixed.path} has, got {channels}")
         if moving.data.ndim != fixed.data.ndim:
             raise ValueError(
                 f"expected two images of one dimension, got {moving.path} of shape {moving.file_shape} and "

@@ -133,7 +133,7 @@ class NetworkPredictor:
             model grid is finer than that.
         **options: keyword arguments for each call of the network, beside those of the batch.
     Raises:
-        ValueError: for another word in `average`.
+        ValueError: for another word in `average`, or `finer` below 1.
     """
 
     def __init__(

@@ -45,7 +45,8 @@ class PairwiseOptimizer:
     """Minimise a registration loss over the parameters of a deformation, for one pair (or a batch of pairs).
 
     Starts from zero, coarse to fine, or from given parameters (a network's output). Each sample of a batch is optimised
-    on its own; the batch only shares the step size and the stopping rule, and with "lbfgs" the curvature. Called as
+    on its own; the batch only shares the loss that a `LossByContrast` chooses, the step size and the stopping rule, and
+    with "lbfgs" the curvature. Called as
     `optimizer(moving, fixed, parameters=None)` it returns the optimised parameters, without gradient.
 
     A level ends when the loss falls by less than `tolerance` of itself over ten iterations; with iterations "auto" also
@@ -174,13 +175,13 @@ class PairwiseOptimizer:
         """
         level = at_level(batch, factor) | dict(constants)
         coarse = deformation.on_grid(batch["fixed"].shape[2:], level["fixed"].shape[2:])
-        least = self.least_gain * loss_of_a_voxel(coarse, objective, level)
         loss = self._loss(objective, batch)
         better = parameters.clone()
         for i in range(len(parameters)):
             one = {key: value[i : i + 1] if len(value) == len(parameters) else value for key, value in level.items()}
             given = _fitted(parameters[i : i + 1], one["fixed"], coarse)
             losses = [Evaluation(coarse, loss, one, first).value() for first in (given, torch.zeros_like(given))]
+            least = self.least_gain * loss_of_a_voxel(coarse, objective, one)
             if losses[1] - losses[0] < max(least, 0.0):
                 logger.info("what was found makes the images hardly more alike: it is left out")
                 better[i] = 0

@@ -273,6 +273,11 @@ def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def checked_images(a: Tensor, b: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Two images (B, C, *S) and a mask on their grid in float32, or float64 if the first is.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
     if a.shape != b.shape:
         raise ValueError(f"expected two images of equal shape, got {tuple(a.shape)} and {tuple(b.shape)}")
     if mask is not None and mask.shape[2:] != a.shape[2:]:

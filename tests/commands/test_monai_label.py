@@ -65,7 +65,7 @@ def test_its_metadata_say_what_monai_label_shows(label_bundle):
     names = {str(id): name for id, (name, _) in STRUCTURES.items()}
     assert formats["outputs"]["pred"]["channel_def"] == {"0": "background", **names}
     config = json.loads((label_bundle / "configs" / "inference.json").read_text())
-    shown = {"affine": "itk", "optimize": 20}
+    shown = {"affine": "itk", "optimize": 12}
     assert config["displayable_configs"] == {"_target_": "scripts.transforms.asked.Offered", **shown}
 
 

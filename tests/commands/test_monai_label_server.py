@@ -59,7 +59,7 @@ def infer(server: str, output: Path, study: str, *words: Any, model: str = "voxe
 def test_the_server_lists_the_model(server):
     with urllib.request.urlopen(f"{server}/info/") as answer:
         model = json.load(answer)["models"]["voxelmorph_atlas"]
-    assert (model["type"], model["dimension"], model["config"]["optimize"]) == ("segmentation", 3, 20)
+    assert (model["type"], model["dimension"], model["config"]["optimize"]) == ("segmentation", 3, 12)
     assert model["labels"] == {name: id for id, (name, _) in STRUCTURES.items()}
 
 

@@ -10,7 +10,7 @@ import torch
 from support import run
 
 import custom_components as mz
-from custom_components.commands.bundles import DEFAULT_BUNDLE, find_bundle
+from custom_components.commands.bundles import DEFAULT_BUNDLE, bundles_folder, find_bundle
 from custom_components.evaluation.overlap import mean_dice
 from custom_components.inference.refinement import PairwiseOptimizer
 from custom_components.space import load_labels, read_affine_transform, volumes
@@ -279,5 +279,10 @@ def test_a_quality_goes_with_no_number_of_iterations(scans):
         mz.register(moving, fixed, quality="best", optimize=3)
     with pytest.raises(ValueError, match="expected fast or default or best"):
         mz.register(moving, fixed, quality="superb")
+    with pytest.raises(ValueError, match="optimize uses no network: --quality"):
+        mz.optimize(moving, fixed, quality="best")
+    same_person = bundles_folder() / "overlays" / "same_person.json"
+    with pytest.raises(ValueError, match="and so does --overlay"):
+        mz.register(moving, fixed, quality="best", overlay=[str(same_person)])
     with pytest.raises(ValueError, match="rdmm has no --quality"):
         mz.register(moving, fixed, bundle="rdmm", quality="best")

@@ -90,6 +90,15 @@ def test_each_sample_of_a_batch_is_registered_on_its_own():
         assert torch.allclose(together[i : i + 1], alone, atol=2e-3)
 
 
+def test_a_pair_in_a_batch_with_another_keeps_its_field():
+    torch.manual_seed(0)
+    image = phantom_pair((64, 64), seed=1)["fixed"]
+    small = {"moving": warp(image, torch.full((1, 2, 64, 64), 0.4)), "fixed": image}
+    noise = {key: torch.rand(1, 1, 64, 64) for key in ("moving", "fixed")}
+    together = registered({key: torch.cat([small[key], noise[key]]) for key in small}, similarity="lncc")
+    assert torch.allclose(together[:1], registered(small, similarity="lncc"), atol=2e-3)
+
+
 @pytest.mark.parametrize("similarity", [MSE(), MSE(0.01), LNCC(5)])
 def test_the_unit_of_the_similarity_does_not_matter(similarity):
     pair = phantom_pair((64, 64), seed=1)

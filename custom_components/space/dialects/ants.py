@@ -18,14 +18,14 @@ from .vectors import write_displacement_field
 _AFFINE = "0GenericAffine.mat"
 
 
-def _parts(prefix: str) -> list[str]:
+def parts_of(prefix: str) -> list[str]:
     """The files that are there, in the order of application."""
     names = (f"{prefix}1Warp.nii.gz", f"{prefix}0Warp.nii.gz", f"{prefix}{_AFFINE}")
     return [name for name in names if os.path.isfile(name)]
 
 
 def _read(path: str, frames: Frames) -> list[Step]:
-    return [step for part in _parts(path) or [path] for step in ITK.read(part, frames)]
+    return [step for part in parts_of(path) or [path] for step in ITK.read(part, frames)]
 
 
 def ants_files(prefix: str | os.PathLike[str], steps: list[Step], frames: Frames) -> dict[str, Step]:
@@ -41,7 +41,7 @@ def ants_files(prefix: str | os.PathLike[str], steps: list[Step], frames: Frames
 def _write(path: Path, steps: list[Step], frames: Frames) -> None:
     prefix = str(path).removesuffix(_AFFINE)
     files = ants_files(prefix, steps, frames)
-    for part in set(_parts(prefix)) - files.keys():
+    for part in set(parts_of(prefix)) - files.keys():
         os.unlink(part)  # of an earlier transform: it would be read as a part of this one
     for name, step in files.items():
         if isinstance(step, np.ndarray):
@@ -50,4 +50,4 @@ def _write(path: Path, steps: list[Step], frames: Frames) -> None:
             write_displacement_field(name, step.ddf, step.grid)
 
 
-ANTS = Dialect("ants", (_AFFINE,), ("",), lambda path: bool(_parts(path)), _read, _write, in_2d=True, needs="itk")
+ANTS = Dialect("ants", (_AFFINE,), ("",), lambda path: bool(parts_of(path)), _read, _write, in_2d=True, needs="itk")
