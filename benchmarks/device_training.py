@@ -7,7 +7,7 @@ in one template space; "split" says "training" or "validation" for each map. Wit
 at their own resolution, train the bundle's 2-D network. Every part of a step is drawn and computed on the device
 (`device_synthesis`); with CUDA the step is captured once and replayed. Nothing is read back but the losses' sums, once
 in a while. DIR receives `<name>.pt` (the weights' running mean, as the bundle loads it) and `<name>.csv` (the curve),
-every minute and at the end.
+every minute (on a CPU: as often as a fifth of its time allows) and at the end.
 
 The loss of a pair, each step of the network's map added up: data_weight (1 - LNCC of noise-free T1-like images, within
 the brain, + 1 - mean Dice of the structures' shares) + the method's penalty (`device_methods`) + folding_weight
@@ -24,6 +24,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -128,30 +129,37 @@ class Curve:
         print(self.path.stem, json.dumps(self.rows[-1]), flush=True)
 
 
+def working_seconds(device: torch.device) -> float:
+    """A clock of the training's own work: the wall's on a GPU, CPU time per thread elsewhere, where others may run."""
+    return time.monotonic() if device.type == "cuda" else time.process_time() / torch.get_num_threads()
+
+
 def run(training: Training, held_out: DevicePairs, minutes: float, output: Path, name: str, *, graph: bool) -> float:
-    """Train for so many minutes; returns the seconds of a step."""
-    curve, begin = Curve(output / f"{name}.csv"), time.monotonic()
+    """Train for so many minutes of `working_seconds`; returns the seconds of a step."""
+    curve, clock = Curve(output / f"{name}.csv"), partial(working_seconds, training.device)
+    begin = clock()
     training.schedule(0.0)
     step = training.step
     if graph:
         step, graph = prepared(step, name)
     training.sums.zero_()
-    last, done, seconds = time.monotonic(), 0, math.nan
+    last, done, seconds, pause = clock(), 0, math.nan, 60.0
     while True:
-        now = time.monotonic()
+        now = clock()
         progress = (now - begin) / (60 * minutes)
-        if progress >= 1 or now - last > 60:
+        if progress >= 1 or now - last > pause:
             *sums, steps = training.sums.tolist()  # waits for the device
             training.sums.zero_()
-            seconds, done = (time.monotonic() - last) / max(steps, 1), done + int(steps)
+            seconds, done = (clock() - last) / max(steps, 1), done + int(steps)
             losses = {n: s / max(steps, 1) for n, s in zip(training.names, sums, strict=True)}
             dice = {f"dice_{k}": v for k, v in validate(training, held_out).items()}
-            elapsed = time.monotonic() - begin
+            elapsed = clock() - begin
             curve.add({"seconds": elapsed, "steps": done, "seconds_per_step": seconds, **losses, **dice})
             if not math.isfinite(sum(losses.values())):
                 raise SystemExit(f"{name}: the loss is no longer finite after {done} steps; the weights written stay")
             save_tensors(output / f"{name}.pt", {k: v.cpu().contiguous() for k, v in training.means().items()})
-            last = time.monotonic()
+            last = clock()
+            pause = max(60.0, 4 * (last - now))  # looking takes a fifth of the time at most
             if progress >= 1:
                 return seconds
         training.schedule(progress)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+import time
 from pathlib import Path
 
 import nibabel as nib
@@ -172,3 +173,9 @@ def test_maps_are_read_at_twice_the_resolution(tmp_path):
     assert found["ids"].tolist() == [0, 2, 507]
     assert (found["maps"][0] == 1).sum() == 64
     assert found["split"].tolist() == ["training", "validation"]
+
+
+def test_a_training_on_a_cpu_counts_its_own_work_and_not_the_time_it_waits():
+    before = device_training.working_seconds(torch.device("cpu"))
+    time.sleep(0.5)
+    assert device_training.working_seconds(torch.device("cpu")) - before < 0.25
