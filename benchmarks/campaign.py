@@ -139,7 +139,6 @@ class Campaign:
         saved = begin - SAVED_SECONDS
         while process.poll() is None and not self.stopping and record["cpu_seconds"] < 60 * OVER * job.minutes:
             record["cpu_seconds"] = max(record["cpu_seconds"], cpu + cpu_seconds_of(process.pid))
-            record["seconds"] = seconds + time.monotonic() - begin
             if time.monotonic() - saved >= SAVED_SECONDS:
                 saved = time.monotonic()
                 self._save()
@@ -149,6 +148,7 @@ class Campaign:
                 self._judge(job, queue)
                 process.send_signal(signal.SIGCONT)
             time.sleep(self.look)
+            record["seconds"] = seconds + time.monotonic() - begin
 
     def _judge(self, job: Job, queue: Queue) -> None:
         """Put the newest weights through the gate, and log its figures."""

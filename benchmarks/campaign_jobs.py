@@ -88,7 +88,7 @@ class Queue:
     Attributes:
         jobs: the trainings.
         gate: arguments of `benchmarks.weights`, which judges the weights of every job at its end, and each
-            `gate_minutes` CPU minutes; empty for no judgement.
+            `gate_minutes` CPU minutes, on the sets of their dimension; empty for no judgement.
     """
 
     jobs: Sequence[Job]

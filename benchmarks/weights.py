@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, default=Path(DATA), help="the folder of test data")
     parser.add_argument("--cache", type=Path, help="what is made of the data once; default: OUTPUT/cache")
     parser.add_argument("--output", type=Path, default=Path("runs/weights"), help="measures, a file for each pair")
-    parser.add_argument("--sets", help=f"of {','.join(SETS)}; default: all of the weights' dimension")
+    parser.add_argument("--sets", help=f"of {','.join(SETS)}, those of the weights' dimension; default: all")
     parser.add_argument("--iterations", default="0,5,10,default", help="of refinement, with commas; also auto")
     parser.add_argument("--free", action=argparse.BooleanOptionalAction, default=True, help="the optimiser, too")
     parser.add_argument("--pairs", type=int, help="measure the first so many pairs of each part")
@@ -128,9 +128,13 @@ def _dimension(args: argparse.Namespace) -> int:
     """Of the images that the weights are for: 2 or 3, by the kernels of the first file."""
     files = [*args.checkpoints, *([] if args.against in ("shipped", "untrained") else [args.against])]
     if files:
-        return max(value.ndim for value in read_state(files[0]).values() if isinstance(value, torch.Tensor)) - 2
+        return _dimension_of(files[0])
     dims = {SETS[name][0] for name in _names(args.sets)}
     return dims.pop() if len(dims) == 1 else 3
+
+
+def _dimension_of(weights: str | Path) -> int:
+    return max(value.ndim for value in read_state(weights).values() if isinstance(value, torch.Tensor)) - 2
 
 
 def _names(sets: str | None) -> list[str]:
@@ -141,17 +145,18 @@ def _names(sets: str | None) -> list[str]:
 
 
 def _parts(args: argparse.Namespace, dims: int) -> Iterator[Part]:
-    names = [name for name in _names(args.sets) if args.sets or SETS[name][0] == dims]
+    asked = _names(args.sets)
+    names = [name for name in asked if SETS[name][0] == dims]
+    if not names:
+        raise ValueError(f"the weights are for {dims}-D images, and those of {', '.join(asked)} are not")
     for name in names:
-        if SETS[name][0] != dims:
-            raise ValueError(f"the weights are for {dims}-D images, and those of {name} are not")
         for part in SETS[name][1](args.data, args.cache or args.output / "cache"):
             yield replace(part, pairs=part.pairs[: args.pairs])
 
 
 def _against(args: argparse.Namespace, config: ConfigParser, dims: int) -> Contestant:
     shipped = Path(str(config.get_parsed_content("weights")))
-    if args.against == "shipped" and dims == int(config.get_parsed_content("spatial_dims")) and shipped.is_file():
+    if args.against == "shipped" and shipped.is_file() and _dimension_of(shipped) == dims:
         return _checkpoint("shipped", shipped, args.overlay)
     if args.against == "shipped":
         print(f"{args.bundle} ships no {dims}-D weights: compared with an untrained network", flush=True)

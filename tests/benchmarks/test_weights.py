@@ -187,6 +187,23 @@ def test_errors_are_one_sentence_and_another_exit_code(phantom_set, tmp_path, mo
     assert reason in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("dims", "wanted"), [(2, ["flat"]), (3, ["solid"])])
+@pytest.mark.parametrize("sets", [None, "flat,solid"])
+def test_weights_are_measured_on_the_sets_of_their_dimension(monkeypatch, tmp_path, sets, dims, wanted):
+    makers = {name: (d, lambda data, cache, name=name: [Part(name, [])]) for name, d in (("flat", 2), ("solid", 3))}
+    monkeypatch.setattr(weights, "SETS", makers)
+    args = weights._parser().parse_args(["--output", str(tmp_path), *(["--sets", sets] if sets else [])])
+    assert [part.name for part in weights._parts(args, dims)] == wanted
+
+
+def test_weights_of_a_dimension_that_no_shipped_ones_have_are_compared_with_an_untrained_network(tmp_path):
+    network = {"_target_": "torch.nn.Conv3d", "in_channels": 1, "out_channels": 1, "kernel_size": 3}
+    config = ConfigParser({"weights": str(flat(tmp_path / "flat.pt")), "network_def": network})
+    args = weights._parser().parse_args(["--output", str(tmp_path)])
+    assert weights._against(args, config, 2).name == "shipped"
+    assert weights._against(args, config, 3).name == "untrained"
+
+
 def test_every_real_set_makes_its_pairs(test_data, tmp_path):
     """All but the rendered people and the heads, which take long to prepare."""
     for name in ("brains", "slabs", "t1t2"):
