@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,9 +39,21 @@ class _Chain:
 
     def steps(self, source: str | None = None) -> list[Step]:
         """All their steps; a source that is an image stands for the moving image if none was named."""
+        from ..space.dialects import depends_on_moving
+
+        if self.moving is None and source and depends_on_moving(self.paths, dialect=self.dialect):
+            return self._read(source)
+        return self._for_all
+
+    @cached_property
+    def _for_all(self) -> list[Step]:
+        """The steps of every source, read once."""
+        return self._read(self.moving)
+
+    def _read(self, moving: str | None) -> list[Step]:
         from ..space.dialects import Frames, read_chain
 
-        return read_chain(self.paths, Frames.of_files(self.reference, self.moving or source), dialect=self.dialect)
+        return read_chain(self.paths, Frames.of_files(self.reference, moving), dialect=self.dialect)
 
 
 def apply(

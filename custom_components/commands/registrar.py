@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from monai.engines import SupervisedEvaluator
 
-    from ..evaluation.result import Registration
+    from ..evaluation.result import Failure, Registration
     from ..random_numbers import RandomState
     from ..space.memory_images import Image
     from ..transforms.load import LoadPaird
@@ -117,22 +117,33 @@ class Registrar:
         with results_in(output, [pair]):
             return self._register(loaded, pair).save(output)
 
-    def pairs(self, pairs: Sequence[Pair], output: str | os.PathLike[str] | None = None) -> list[Registration]:
-        """Register several pairs, one after the other.
+    def pairs(
+        self, pairs: Iterable[Pair], output: str | os.PathLike[str] | None = None, *, tolerant: bool = True
+    ) -> Iterator[Registration | Failure]:
+        """Register pairs one after the other; each is taken when its turn comes, and its result given at once.
 
         Args:
             pairs: each (moving, fixed), or a dictionary of the arguments of a call.
             output: folder for the results; the memory then holds one pair at a time.
-        Returns:
-            The results, in the order of the pairs; with a folder, each reads its images from its files.
-        Raises: as for one pair, at the first pair that cannot be registered.
+            tolerant: go on after a pair that cannot be registered; False: end with its error.
+        Yields:
+            A result for each pair, in their order; with a folder, it reads its images from its files. For a pair that
+            cannot be registered a `Failure`, whose `reason` is one sentence.
+        Raises: without `tolerant`, as for one pair.
         """
-        results = []
-        for pair in pairs:
-            images = pair if isinstance(pair, Mapping) else dict(zip(("moving", "fixed"), pair, strict=True))
-            result = self(**images, output=output)  # type: ignore[arg-type]
-            results.append(result if output is None else result.in_files())
-        return results
+        from ..evaluation.result import Failure
+        from ..runs import sentence
+
+        for number, pair in enumerate(pairs, start=1):
+            images = dict(pair) if isinstance(pair, Mapping) else dict(zip(("moving", "fixed"), pair, strict=True))
+            try:
+                result = self(**images, output=output)  # type: ignore[arg-type]
+            except (OSError, ValueError, RuntimeError) as error:
+                if not tolerant:
+                    raise
+                yield Failure(str(images.get("id", f"pair {number}")), images, sentence(error))
+            else:
+                yield result if output is None else result.in_files()
 
     def _register(self, loaded: _Loaded, pair: Entry) -> Registration:
         from ..random_numbers import own_random_numbers

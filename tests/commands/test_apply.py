@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 from support import run
 
-from custom_components.space import read_transform, transform_points_world, write_affine_transform
+from custom_components.commands.apply import apply
+from custom_components.space import (
+    Frames,
+    dialects,
+    read_transform,
+    transform_points_world,
+    write_affine_transform,
+    write_transform,
+)
 
 SHIFT = nib.affines.from_matvec(np.eye(3), [2.0, 0, 0])  # one voxel
 
@@ -49,6 +57,17 @@ def test_many_images_go_into_a_folder_each_with_its_interpolation(folder: Path) 
         moved, source = voxels(folder / "out" / result), voxels(folder / name)
         np.testing.assert_allclose(moved[:-1], source[1:], atol=1e-5)
     assert voxels(folder / "out" / "labels.nii.gz").dtype == np.int16
+
+
+@pytest.mark.parametrize(("name", "times"), [("shift.tfm", 1), ("shift.mat", 2)])
+def test_a_transform_is_read_once_unless_it_depends_on_the_source(folder: Path, monkeypatch, name, times) -> None:
+    fixed, sources = str(folder / "fixed.nii.gz"), [str(folder / "a" / "t1.nii.gz"), str(folder / "labels.nii.gz")]
+    if name.endswith(".mat"):
+        write_transform(folder / name, [SHIFT], Frames.of_files(fixed, sources[0]), dialect="fsl")
+    reads, read = [], dialects.read_chain
+    monkeypatch.setattr(dialects, "read_chain", lambda *args, **options: reads.append(args) or read(*args, **options))
+    assert len(apply(str(folder / name), sources, str(folder / "out"), reference=fixed)) == 2
+    assert len(reads) == times
 
 
 def test_an_output_that_is_a_folder_takes_a_single_file_and_points_too(folder: Path) -> None:

@@ -86,13 +86,38 @@ def test_the_network_is_loaded_once_for_many_pairs(scans, monkeypatch, tmp_path)
     registering = mz.Registrar("synthmorph", **QUICK)
     assert not calls
     images = [scan[0] for scan in scans]
-    results = registering.pairs([(images[0], images[1]), {"moving": images[2], "fixed": images[1], "id": "third"}])
+    results = list(
+        registering.pairs([(images[0], images[1]), {"moving": images[2], "fixed": images[1], "id": "third"}])
+    )
     assert len(calls) == 1
     assert [one.id for one in results] == ["phantom_01__phantom_00", "third"]
-    saved = registering.pairs([(images[0], images[1])], output=tmp_path)
+    saved = list(registering.pairs([(images[0], images[1])], output=tmp_path))
     assert not saved[0].arrays
     torch.testing.assert_close(saved[0].warped.as_tensor(), results[0].warped.as_tensor())
     assert len(calls) == 1
+
+
+def test_a_bad_pair_does_not_stop_the_others_unless_asked(quick, scans):
+    good = (scans[0][0], scans[1][0])
+    bad = {"moving": (IMAGE, np.zeros((4, 4))), "fixed": scans[1][0], "id": "x"}
+    pairs = [good, ("nowhere.nii.gz", scans[1][0]), bad]
+    first, missing, bad, last = quick.pairs([*pairs, good])
+    assert first.metrics == {**last.metrics, "seconds": first.metrics["seconds"]}
+    assert (missing.id, bad.id) == ("pair 2", "x")
+    assert missing.reason.endswith("nowhere.nii.gz: there is no such file (moving)")
+    assert "expected an invertible affine" in bad.reason
+    found = quick.pairs(iter([good, pairs[1], good]), tolerant=False)
+    assert next(found).id == first.id
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        next(found)
+
+
+def test_a_pair_is_taken_when_its_turn_comes(quick, scans):
+    taken = []
+    found = quick.pairs(taken.append(number) or (scans[0][0], scans[1][0]) for number in range(3))
+    assert not taken
+    next(found)
+    assert taken == [0]
 
 
 def test_pairs_from_memory_never_replace_one_another(quick, scans, tmp_path):

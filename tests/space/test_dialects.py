@@ -208,7 +208,8 @@ def test_itks_translations_rotations_and_similarities_are_read(tmp_path: Path, d
         np.testing.assert_allclose(ours, theirs, atol=1e-9)
 
 
-def test_itks_b_spline_is_read_on_the_fixed_grid_or_on_its_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize("behind", [False, True], ids=["alone", "behind other steps"])
+def test_itks_b_spline_is_exact_on_the_fixed_grid_and_close_on_its_own(tmp_path: Path, behind: bool) -> None:
     itk = pytest.importorskip("itk")
     frames = frames_of(tmp_path, "RAS")
     transform = itk.BSplineTransform[itk.D, 3, 3].New()
@@ -219,12 +220,19 @@ def test_itks_b_spline_is_read_on_the_fixed_grid_or_on_its_own(tmp_path: Path) -
     for i in range(transform.GetNumberOfParameters()):
         parameters[i] = 3 * float(np.sin(i))
     transform.SetParameters(parameters)
-    itk.transformwrite([transform], str(tmp_path / "a.tfm"))
+    if behind:
+        spline, transform = transform, itk.CompositeTransform[itk.D, 3].New()
+        turn, shift = itk.Euler3DTransform[itk.D].New(), itk.TranslationTransform[itk.D, 3].New()
+        turn.SetRotation(0.2, -0.1, 0.3)
+        shift.SetOffset([1.5, -2.0, 0.7])
+        for part in (shift, spline, turn):  # the last one is applied first
+            transform.AddTransform(part)
+    itk.transformwrite([transform], str(tmp_path / "a.h5"))
     flip = np.array([-1, -1, 1])
     points = points_of(frames)
     theirs = np.array([list(transform.TransformPoint(point.tolist())) for point in points * flip]) * flip
     for known, tolerance in ((frames, 1e-4), (Frames(), 0.03)):
-        ours = transform_points_world(points, read_transform(tmp_path / "a.tfm", known))
+        ours = transform_points_world(points, read_transform(tmp_path / "a.h5", known))
         assert np.abs(ours - theirs).max() < tolerance
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "DIALECTS",
     "Dialect",
     "Frames",
+    "depends_on_moving",
     "dialect_files",
     "dialect_for",
     "dialect_named",
@@ -62,12 +63,14 @@ def read_transform(
         FileNotFoundError, ValueError: if it is missing, damaged, holds another kind of transform, or needs the images.
         ImportError: if the format needs a package that is not installed.
     """
-    path = str(path)
+    return _dialect_of(str(path), dialect).read(str(path), frames)
+
+
+def _dialect_of(path: str, dialect: str | None) -> Dialect:
     chosen = dialect_named(dialect) if dialect else None
     if not os.path.isfile(path) and not ANTS.recognises(path):
         raise FileNotFoundError(f"{path}: no such transform file")
-    chosen = chosen or next(one for one in DIALECTS.values() if one.recognises(path))
-    return chosen.read(path, frames)
+    return chosen or next(one for one in DIALECTS.values() if one.recognises(path))
 
 
 def read_chain(
@@ -83,6 +86,11 @@ def read_chain(
         moving = frames.moving if i == len(paths) - 1 else None
         steps += read_transform(path, Frames(fixed, moving), dialect=dialect)
     return steps
+
+
+def depends_on_moving(paths: Sequence[str | os.PathLike[str]], *, dialect: str | None = None) -> bool:
+    """Whether the steps of a chain depend on where the moving image lies. Errors as `read_transform`."""
+    return _dialect_of(str(paths[-1]), dialect) in (AFNI, FSL)  # they count from its corner
 
 
 def read_affine_transform(path: str | os.PathLike[str], frames: Frames = _NOWHERE) -> np.ndarray:

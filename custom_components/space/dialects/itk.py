@@ -51,7 +51,7 @@ def _read(path: str, frames: Frames) -> list[Step]:
         transforms = itk.transformread(path)
     except RuntimeError as error:
         raise ValueError(f"{path}: cannot be read as a transform ({str(error).strip().splitlines()[-1]})") from error
-    return [step for transform in reversed(list(transforms)) for step in _steps_from_itk(itk, transform, frames)]
+    return _steps_from_itk(itk, [part for one in reversed(list(transforms)) for part in _parts(itk, one)], frames)
 
 
 def _parse_affine_text(path: str) -> np.ndarray | None:
@@ -132,34 +132,61 @@ def _affine_to_itk(itk: Itk, world_matrix: np.ndarray, number: Itk) -> Itk:
     return transform
 
 
-def _steps_from_itk(itk: Itk, transform: Itk, frames: Frames) -> list[Step]:
-    d = transform.GetInputSpaceDimension()
+def _parts(itk: Itk, transform: Itk) -> list[Itk]:
+    """The transforms that a composite is of, the first applied first."""
     transform = itk.down_cast(transform)
-    if hasattr(transform, "GetNthTransform"):
-        parts = [transform.GetNthTransform(i) for i in reversed(range(transform.GetNumberOfTransforms()))]
-        return [step for part in parts for step in _steps_from_itk(itk, part, frames)]
+    if not hasattr(transform, "GetNthTransform"):
+        return [transform]
+    parts = [transform.GetNthTransform(i) for i in reversed(range(transform.GetNumberOfTransforms()))]
+    return [one for part in parts for one in _parts(itk, part)]
+
+
+def _steps_from_itk(itk: Itk, parts: Sequence[Itk], frames: Frames) -> list[Step]:
+    """Steps of transforms, the first applied first.
+
+    A B-spline is no step. If the fixed image is known, the transforms up to the last B-spline become one field, exact
+    at the image's voxels; else each B-spline becomes a field on a fine grid of its own.
+    """
+    smooth = [i for i, part in enumerate(parts) if _is_smooth(part)]
+    if not smooth or frames.fixed is None:
+        return [_step_from_itk(itk, part) for part in parts]
+    number, d = itk.template(parts[smooth[-1]])[1][:2]
+    whole = itk.CompositeTransform[number, d].New()
+    for part in reversed(parts[: smooth[-1] + 1]):  # ITK applies the transform added last first
+        whole.AddTransform(part)
+    field = _sampled(itk, whole, frames.fixed.grid_in_file if d == 3 else frames.fixed.grid)
+    return [_step_from_field(itk, field), *(_step_from_itk(itk, part) for part in parts[smooth[-1] + 1 :])]
+
+
+def _is_smooth(transform: Itk) -> bool:
+    """Whether it is a B-spline, or another map that is neither a matrix nor a dense field."""
+    is_matrix = hasattr(transform, "GetMatrix") or transform.IsLinear()
+    return not is_matrix and not hasattr(transform, "GetDisplacementField")
+
+
+def _step_from_itk(itk: Itk, transform: Itk) -> Step:
+    d = transform.GetInputSpaceDimension()
     if hasattr(transform, "GetMatrix"):
-        return [_world_matrix(itk.array_from_matrix(transform.GetMatrix()), np.array(list(transform.GetOffset())))]
+        return _world_matrix(itk.array_from_matrix(transform.GetMatrix()), np.array(list(transform.GetOffset())))
     if transform.IsLinear():  # translations, scales, the identity
         origin, *ends = (np.array(transform.TransformPoint(p.tolist())) for p in np.vstack([np.zeros(d), np.eye(d)]))
-        return [_world_matrix(np.stack(ends, axis=1) - origin[:, None], origin)]
-    field = (
-        transform.GetDisplacementField()
-        if hasattr(transform, "GetDisplacementField")
-        else _sampled(itk, transform, _domain(transform, frames))
-    )
+        return _world_matrix(np.stack(ends, axis=1) - origin[:, None], origin)
+    if hasattr(transform, "GetDisplacementField"):
+        return _step_from_field(itk, transform.GetDisplacementField())
+    return _step_from_field(itk, _sampled(itk, transform, _domain(transform)))
+
+
+def _step_from_field(itk: Itk, field: Itk) -> DisplacementField:
+    d = field.GetImageDimension()
     lps = np.eye(d + 1)
     lps[:d, :d] = itk.array_from_matrix(field.GetDirection()) * np.array(itk.spacing(field))
     lps[:d, d] = np.array(itk.origin(field))
-    return [field_from_lps(itk.array_from_image(field).swapaxes(0, d - 1), flip_lps(d) @ lps)]
+    return field_from_lps(itk.array_from_image(field).swapaxes(0, d - 1), flip_lps(d) @ lps)
 
 
-def _domain(transform: Itk, frames: Frames) -> Grid:
-    """Where a B-spline or another smooth transform is sampled: on the fixed image if it is known, else on a grid that
-    is finer than that of its coefficients."""
+def _domain(transform: Itk) -> Grid:
+    """A grid that is finer than that of a B-spline's coefficients."""
     d = transform.GetInputSpaceDimension()
-    if frames.fixed is not None:
-        return frames.fixed.grid_in_file if d == 3 else frames.fixed.grid
     numbers = np.array(list(transform.GetFixedParameters()))
     if len(numbers) != d * (d + 3):
         kind = transform.GetTransformTypeAsString()
