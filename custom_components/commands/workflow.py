@@ -159,7 +159,7 @@ def check_settings(
     if quality is not None:
         configs += _quality(bundle, str(quality), spatial_dims, settings.get("optimize"))
         given = {name for path in as_list(overlays) for name in ConfigParser.load_config_file(path)}
-        if {"refinement", "refinement#levels", "refinement#iterations"} & given:
+        if {"refinement", "refinement#levels", "refinement#iterations", "optimize", "finest"} & given:
             raise ValueError("--quality sets the refinement, and so does --overlay: give one of them")
     configs += as_list(overlays)
     return configs, defaults | typed_settings(bundle.name, ConfigParser.load_config_files(configs), settings)
@@ -173,8 +173,8 @@ def _quality(bundle: Path, quality: str, spatial_dims: int, iterations: object) 
     """
     if quality not in QUALITIES:
         raise ValueError(f"--quality: expected {' or '.join(QUALITIES)}, got {quality!r}")
-    if "finer" not in settings_of(bundle):
-        raise ValueError(f"{bundle.name} has no --quality; those have it whose configuration says `finer`")
+    if "finest" not in settings_of(bundle):
+        raise ValueError(f"{bundle.name} has no --quality; those have it whose configuration says `finest`")
     if iterations is not None:
         raise ValueError("--quality says how many iterations there are: give it or --optimize")
     forms = ("", "_2d") if spatial_dims == 2 else ("",)

@@ -34,8 +34,8 @@ def prepare_pair_batch(
     Args:
         batch: has "image" (B, 2C, *S), moving then fixed, and any of `PAIR_KEYS`.
     Returns:
-        The image, a dictionary of the `PAIR_KEYS` that the batch has, no positional arguments, and "masks",
-        with the landmarks, if any.
+        The image, a dictionary of the `PAIR_KEYS` that the batch has, no positional arguments, and "masks", with the
+        landmarks, if any, and "finer", if the grid is finer than a network's.
     """
     targets = {key: plain(batch[key]) for key in PAIR_KEYS if isinstance(batch.get(key), Tensor)}
     targets = {key: value.to(device, non_blocking=non_blocking, **kwargs) for key, value in targets.items()}
@@ -44,7 +44,11 @@ def prepare_pair_batch(
     if "image" not in batch:
         raise ValueError(f"this bundle needs scans with an image, got {', '.join(sorted(targets)) or 'nothing'} alone")
     image = plain(batch["image"]).to(device, non_blocking=non_blocking, **kwargs)
-    return image, targets, (), {"masks": masks} if masks else {}
+    options: dict[str, Any] = {"masks": masks} if masks else {}
+    finer = int(torch.as_tensor(batch.get("finer", 1)).max())
+    if finer > 1:
+        options["finer"] = finer
+    return image, targets, (), options
 
 
 class Synthesis(Protocol):

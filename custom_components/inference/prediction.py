@@ -13,11 +13,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..checks import check_number
 from ..deformations.base import Deformation
 from ..fields import per_channel
 from ..vocabulary import Pred
-from .pyramid import shrink
 
 # What a network answers depends on the network: mostly a tensor, sometimes several.
 Network = Callable[..., Any]
@@ -74,12 +72,14 @@ class Refinement(Protocol):
         *,
         constants: Mapping[str, object] | None = None,
         deformation: Deformation | None = None,
+        finer: int = 1,
     ) -> Tensor:
         """Optimise, starting from `parameters` or, without any, from zero.
 
         Args:
             constants: what else the loss needs of the batch.
             deformation: in place of the optimiser's own.
+            finer: the start was found with so many times fewer voxels along each axis.
         """
 
 
@@ -129,21 +129,16 @@ class NetworkPredictor:
     Args:
         precision: see `Precision`.
         average: "mirror", "swap" or both, which costs 2 or 4 runs of the network.
-        finer: the network sees the pair with so many times fewer voxels along each axis: as it was trained, where the
-            model grid is finer than that.
         **options: keyword arguments for each call of the network, beside those of the batch.
     Raises:
-        ValueError: for another word in `average`, or `finer` below 1.
+        ValueError: for another word in `average`.
     """
 
-    def __init__(
-        self, precision: str = "float32", average: Sequence[str] = (), *, finer: int = 1, **options: object
-    ) -> None:
-        check_number("finer", finer, least=1)
+    def __init__(self, precision: str = "float32", average: Sequence[str] = (), **options: object) -> None:
         if isinstance(average, str) or not set(average) <= {"mirror", "swap"}:
             raise ValueError(f"expected a list of mirror and swap to average over, got {average!r}")
         self.precision, self.options = Precision(precision), options
-        self.mirror, self.swap, self.finer = "mirror" in average, "swap" in average, finer
+        self.mirror, self.swap = "mirror" in average, "swap" in average
 
     def __call__(
         self,
@@ -164,7 +159,6 @@ class NetworkPredictor:
             back = run(torch.cat([fixed, moving], 1))
             return (run(image) + _negated(back, range(image.ndim - 2))) / 2
 
-        image = shrink(image, self.finer)
         parameters = both_ways(image)
         if self.mirror:
             parameters = (parameters + _negated(both_ways(image.flip(2)).flip(2), range(1))) / 2

@@ -6,6 +6,7 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from ..deformations.base import Deformation
 from ..losses.landmarks import WithLandmarks
 from .contrast import LossByContrast
 from .descent import Diffused, SmoothDescent, StepRule, force_of_a_voxel, loss_of_a_voxel
-from .level import Evaluation, Loss
+from .level import DirectEvaluation, Evaluation, Loss
 from .pyramid import at_level
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,20 @@ class ScheduledLoss(ABC):
         """
 
 
+class Level(NamedTuple):
+    """Of an optimisation.
+
+    Args:
+        factor: by which its images are shrunk.
+        iterations: how many, at most.
+        is_finer: whether its grid is finer than the one on which the start was found.
+    """
+
+    factor: int
+    iterations: int
+    is_finer: bool
+
+
 class PairwiseOptimizer:
     """Minimise a registration loss over the parameters of a deformation, for one pair (or a batch of pairs).
 
@@ -63,7 +78,8 @@ class PairwiseOptimizer:
             parameters and units from level to level.
         loss: called as `loss(pred, batch)`, as in training; a `ScheduledLoss` follows the iterations, and a
             `LossByContrast` is asked for each batch.
-        levels: shrink factors of the images, coarse to fine, or one.
+        levels: shrink factors of the images, coarse to fine, or one. Where a start was found on a coarser grid, they
+            count from there: 0.5 then is a level of twice as many voxels along each axis, and is left out elsewhere.
         iterations: at each level; one number serves all levels. All zero: the start is returned unchanged. "auto": as
             many as are worth it, see above.
         learning_rate: Adam's step, about the voxels of the parameters' grid that a vector moves in an iteration.
@@ -86,7 +102,7 @@ class PairwiseOptimizer:
         deformation: Deformation,
         loss: Loss | LossByContrast,
         *,
-        levels: int | Sequence[int] = (4, 2, 1),
+        levels: float | Sequence[float] = (4, 2, 1),
         iterations: int | Sequence[int] | str = (30, 30, 20),
         learning_rate: float = 0.2,
         method: str = "adam",
@@ -97,13 +113,14 @@ class PairwiseOptimizer:
         if isinstance(iterations, str) and iterations != "auto":
             raise ValueError(f"expected iterations as numbers or 'auto', got {iterations!r}")
         self.auto = isinstance(iterations, str)
-        levels = [levels] if isinstance(levels, int) else list(levels)
+        levels = [levels] if isinstance(levels, int | float) else list(levels)
         iterations = self.most if isinstance(iterations, str) else iterations
         iterations = [iterations] * len(levels) if isinstance(iterations, int) else list(iterations)
         if len(iterations) != len(levels):
             raise ValueError(f"expected iterations for {len(levels)} levels, got {len(iterations)}")
-        if min(iterations, default=0) < 0 or min(levels, default=1) < 1:
-            raise ValueError(f"expected iterations of at least 0 and levels of at least 1, got {iterations}, {levels}")
+        whole = all(level > 0 and max(level, 1 / level).is_integer() for level in map(float, levels))
+        if min(iterations, default=0) < 0 or not whole:
+            raise ValueError(f"expected iterations of at least 0 and levels as 2, 1 or 0.5, got {iterations}, {levels}")
         if method not in ("adam", "lbfgs"):
             raise ValueError(f"expected method adam or lbfgs, got {method!r}")
         self.deformation, self.loss = deformation, loss
@@ -120,6 +137,7 @@ class PairwiseOptimizer:
         masks: Mapping[str, Tensor] | None = None,
         constants: Mapping[str, Tensor] | None = None,
         deformation: Deformation | None = None,
+        finer: int = 1,
     ) -> Tensor:
         """Optimise.
 
@@ -131,6 +149,7 @@ class PairwiseOptimizer:
             masks: "mask_moving", "mask_fixed", shape (B, 1, *S), and the landmarks of `losses.landmarks`.
             constants: what else the loss needs of the batch and has no resolution ("hyper").
             deformation: in place of the optimiser's own, for one that depends on the pair.
+            finer: the start was found with so many times fewer voxels along each axis; a contrast is judged there.
         Returns:
             Parameters at the deformation's resolution for images of size S.
         Raises:
@@ -142,12 +161,13 @@ class PairwiseOptimizer:
         deformation = self.deformation if deformation is None else deformation
         batch = {"moving": moving.detach(), "fixed": fixed.detach(), **(masks or {})}
         start, passed_through = _split(parameters, fixed, deformation)
-        objective = self._objective(batch, start, deformation)
+        objective = self._objective(at_level(batch, finer), start, deformation)
+        plan = self._plan(objective, finer)
         if start is not None and isinstance(objective, Diffused):
-            start = self._or_none(start, self.levels[0], deformation, objective, batch, constants or {})
-        found = self._descend(start, deformation, objective, batch, constants or {})
+            start = self._or_none(start, plan[0].factor, deformation, objective, batch, constants or {})
+        found = self._descend(plan, start, deformation, objective, batch, constants or {})
         if found is not None and isinstance(objective, Diffused):
-            found = self._or_none(found, self.levels[-1], deformation, objective, batch, constants or {})
+            found = self._or_none(found, plan[-1].factor, deformation, objective, batch, constants or {})
         return torch.cat([_fitted(found, fixed, deformation), *passed_through], 1)
 
     @torch.no_grad()
@@ -180,15 +200,16 @@ class PairwiseOptimizer:
         for i in range(len(parameters)):
             one = {key: value[i : i + 1] if len(value) == len(parameters) else value for key, value in level.items()}
             given = _fitted(parameters[i : i + 1], one["fixed"], coarse)
-            losses = [Evaluation(coarse, loss, one, first).value() for first in (given, torch.zeros_like(given))]
+            evaluation = Evaluation(coarse, loss, one, given)
             least = self.least_gain * loss_of_a_voxel(coarse, objective, one)
-            if losses[1] - losses[0] < max(least, 0.0):
+            if evaluation.value_at_rest() - evaluation.value() < max(least, 0.0):
                 logger.info("what was found makes the images hardly more alike: it is left out")
                 better[i] = 0
         return better
 
     def _descend(
         self,
+        plan: Sequence[Level],
         start: Tensor | None,
         deformation: Deformation,
         objective: Loss,
@@ -199,24 +220,24 @@ class PairwiseOptimizer:
         parameters, size = start, batch["fixed"].shape[2:]
         loss = self._loss(objective, batch)
         on_iteration = objective.on_iteration if isinstance(objective, ScheduledLoss) else _unchanged
-        counts = self._counts(objective)
-        with tqdm(total=sum(counts), desc="optimizing", disable=not self.progress, leave=False) as bar:
-            for i, factor in enumerate(self.levels):
+        total, done = sum(level.iterations for level in plan), 0 if start is None else _AT_THE_END
+        with tqdm(total=total, desc="optimizing", disable=not self.progress, leave=False) as bar:
+            for factor, iterations, is_finer in plan:
                 level = at_level(batch, factor) | dict(constants)
                 coarse = deformation.on_grid(size, level["fixed"].shape[2:])
                 begin = _fitted(parameters, level["fixed"], deformation)
-                evaluation = Evaluation(coarse, loss, level, begin, keeps_best=self.auto)
-                before = sum(counts[:i]) if start is None else _AT_THE_END
-                self._minimize(evaluation, range(before, before + counts[i]), on_iteration, bar)
-                parameters = evaluation.found()
+                kind = DirectEvaluation if is_finer and isinstance(objective, Diffused) else Evaluation
+                evaluation = kind(coarse, loss, level, begin, keeps_best=self.auto)
+                self._minimize(evaluation, range(done, done + iterations), on_iteration, bar)
+                parameters, done = evaluation.found(), done + iterations
                 bar.set_postfix_str(f"level 1/{factor} done")
         return parameters
 
-    def _counts(self, objective: Loss) -> list[int]:
-        """Iterations of each level, at most."""
-        if not (self.auto and isinstance(objective, Diffused)):
-            return self.iterations
-        return [min(count, _MOST_SMOOTH) for count in self.iterations]
+    def _plan(self, objective: Loss, finer: int) -> list[Level]:
+        """The levels that the images have, and the iterations of each, at most."""
+        most = _MOST_SMOOTH if self.auto and isinstance(objective, Diffused) else math.inf
+        levels = [(level * finer, count, level < 1) for level, count in zip(self.levels, self.iterations, strict=True)]
+        return [Level(round(factor), int(min(count, most)), below) for factor, count, below in levels if factor >= 1]
 
     def _loss(self, objective: Loss, batch: Mapping[str, Tensor]) -> Loss:
         """The objective, with the landmarks' distance if the pair has landmarks and they weigh something."""

@@ -13,6 +13,7 @@ from ..deformations.base import Deformation
 from ..fields import plain, warp
 from ..vocabulary import Result
 from .prediction import Masks, Network, NetworkPredictor, Prediction, Predictor, Refinement
+from .pyramid import shrink
 
 logger = logging.getLogger(__name__)
 
@@ -49,27 +50,32 @@ class RegistrationInferer(Inferer):
         self.deformation, self.predict = deformation, NetworkPredictor() if predict is None else predict
         self.refinement, self.inverse, self.draw = refinement, inverse, draw
 
-    def __call__(self, inputs: Tensor, network: Network, *, masks: Masks | None = None, **options: object) -> Result:
+    def __call__(
+        self, inputs: Tensor, network: Network, *, masks: Masks | None = None, finer: int = 1, **options: object
+    ) -> Result:
         """Register.
 
         Args:
             masks: "mask_moving", "mask_fixed", where the refinement looks.
+            finer: `predict` sees the pair with so many times fewer voxels along each axis: as its network was trained.
             **options: what else the batch has for `predict`, as a rule for its network, and for the refinement's loss.
         """
         image, start = as_pair(inputs), time.perf_counter()
         shown = image if getattr(self.predict, "takes_channels", False) else first_channels(image)
-        prediction = self.predict(shown, network, self.deformation, masks=masks, **options)
-        pred = self.register(image, prediction, masks=masks, **options)
+        prediction = self.predict(shrink(shown, finer), network, self.deformation, masks=masks, **options)
+        pred = self.register(image, prediction, masks=masks, finer=finer, **options)
         return {**pred, "seconds": seconds_per_pair(image, start)}
 
     def register(
-        self, image: Tensor, prediction: Prediction, *, masks: Masks | None = None, **options: object
+        self, image: Tensor, prediction: Prediction, *, masks: Masks | None = None, finer: int = 1, **options: object
     ) -> Result:
         """Fields and warped image of predicted parameters, which are refined first."""
         (moving, fixed), deformation = image.chunk(2, 1), prediction.deformation
         parameters = prediction.parameters
         if self.refinement is not None:
-            parameters = self.refinement(moving, fixed, parameters, masks, constants=options, deformation=deformation)
+            parameters = self.refinement(
+                moving, fixed, parameters, masks, constants=options, deformation=deformation, finer=finer
+            )
         make = deformation.draw if self.draw else deformation
         fields = make(parameters, image.shape[2:], inverse=self.inverse)
         return {**fields, "warped": warp(moving, fields["ddf"]), **prediction.extra}

@@ -5,15 +5,18 @@ Convention: affines and world matrices are RAS millimetres; a world matrix maps 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from ..memory import check_memory
+from ..memory import available_bytes, check_memory
 from ..notices import warn
 from .grids import Grid, canonical_grid, model_grid, voxel_map
 from .volumes import Volume
+
+logger = logging.getLogger(__name__)
 
 _POINTS_PER_AXIS = 24  # at which overlap is looked for
 
@@ -22,6 +25,12 @@ _LITTLE_OVERLAP = 0.1
 _BYTES_PER_VOXEL_3D, _BYTES_PER_VOXEL_2D = 240.0, 100.0
 
 MIN_VOXELS = 16  # along the longest axis of a model grid
+
+MOST_HALVED_VOXELS = 20_000_000  # of a halved grid: a head of 256 x 256 x 256 mm at 1 mm has 17 million
+
+_HALVED_BYTES_PER_VOXEL = 300.0
+
+_AS_FINE = 0.75  # times the spacing: voxels of images that a grid of half the spacing can show more of
 
 _USUAL_VOXELS = 96  # along the longest axis, where the spacing is chosen: a brain at 2 mm has that many
 
@@ -60,7 +69,7 @@ def _share(grid: Grid, other: Grid, world_matrix: np.ndarray) -> float:
     return float(((voxels >= -0.5) & (voxels <= last)).all(0).mean())
 
 
-def fitting_grid(fixed: Volume, spacing_mm: float | Sequence[float] | None, *, multiple: int = 1, fit: bool) -> Grid:
+def fitting_grid(fixed: Volume, spacing_mm: float | Sequence[float] | None, *, fit: bool) -> Grid:
     """The model grid of a fixed image; where the spacing is too coarse for it, one chosen by the image, with a warning.
 
     A grid is too coarse with fewer than 16 voxels along its longest axis. The chosen spacing gives that axis 96, or
@@ -78,7 +87,7 @@ def fitting_grid(fixed: Volume, spacing_mm: float | Sequence[float] | None, *, m
         voxels = math.prod(float(n) for n in (np.array(native.size) - 1) * native.spacing / spacing + 1)
         what = f"{fixed.path}: a model grid of {voxels:.3g} voxels"
         check_memory(model_grid_bytes(voxels, len(native.size)), what, "give a coarser --spacing, or crop the image")
-    grid = model_grid(fixed.affine, fixed.grid.size, spacing_mm, multiple=multiple)
+    grid = model_grid(fixed.affine, fixed.grid.size, spacing_mm)
     if spacing_mm is None or max(grid.size) >= min(MIN_VOXELS, max(native.size)):
         return grid
     extent = float((native.spacing * (np.array(native.size) - 1)).max())
@@ -90,12 +99,30 @@ def fitting_grid(fixed: Volume, spacing_mm: float | Sequence[float] | None, *, m
         warn(f"{found} leaves only {_by(grid.size)} voxels; the result will be coarse")
         return grid
     chosen = float(f"{max(extent / (_USUAL_VOXELS - 1), float(native.spacing.min())):.3g}")
-    better = model_grid(fixed.affine, fixed.grid.size, chosen, multiple=multiple)
+    better = model_grid(fixed.affine, fixed.grid.size, chosen)
     warn(
         f"{found} would leave {_by(grid.size)} voxels; {chosen:g} mm was taken instead ({_by(better.size)} voxels), "
         "which is not what the weights were trained for; --spacing sets another"
     )
     return better
+
+
+def halved_grid(fixed: Volume, moving: Volume, grid: Grid) -> Grid | None:
+    """A model grid of half the spacing, where both images show more on it; None where they do not, or it is too large.
+
+    Both images' voxels must be smaller than three quarters of the grid's, as cubes of their volume. A grid of more than
+    20 million voxels, or of more than fits into memory, is too large: the log says so.
+    """
+    voxels = [float(np.prod(volume.grid.spacing)) for volume in (fixed, moving)]
+    if max(voxels) > _AS_FINE ** len(grid.size) * float(np.prod(grid.spacing)):
+        return None
+    halved = model_grid(fixed.affine, fixed.grid.size, [float(mm) / 2 for mm in grid.spacing])
+    count = math.prod(halved.size)
+    if count > MOST_HALVED_VOXELS or count * _HALVED_BYTES_PER_VOXEL > available_bytes():
+        spacing = " x ".join(f"{number:.3g}" for number in grid.spacing)
+        logger.info("half the spacing would make %.3g million voxels: the grid stays at %s mm", count / 1e6, spacing)
+        return None
+    return halved
 
 
 def checked_grid(grid: Grid, image: Volume) -> Grid:

@@ -42,13 +42,16 @@ class DisplacementField:
         folds. Where a face does not move, nothing is added.
         """
         spacing = self.grid.spacing
-        lengths = (self.ddf * self.ddf.new_tensor(spacing).view(-1, *[1] * len(spacing))).norm(dim=0)
+        scale = self.ddf.new_tensor(spacing).view(-1, *[1] * (len(spacing) - 1))
         holds, margins = [], []
         for axis, mm in enumerate(spacing):
-            longest = [float(lengths.select(axis, end).max()) for end in (0, -1)]
+            faces = [self.ddf.select(axis + 1, end) for end in (0, -1)]
+            longest = [float((face * scale).norm(dim=0).max()) for face in faces]
             longest = [length / mm if length > _STILL_MM else 0.0 for length in longest]
             holds.append([math.ceil(n) for n in longest])
             margins.append([math.ceil(n) + math.ceil(_FADE * n) for n in longest])
+        if not np.any(margins):
+            return self
         ddf, weight = self.ddf, self.ddf.new_ones(1)
         for axis, (hold, margin) in enumerate(zip(holds, margins, strict=True)):
             ends = [ddf.narrow(axis + 1, end, 1) for end in (0, ddf.shape[axis + 1] - 1)]

@@ -18,7 +18,8 @@ import torch
 from monai.transforms import Transform
 
 from ..notices import collecting, warn
-from ..space.fit import check_overlap, fitting_grid
+from ..space.fit import check_overlap, fitting_grid, halved_grid
+from ..space.grids import Grid
 from ..space.resampling import resample
 from ..space.volumes import Volume
 from ..vocabulary import Data, Item
@@ -37,7 +38,7 @@ class GridOptions(TypedDict, total=False):
     """Arguments of `LoadPaird` on the model grid, the learned alignment and the intensities, by keyword."""
 
     spatial_dims: int | None
-    multiple: int
+    halve: bool
     aligner: Aligner | None
     fit: bool
     window: Sequence[float] | None
@@ -62,7 +63,8 @@ class LoadPaird(Transform):
         spacing: of the model grid in mm, one number or one per axis (R, A, S); None keeps the fixed image's own.
         affine: how the pair is aligned first, see `world_matrix_of`. An item's own entry `affine` goes first.
         spatial_dims: refuse images of another dimension.
-        multiple: the sizes of the model grid become multiples of this.
+        halve: take half the spacing where both images are fine enough and it is not too much, see `halved_grid`. The
+            item's `finer` is then 2: a network sees the pair with so many times fewer voxels along each axis.
         aligner: for "learned": from both volumes, fixed then moving, intensities in [0, 1], to the matrix from fixed
             world points to moving ones (`physical.NetworkAligner`).
         fit: another spacing is taken for an image that is too small for this one, with a warning; see `fitting_grid`.
@@ -76,7 +78,7 @@ class LoadPaird(Transform):
         affine: str = "none",
         *,
         spatial_dims: int | None = None,
-        multiple: int = 1,
+        halve: bool = False,
         aligner: Aligner | None = None,
         fit: bool = True,
         window: Sequence[float] | None = None,
@@ -87,7 +89,7 @@ class LoadPaird(Transform):
         self.spacing, self.fit = spacing, fit
         self.affine = affine
         self.spatial_dims = spatial_dims
-        self.multiple = multiple
+        self.halve = halve
         self.aligner = aligner
 
     def __call__(self, data: Data) -> Item:
@@ -108,7 +110,8 @@ class LoadPaird(Transform):
         first, first_scaled = ({role: volume.first for role, volume in found.items()} for found in (contrasts, scaled))
         world_matrix = world_matrix_of(affine, first, first_scaled, masks, self.aligner)
         check_overlap(fixed, moving, world_matrix, affine)
-        grid = fitting_grid(fixed, self.spacing, multiple=self.multiple, fit=self.fit)
+        grid, found = self._grid(fixed, moving)
+        result |= found
         for role, volume in volumes.items():
             matrix = world_matrix if role == "moving" else None
             image = resample(scaled[role].data, volume.affine, grid, world_matrix=matrix, antialias=True)
@@ -130,6 +133,14 @@ class LoadPaird(Transform):
         result["grid_affine"] = torch.from_numpy(grid.affine)
         result["world_matrix"] = torch.from_numpy(world_matrix)
         return result
+
+    def _grid(self, fixed: Volume, moving: Volume) -> tuple[Grid, Item]:
+        """The model grid and, where it may be halved, what an item says of that."""
+        grid = fitting_grid(fixed, self.spacing, fit=self.fit)
+        if not self.halve:
+            return grid, {}
+        halved = halved_grid(fixed, moving, grid)
+        return (grid, {"finer": 1}) if halved is None else (halved, {"finer": 2})
 
     def _volumes(self, data: Data) -> dict[str, Volume]:
         volumes = {role: load_with_channels(data, role) for role in ("moving", "fixed")}

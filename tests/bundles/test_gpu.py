@@ -42,7 +42,7 @@ class SharedOptimum:
     def on(self, device: str) -> Iterator[None]:
         """All calls are those of one device; the CPU comes first."""
 
-        def optimized(optimizer, moving, fixed, parameters=None, masks=None, constants=None, deformation=None):
+        def optimized(optimizer, moving, fixed, parameters=None, masks=None, constants=None, deformation=None, finer=1):
             own = self.optimize(optimizer, moving, fixed, parameters, masks, constants, deformation)
             if not any(optimizer.iterations):  # a network's output, passed through
                 return own

@@ -160,7 +160,7 @@ class Recording:
     def __init__(self):
         self.calls = []
 
-    def __call__(self, moving, fixed, parameters=None, masks=None, *, constants=None, deformation=None):
+    def __call__(self, moving, fixed, parameters=None, masks=None, *, constants=None, deformation=None, finer=1):
         self.calls.append({"moving": moving, "parameters": parameters, "masks": masks})
         return torch.full((len(fixed), fixed.ndim - 2, *deformation.parameter_size(fixed.shape[2:])), 0.5)
 

@@ -12,7 +12,11 @@ from custom_components.deformations.shooting import ShootingError
 from custom_components.deformations.velocity import StationaryVelocity
 from custom_components.fields import jacobian_determinant, warp
 from custom_components.inference.contrast import LossByContrast, same_contrast
+from custom_components.inference.descent import Diffused, smooth_force
+from custom_components.inference.level import DirectEvaluation, Evaluation
 from custom_components.inference.refinement import PairwiseOptimizer, ScheduledLoss
+from custom_components.inference.refiner import refiner
+from custom_components.losses.pair import pair_loss
 from custom_components.losses.registration import RegistrationLoss
 from custom_components.losses.regularization import GradientPenalty, MeanEnergy
 from custom_components.losses.similarity import LNCC, MIND, MSE
@@ -273,3 +277,56 @@ def test_a_level_ends_by_the_values_of_one_objective_alone(changes, expected):
     search.tolerance = 2.0
     search(pair["moving"], pair["fixed"])
     assert len(loss.iterations) == expected
+
+
+class TestFinerLevels:
+    """Levels below 1 are finer than the grid on which the start was found."""
+
+    def test_the_start_may_come_from_a_coarser_grid(self):
+        pair = phantom_pair((64, 72), seed=1)
+        optimizer = refiner(StationaryVelocity(), levels=[1, 0.5], iterations=[8, 4], similarity="lncc")
+        found = optimizer(pair["moving"], pair["fixed"], torch.zeros(1, 2, 16, 18), finer=2)
+        assert found.shape[2:] == (32, 36)
+        before, after = (
+            float(LNCC(5)(warp(pair["moving"], ddf), pair["fixed"]))
+            for ddf in (torch.zeros(1, 2, 64, 72), StationaryVelocity()(found, (64, 72))["ddf"])
+        )
+        assert after < before - 0.05
+
+    def test_they_are_left_out_where_the_images_are_no_finer(self):
+        pair = phantom_pair((48, 48), seed=1)
+        start = torch.zeros(1, 2, 24, 24)
+        found = [
+            refiner(StationaryVelocity(), levels=levels, iterations=iterations)(pair["moving"], pair["fixed"], start)
+            for levels, iterations in (([1, 0.5], [5, 5]), ([1], [5]))
+        ]
+        assert torch.equal(*found)
+
+    @pytest.mark.parametrize("levels", [[1.5], [0.3], [0]])
+    def test_other_fractions_are_refused(self, levels):
+        with pytest.raises(ValueError, match=r"levels as 2, 1 or 0\.5"):
+            refiner(StationaryVelocity(), levels=levels, iterations=1)
+
+    @pytest.mark.parametrize("size", [(64, 60), (32, 36, 30)])
+    def test_the_direct_gradient_points_where_the_velocitys_own_does(self, size):
+        pair = phantom_pair(size, seed=1)
+        loss = Diffused(pair_loss(0.0, similarity=LNCC(5)), 1.0)
+        deformation, batch = StationaryVelocity(), {key: pair[key] for key in ("moving", "fixed")}
+        velocity = random_velocity(deformation.parameter_size(size), amplitude=1.0)
+        forces = []
+        for kind in (Evaluation, DirectEvaluation):
+            evaluation = kind(deformation, loss, batch, velocity)
+            evaluation()
+            forces.append(smooth_force(evaluation.unknown.grad, [2.0] * len(size), 1.2).flatten())
+        assert float(torch.cosine_similarity(*forces, dim=0)) > 0.9
+        assert float(forces[1].norm() / forces[0].norm()) == pytest.approx(1, abs=0.15)
+
+    def test_a_direct_gradient_has_the_landmarks_part(self):
+        size = (40, 40)
+        image = phantom_pair(size, seed=1)["fixed"]
+        batch = {"moving": image, "fixed": image}
+        loss = lambda pred, batch: pred["ddf"][:, 0].mean()  # noqa: E731
+        evaluation = DirectEvaluation(StationaryVelocity(), loss, batch, torch.zeros(1, 2, 20, 20))
+        evaluation()
+        assert float(evaluation.unknown.grad[:, 0].min()) > 0
+        assert float(evaluation.unknown.grad[:, 1].abs().max()) == 0

@@ -7,6 +7,7 @@ from inference.cases import both
 from custom_components.deformations.velocity import StationaryVelocity
 from custom_components.fields import warp
 from custom_components.inference.prediction import NetworkPredictor, OptimizingPredictor, Prediction
+from custom_components.inference.pyramid import shrink
 from custom_components.inference.registration import RegistrationInferer
 from custom_components.networks.voxelmorph_unet import VoxelMorphUNet
 
@@ -41,8 +42,9 @@ def test_fields_stay_float32_when_the_network_does_not():
 class Recording:
     """A refinement that keeps what it is called with."""
 
-    def __call__(self, moving, fixed, parameters=None, masks=None, *, constants=None, deformation=None):
+    def __call__(self, moving, fixed, parameters=None, masks=None, *, constants=None, deformation=None, finer=1):
         self.parameters, self.masks, self.constants, self.deformation = parameters, masks, constants, deformation
+        self.finer = finer
         return torch.ones(1, 2, 8, 9)
 
 
@@ -97,3 +99,21 @@ def test_a_network_gets_the_options_of_the_predictor_and_of_the_batch():
 def test_wrong_arguments_of_the_inferer_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@both
+def test_a_network_may_see_a_coarser_pair_than_the_one_that_is_warped(size):
+    network = VoxelMorphUNet(len(size), half_resolution=True, flow_std=0.05)
+    image = torch.rand(1, 2, *[2 * n for n in size])
+    inferer = RegistrationInferer(StationaryVelocity())
+    pred, coarse = inferer(image, network, finer=2), inferer(shrink(image, 2), network)
+    assert pred["ddf"].shape[2:] == image.shape[2:]
+    torch.testing.assert_close(pred["svf"], coarse["svf"])
+
+
+def test_a_refinement_hears_how_much_coarser_its_start_is():
+    refine = Recording()
+    inferer = RegistrationInferer(StationaryVelocity(), refinement=refine)
+    inferer(torch.rand(1, 2, 32, 32), VoxelMorphUNet(2, half_resolution=True), finer=2)
+    assert refine.finer == 2
+    assert refine.parameters.shape[2:] == (8, 8)

@@ -13,6 +13,7 @@ from monai.data import decollate_batch, list_data_collate
 from space.cases import world_points
 from support import ROTATION, blobs, oriented, published
 
+from custom_components.data.batches import prepare_pair_batch
 from custom_components.fields import compose, identity_grid, integrate_velocity
 from custom_components.space import Frames, load_image, read_transform, transform_points_world, write_affine_transform
 from custom_components.transforms.intensities import scale_intensity
@@ -140,11 +141,10 @@ def test_forward_and_inverse_compose_to_the_identity(tmp_path: Path) -> None:
 
 
 def test_pair_lands_on_one_grid_with_everything_collatable(tmp_path: Path) -> None:
-    item = LoadPaird(spacing=3.0, multiple=8)(write_pair(tmp_path, *CASES[1].values))
+    item = LoadPaird(spacing=3.0)(write_pair(tmp_path, *CASES[1].values))
     assert item["image"].shape == (2, *item["fixed"].shape[1:])
     assert torch.equal(item["image"][:1], item["moving"])
-    assert all(n % 8 == 0 for n in item["fixed"].shape[1:])
-    assert item["fixed"].min() == 0
+    assert 0 <= item["fixed"].min() < 0.01
     assert 0.8 < item["fixed"].max() <= 1
     assert item["label_fixed"].unique().tolist() == [0, 7]
     assert not item["label_fixed"].is_floating_point()
@@ -356,3 +356,36 @@ def test_results_stay_when_a_later_run_fails(tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in result.folder.iterdir()} == before
     with pytest.raises(ValueError, match="expected outputs among"):
         PairFiles(["wraped"])
+
+
+class TestHalvedGrid:
+    """`LoadPaird(halve=True)`: half the spacing where it shows more."""
+
+    FINE = ("RAS", (40, 36, 44), (1, 1, 1), False)
+    THICK = ("LIA", (30, 12, 30), (1.5, 5, 1.5), False)
+
+    def test_of_two_fine_images(self, tmp_path: Path) -> None:
+        item = LoadPaird(2.0, halve=True)(write_pair(tmp_path, self.FINE, self.FINE))
+        assert item["finer"] == 2
+        assert item["image"].shape == (2, 40, 36, 44)
+        plain = LoadPaird(2.0)(write_pair(tmp_path, self.FINE, self.FINE))
+        assert "finer" not in plain
+        _, _, _, options = prepare_pair_batch(list_data_collate([item]))
+        assert options["finer"] == 2
+
+    @pytest.mark.parametrize("coarse", ["fixed", "moving"])
+    def test_not_where_one_image_is_coarse(self, tmp_path: Path, coarse: str) -> None:
+        kinds = {role: self.THICK if role == coarse else self.FINE for role in ("fixed", "moving")}
+        item = LoadPaird(2.0, halve=True)(write_pair(tmp_path, **kinds))
+        assert item["finer"] == 1
+        np.testing.assert_allclose(np.linalg.norm(item["grid_affine"][:3, :3], axis=0), 2)
+        assert "finer" not in prepare_pair_batch(list_data_collate([item]))[3]
+
+    def test_not_where_it_would_be_too_much_and_the_log_says_so(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("custom_components.space.fit.MOST_HALVED_VOXELS", 20000)
+        with caplog.at_level("INFO"):
+            item = LoadPaird(2.0, halve=True)(write_pair(tmp_path, self.FINE, self.FINE))
+        assert item["finer"] == 1
+        assert "the grid stays at 2 x 2 x 2 mm" in caplog.text

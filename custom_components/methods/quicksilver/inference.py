@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from monai.inferers import Inferer
@@ -164,7 +165,7 @@ class DropoutSamplesInferer(Inferer):
             raise ValueError("samples are drawn of the prediction alone: leave the correction out (correction: none)")
         self.inferer, self.samples, self.seed = inferer, samples, seed
 
-    def __call__(self, inputs: Tensor, network: nn.Module, *, masks: Masks | None = None, **options: object) -> Result:
+    def __call__(self, inputs: Tensor, network: nn.Module, *, masks: Masks | None = None, **options: Any) -> Result:
         """As the inferer inside."""
         if not self.samples:
             return self.inferer(inputs, network, masks=masks, **options)
