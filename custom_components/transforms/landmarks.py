@@ -108,11 +108,12 @@ def _in_plane(path: str, points: np.ndarray, image: Volume) -> np.ndarray:
 def landmark_metrics(pair: RegisteredPair) -> dict[str, float]:
     """How far the landmarks of a pair lie apart, the target registration error: nothing if there are none.
 
-    A warning says so if they lie farther apart after the registration than before.
+    A warning says so if they lie farther apart after the registration than before, or than by the alignment alone.
 
     Returns:
         `num_landmarks`, and mean, median and largest distance in mm, as the headers place them and through the whole
-        transform: `tre_mm_before`, `tre_mm_after`, `tre_median_mm_...`, `tre_max_mm_...`.
+        transform: `tre_mm_before`, `tre_mm_after`, `tre_median_mm_...`, `tre_max_mm_...`; and `tre_mm_aligned`, through
+        the alignment alone.
     """
     if not pair.landmarks:
         return {}
@@ -127,10 +128,21 @@ def landmark_metrics(pair: RegisteredPair) -> dict[str, float]:
         mm = np.linalg.norm(points - world["moving"], axis=1)
         result |= {f"tre_mm_{name}": float(mm.mean()), f"tre_median_mm_{name}": float(np.median(mm))}
         result[f"tre_max_mm_{name}"] = float(mm.max())
-    before, after = result["tre_mm_before"], result["tre_mm_after"]
+    aligned = transform_points_world(world["fixed"], [pair.world_matrix]) - world["moving"]
+    result["tre_mm_aligned"] = float(np.linalg.norm(aligned, axis=1).mean())
+    _warn_of_distances(pair.volumes["moving"].path, result)
+    return result
+
+
+def _warn_of_distances(path: str, found: Mapping[str, float]) -> None:
+    before, aligned, after = (found[f"tre_mm_{name}"] for name in ("before", "aligned", "after"))
     if after > before + _WORTH_SAYING_MM:
         warn(
-            f"{pair.volumes['moving'].path}: the landmarks lie farther apart after registration, {after:.2f} mm, than "
-            f"before, {before:.2f} mm"
+            f"{path}: the landmarks lie farther apart after registration, {after:.2f} mm, than before, {before:.2f} mm "
+            f"({aligned:.2f} mm by the alignment alone)"
         )
-    return result
+    elif after > aligned + _WORTH_SAYING_MM:
+        warn(
+            f"{path}: the deformation drove the landmarks apart, from {aligned:.2f} to {after:.2f} mm; a larger "
+            "--smoothness may help, or --optimize 0"
+        )

@@ -29,8 +29,8 @@ def image_likeness(pair: RegisteredPair) -> dict[str, float]:
     """Correlation and mutual information of the native images, and a warning if the registration lowered them.
 
     `image_ncc_before image_nmi_before` are as the headers place the images, `..._after` through the whole transform.
-    They are compared at voxel centres of the fixed image, where it exceeds its least value and the moving image
-    reaches in both placements. NaN if these are too few.
+    They are compared at voxel centres of the fixed image, where it exceeds its least value (of a mask:
+    everywhere) and the moving image reaches in both placements. NaN if these are too few.
     """
     fixed, moving = pair.volumes["fixed"], pair.volumes["moving"]
     before, after = likeness(fixed, moving, [[], pair.forward])
@@ -51,6 +51,8 @@ def likeness(fixed: Volume, moving: Volume, transforms: Sequence[Sequence[Step]]
     fixed, moving = fixed.first, moving.first
     grid, values = _thinned(fixed)
     inside = values > values.min()
+    if not inside.any() or values[inside].min() == values[inside].max():
+        inside = torch.ones_like(inside)  # of a mask, only its border tells something
     images = []
     for steps in transforms:
         images.append(resample(moving.data.float(), moving.affine, grid, steps=steps))

@@ -30,6 +30,7 @@ from .intensities import check_window, compared, scale_intensity
 from .labels import labels_on_grid, mask_on_grid, masks_of
 from .landmarks import landmarks_on_grid
 from .scan_paths import ScanPath
+from .surroundings import warn_of_one_skull
 
 _SAME_PLANE = 0.7  # cosine of the angle between the normals of two slices
 
@@ -122,6 +123,7 @@ class LoadPaird(Transform):
             if role in masks:
                 result |= mask_on_grid(role, masks[role], grid, matrix)
         seen = seen_by(moving.first, grid, world_matrix, result["fixed"][:1])
+        warn_of_one_skull(result, grid, volumes, seen)
         if seen is not None:
             given = result.get("mask_moving", seen)
             result["mask_moving"] = given * seen.to(given.dtype)

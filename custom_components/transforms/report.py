@@ -12,6 +12,7 @@ from torch import Tensor
 from ..evaluation.metrics import pair_metrics
 from ..evaluation.overlap import label_overlap, present_labels
 from ..evaluation.pictures import pair_picture
+from ..notices import warn
 from ..space.resampling import resample
 from ..space.volumes import Volume
 from ..vocabulary import Row
@@ -21,6 +22,8 @@ from .publish import OutputFile, Report
 from .registered import RegisteredPair
 
 logger = logging.getLogger(__name__)
+
+_WORTH_SAYING = 0.01  # of Dice
 
 _CAPTIONS = {
     "ncc": "correlation with the fixed image",
@@ -42,7 +45,8 @@ class PairReport:
     Similarity, folding and inverse consistency are measured on the model grid (see `pair_metrics`); similarity also
     between the images themselves (see `image_likeness`, which warns where it fell); overlap on the fixed image's own
     grid: the warped label map of an earlier reporter against the original fixed one (`dice_before`: placed by the
-    headers alone); landmarks through the whole transform (see `landmark_metrics`, which warns where they fell apart).
+    headers alone; a warning says if it fell); landmarks through the whole transform (see `landmark_metrics`, which
+    warns where they fell apart).
 
     Args:
         labels: ids for the overlap; by default those present in the pair, without the background.
@@ -83,6 +87,11 @@ class PairReport:
             dice = label_overlap(source[None], target[None], labels)[0]
             result[f"dice_{name}"] = float(dice.nanmean())
             result |= {f"dice_{name}_{label}": float(value) for label, value in zip(labels, dice, strict=True)}
+        if result["dice_after"] < result["dice_before"] - _WORTH_SAYING:
+            warn(
+                f"{pair.volumes['moving'].path}: the labels overlap less after registration, Dice "
+                f"{result['dice_after']:.3f}, than before, {result['dice_before']:.3f}"
+            )
         return result
 
 

@@ -76,6 +76,13 @@ def test_a_registration_that_drives_landmarks_apart_says_so(pair: dict, tmp_path
     assert any(f"farther apart after registration, {after:.2f} mm" in text for text in metrics["warnings"])
 
 
+def test_a_deformation_that_undoes_a_part_of_the_alignment_says_so(pair: dict, tmp_path: Path) -> None:
+    metrics = measured(pair, tmp_path / "out", shift=0.3)
+    after = 0.3 * float(np.linalg.norm(metrics["model_spacing_mm"]))
+    assert metrics["tre_mm_aligned"] < 1e-3 < after < metrics["tre_mm_before"]
+    assert any(f"drove the landmarks apart, from 0.00 to {after:.2f} mm" in text for text in metrics["warnings"])
+
+
 def test_labels_correspond_by_number_and_lie_at_their_centres(pair: dict, tmp_path: Path) -> None:
     maps = {role: np.zeros(SIZES[role], np.uint8) for role in SIZES}
     maps["fixed"][4:7, 5:8, 6:9], maps["fixed"][12:14, 3, 2] = 3, 5

@@ -95,3 +95,15 @@ def test_a_deformation_that_no_registration_gives_is_refused(scans, tmp_path, va
     with pytest.raises(ValueError, match=f"{message}.*; the weights may be damaged"):
         report(item, tmp_path / "out", value)
     assert not (tmp_path / "out").exists()
+
+
+def test_masks_are_compared_at_their_borders(tmp_path):
+    for name, shift in (("moving", 2), ("fixed", 0)):
+        mask = np.zeros(SIZE, np.uint8)
+        mask[6 + shift : 18 + shift, 6:20, 6:18] = 1
+        nib.save(nib.Nifti1Image(mask, np.eye(4)), tmp_path / f"{name}.nii.gz")
+    item = LoadPaird()({role: str(tmp_path / f"{role}.nii.gz") for role in ("moving", "fixed")})
+    good, bad = report(item, tmp_path / "good", 2.0), report(item, tmp_path / "bad", -2.0)
+    assert good["image_ncc_after"] > 0.99 > good["image_ncc_before"]
+    assert good["warnings"] == []
+    assert "the deformation made it less like" in bad["warnings"][0]
