@@ -1,11 +1,14 @@
-"""Register labelled pairs with ANTs and greedy, from the same affine, and measure them as ours are measured.
+"""Register labelled pairs with ANTs, greedy, FireANTs and ours, from the same affine, and measure them alike.
 
-    python -m benchmarks.peers LIST.json peers.csv --others PYTHON [--only "SyN,greedy 2"]
+    python -m benchmarks.peers LIST.json peers.csv --install FOLDER [--only "SyN,greedy 2,default (1)"]
 
-LIST.json is a data list whose section has pairs with `label_moving`, `label_fixed` and `affine`, an ITK file. PYTHON is
-that of an environment with antspyx or picsl_greedy. Every peer runs on one thread, at the images' own resolution, in a
-process of its own; peers that PYTHON cannot import are left out with a line. The table gets a row for each pair and
-peer; rows that are there stay. Prints means. Our own rows: `morphzoo evaluate LIST.json --bundle NAME`.
+LIST.json is a data list whose section has pairs with `label_moving`, `label_fixed` and, unless they are aligned,
+`affine`, an ITK file; they may be 2-D. FOLDER gets environments of their own for the peers: one for antspyx and
+picsl_greedy, one for fireants, which wants another SimpleITK. Every peer runs on one thread, at the images' own
+resolution, in a process of its own. `peers_settings` lists them, and the points of the curves. The table gets a row for
+each pair and peer; rows that are there stay. Measures of the field are those of the whole deformable part at the fixed
+image's voxels, in its foreground and where it has labels; an affine part would change neither folds nor SD of log J.
+Prints means. `peers_curves` draws.
 """
 
 from __future__ import annotations
@@ -15,24 +18,36 @@ import csv
 import json
 import os
 import subprocess
-import sys
 import tempfile
+import venv
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks import peers_others
 from benchmarks.experiments import chosen_variants, markdown
+from benchmarks.peers_ours import with_morphzoo
+from benchmarks.peers_settings import CURVES, PEERS, Peer
 from custom_components.data.lists import load_list
 from custom_components.data.names import item_name
 from custom_components.evaluation.metrics import pair_metrics
 from custom_components.files import write_table
-from custom_components.space import load_image, load_labels, read_displacement_field
+from custom_components.space import (
+    load_grid,
+    load_image,
+    load_labels,
+    read_displacement_field,
+    write_affine_transform,
+)
 from custom_components.vocabulary import Entry
 
 PROGRAM = Path(peers_others.__file__)
 MEASURES = {"dice_before": "affine", "dice_after": "Dice", "hd95_after_mm": "HD95 mm"}
 MEASURES |= {"folding_percent": "folds %", "sd_log_jacobian": "SD log J", "cpu_seconds": "CPU s", "seconds": "s"}
+PACKAGES = dict.fromkeys(("ants", "greedy"), ("antspyx", "picsl_greedy", "SimpleITK")) | {"fireants": ("fireants",)}
 ONE_THREAD = {"ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 Row = dict[str, Any]
@@ -42,11 +57,12 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("data_list", type=Path)
     parser.add_argument("table", type=Path, help="CSV file of the rows; finished ones are kept")
-    parser.add_argument("--others", default=sys.executable, help="Python of the environment with the peers")
+    parser.add_argument("--install", type=Path, default=Path("peers"), help="folder of the peers' environments")
     parser.add_argument("--section", default="validation_pairs")
-    parser.add_argument("--only", default=",".join(peers_others.PEERS), help="peers, separated by commas")
+    parser.add_argument("--only", default=",".join(PEERS), help="peers, separated by commas")
     options = parser.parse_args(words)
-    chosen = chosen_variants(parser, options.only, dict.fromkeys(peers_others.PEERS))
+    known = PEERS | CURVES
+    chosen = chosen_variants(parser, options.only, known)
     pairs = load_list(options.data_list, options.section)
     rows: list[Row] = []
     if options.table.exists():
@@ -56,47 +72,66 @@ def main(words: Sequence[str] | None = None) -> None:
         for pair in pairs:
             if any(row["peer"] == peer and row["pair"] == item_name(pair) for row in rows):
                 continue
-            row = register(options.others, peer, pair)
-            if row is None:
-                break
-            rows.append(row)
+            rows.append(row := register(options.install, peer, known[peer], pair))
             write_table(options.table, rows)
             print(row["pair"], peer, {key: round(row[key], 4) for key in MEASURES}, flush=True)
     print(summary(rows))
 
 
-def register(python: str, peer: str, pair: Entry) -> Row | None:
-    """The row of a pair; None, and a line, if the environment lacks the peer.
-
-    Raises:
-        RuntimeError: if the peer fails.
-    """
+def register(environments: Path, name: str, peer: Peer, pair: Entry) -> Row:
+    """The row of a pair. Raises RuntimeError: if the peer fails or cannot be installed."""
     with tempfile.TemporaryDirectory() as folder:
-        job = {key: str(pair[key]) for key in ("moving", "fixed", "label_moving", "affine")}
-        done = subprocess.run(
-            [python, str(PROGRAM)],
-            input=json.dumps({**job, "peer": peer, "folder": folder}),
-            env={**os.environ, **ONE_THREAD},
-            capture_output=True,
-            text=True,
+        job = {key: str(pair[key]) for key in ("moving", "fixed", "label_moving")}
+        d = len(load_grid(pair["fixed"]).grid.size)
+        affine = str(pair.get("affine") or Path(folder) / "identity.tfm")
+        if "affine" not in pair:
+            write_affine_transform(affine, np.eye(d + 1))
+        job |= {"affine": affine, "dimension": d, "folder": folder, **asdict(peer)}
+        cost = with_morphzoo(job) if peer.tool == "morphzoo" else elsewhere(environments, job)
+        return {"pair": item_name(pair), "peer": name, **measured(Path(folder), pair), **cost}
+
+
+def elsewhere(environments: Path, job: dict[str, Any]) -> dict[str, Any]:
+    """What a registration in an environment of its own cost; it writes into the job's folder."""
+    done = subprocess.run(
+        [environment(environments, PACKAGES[job["tool"]]), str(PROGRAM)],
+        input=json.dumps(job),
+        env={**os.environ, **ONE_THREAD},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{job['tool']} failed: {done.stderr[-500:]}")
+    cost: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return cost
+
+
+def environment(folder: Path, packages: Sequence[str]) -> str:
+    """The Python of an environment with some packages, which is made at the first time."""
+    home = folder / packages[0]
+    if not (home / "installed").exists():
+        print(f"installing {', '.join(packages)} into {home} ...", flush=True)
+        venv.create(home, with_pip=True, clear=True)
+        installed = subprocess.run(
+            [home / "bin" / "pip", "install", "--quiet", *packages], capture_output=True, text=True
         )
-        if "ModuleNotFoundError" in done.stderr:
-            print(f"{peer} is left out: {done.stderr.strip().splitlines()[-1]}", flush=True)
-            return None
-        if done.returncode:
-            raise RuntimeError(f"{peer} failed: {done.stderr[-500:]}")
-        cost = json.loads(done.stdout.strip().splitlines()[-1])
-        return {"pair": item_name(pair), "peer": peer, **measured(Path(folder), pair), **cost}
+        if installed.returncode:
+            raise RuntimeError(f"pip cannot install {', '.join(packages)}: {installed.stderr[-500:]}")
+        (home / "installed").touch()
+    return str(home / "bin" / "python")
 
 
 def measured(folder: Path, pair: Entry) -> dict[str, float]:
-    """What a peer wrote against the fixed labels, on the fixed image's grid; the field within the head."""
+    """What a peer wrote, on the fixed image's grid: labels against labels; the field in the head and in the labels."""
     batch = {"fixed": load_image(pair["fixed"]).data.float(), "label_fixed": load_labels(pair["label_fixed"]).data}
     batch["label_moving"] = load_labels(folder / "before.nii.gz").data
     field = read_displacement_field(folder / "field.nii.gz")
     pred = {"ddf": field.ddf.float(), "label_warped": load_labels(folder / "labels.nii.gz").data}
     alone = [{key: value[None] for key, value in part.items()} for part in (batch, pred)]
-    return pair_metrics(*alone, spacing_mm=field.grid.spacing.tolist(), surfaces=True)
+    found = pair_metrics(*alone, spacing_mm=field.grid.spacing.tolist(), surfaces=True)
+    inside = {"label_fixed": alone[0]["label_fixed"]}
+    within = pair_metrics(inside, {"ddf": alone[1]["ddf"]}, spacing_mm=field.grid.spacing.tolist())
+    return found | {f"{key}_in_labels": within[key] for key in ("folding_percent", "sd_log_jacobian")}
 
 
 def summary(rows: Sequence[Row]) -> str:

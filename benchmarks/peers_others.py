@@ -1,14 +1,17 @@
-"""Register a pair with ANTs or greedy from a given affine; a program of its own, for an environment that has them.
+"""Register a pair with ANTs, greedy or FireANTs from a given affine; a program for an environment that has them.
 
-Reads the paths as JSON from the input ("peer", "moving", "fixed", "label_moving", "affine", "folder"), writes into the
-folder on the fixed image's grid `labels.nii.gz` and, by the affine alone, `before.nii.gz`, both made by the peer's own
-resampling, and `field.nii.gz`, the deformable part, an ITK displacement field (LPS, mm) that comes before the affine.
-Prints JSON: version, seconds and CPU seconds of the registration alone. Needs antspyx, or picsl_greedy and SimpleITK.
+Reads a job as JSON from the input: the paths "moving", "fixed", "label_moving", "affine" and "folder", the "dimension"
+2 or 3 (a 2-D image may be a volume of one slice), "tool" ("ants", "greedy", "fireants") and its "settings". Writes into
+the folder on the fixed image's grid `labels.nii.gz` and, by the affine alone, `before.nii.gz`, both made by the peer's
+own resampling, and `field.nii.gz`, the deformable part, an ITK displacement field (LPS, mm) that comes before the
+affine. Prints JSON: version, seconds and CPU seconds of the registration alone. Needs antspyx, or picsl_greedy and
+SimpleITK, or fireants.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import json
 import os
 import sys
@@ -16,19 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-ANTS: dict[str, dict[str, Any]] = {
-    "SyN": {"syn_metric": "mattes", "syn_sampling": 32, "reg_iterations": (40, 20, 0), "grad_step": 0.2},
-    "SyN long": {"syn_metric": "mattes", "syn_sampling": 32, "reg_iterations": (100, 70, 50, 20), "grad_step": 0.1},
-    "SyN-CC 4": {"syn_metric": "CC", "syn_sampling": 4, "reg_iterations": (40, 20, 0), "grad_step": 0.2},
-    "SyN-CC 2": {"syn_metric": "CC", "syn_sampling": 2, "reg_iterations": (40, 20, 0), "grad_step": 0.2},
-    "SyN-CC 4 long": {"syn_metric": "CC", "syn_sampling": 4, "reg_iterations": (100, 70, 50, 0), "grad_step": 0.1},
-    "SyN-CC 4 full": {"syn_metric": "CC", "syn_sampling": 4, "reg_iterations": (100, 70, 50, 20), "grad_step": 0.1},
-}
-GREEDY = {
-    "greedy 2": "-m NCC 2x2x2 -n 100x50x10",
-    "greedy 4": "-m NCC 4x4x4 -n 100x50x10",
-}
-PEERS = (*ANTS, *GREEDY)
+Job = dict[str, Any]
 
 
 class Clock:
@@ -41,16 +32,18 @@ class Clock:
         return {"seconds": time.perf_counter() - self.wall, "cpu_seconds": time.process_time() - self.cpu}
 
 
-def with_ants(job: dict[str, str], settings: dict[str, Any]) -> dict[str, object]:
+def with_ants(job: Job) -> dict[str, object]:
+    """Settings: those of `ants.registration` by name."""
     import ants
 
-    fixed, moving = (ants.image_read(job[role]) for role in ("fixed", "moving"))
+    fixed, moving, labels = (
+        ants.image_read(job[role], dimension=job["dimension"]) for role in ("fixed", "moving", "label_moving")
+    )
     clock = Clock()
     prefix = str(Path(job["folder"]) / "ants_")
     start = {"initial_transform": job["affine"], "outprefix": prefix}
-    field, *affine = ants.registration(fixed, moving, "SyNOnly", **start, **settings)["fwdtransforms"]
+    field, *affine = ants.registration(fixed, moving, "SyNOnly", **start, **job["settings"])["fwdtransforms"]
     times = clock.read()
-    labels = ants.image_read(job["label_moving"])
     for name, transforms in (("before", [job["affine"]]), ("labels", [field, *affine])):
         warped = ants.apply_transforms(fixed, labels, transforms, interpolator="nearestNeighbor")
         ants.image_write(warped, str(Path(job["folder"]) / f"{name}.nii.gz"))
@@ -58,42 +51,93 @@ def with_ants(job: dict[str, str], settings: dict[str, Any]) -> dict[str, object
     return {"version": f"antspyx {ants.__version__}", **times}
 
 
-def with_greedy(job: dict[str, str], settings: str) -> dict[str, object]:
-    import importlib.metadata
+def with_greedy(job: Job) -> dict[str, object]:
+    """Settings: "radius" of the correlation's window; "smoothing" of the update and of the field, SDs in voxels."""
+    import picsl_greedy
 
-    from picsl_greedy import Greedy3D
-
-    folder, greedy = Path(job["folder"]), Greedy3D()
+    d, folder = job["dimension"], Path(job["folder"])
+    greedy = picsl_greedy.Greedy3D() if d == 3 else picsl_greedy.Greedy2D()
     affine, field = folder / "affine.mat", folder / "field.nii.gz"
     write_ras_matrix(job["affine"], affine)
+    window = "x".join([str(job["settings"]["radius"])] * d)
+    smoothing = " ".join(f"{sigma}vox" for sigma in job["settings"]["smoothing"])
+    options = f"-m NCC {window} -n 100x50x10 -s {smoothing} -it {affine} -o {field}"
     clock = Clock()
-    greedy.execute(f"-d 3 -threads 1 -i {job['fixed']} {job['moving']} -it {affine} -o {field} {settings}")
+    greedy.execute(f"-d {d} -threads 1 -i {job['fixed']} {job['moving']} {options}")
     times = clock.read()
     for name, transforms in (("before", affine), ("labels", f"{field} {affine}")):
         files = f"-rf {job['fixed']} -ri NN -rm {job['label_moving']} {folder / name}.nii.gz"
-        greedy.execute(f"-d 3 -threads 1 {files} -r {transforms}")
+        greedy.execute(f"-d {d} -threads 1 {files} -r {transforms}")
     return {"version": f"picsl_greedy {importlib.metadata.version('picsl_greedy')}", **times}
 
 
-def write_ras_matrix(transform: str, path: Path) -> None:
-    """An ITK affine file as greedy reads it: a 4 x 4 matrix, RAS, fixed to moving points."""
+def with_fireants(job: Job) -> dict[str, object]:
+    """Settings: those of FireANTs' `GreedyRegistration` by name. The labels are resampled by SimpleITK."""
+    import SimpleITK as sitk
+    import torch
+    from fireants.io import BatchedImages, Image
+    from fireants.registration.greedy import GreedyRegistration
+
+    torch.set_num_threads(1)
+    d, folder = job["dimension"], Path(job["folder"])
+    read = {role: sitk.ReadImage(job[role]) for role in ("fixed", "moving", "label_moving")}
+    fixed, moving, labels = (image if d == 3 else image[:, :, 0] for image in read.values())
+    matrix = world_matrix(job["affine"])
+    clock = Clock()
+    pair = [BatchedImages([Image(sitk.Cast(image, sitk.sitkFloat32), device="cpu")]) for image in (fixed, moving)]
+    start = torch.tensor(matrix[None], dtype=torch.float32)
+    registration = GreedyRegistration([4, 2, 1], [200, 100, 50], *pair, init_affine=start, **job["settings"])
+    registration.optimize()
+    times = clock.read()
+    # Its own writer refuses 2-D fields, and includes the affine part. The whole map, in LPS mm, and then the affine's
+    # inverse is the deformable part, as the others write it.
+    to_moving = pair[1].get_torch2phy()[0].double()
+    found = registration.get_warped_coordinates(*pair)[0].detach().double() @ to_moving[:d, :d].T + to_moving[:d, d]
+    back = torch.linalg.inv(torch.from_numpy(matrix))
+    axes = [torch.arange(n, dtype=torch.float64) for n in found.shape[:d]]
+    voxels = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], -1)  # SimpleITK's arrays count the last axis first
+    at = torch.tensor(fixed.GetDirection()).view(d, d).double() * torch.tensor(fixed.GetSpacing()).double()
+    points = voxels @ at.T + torch.tensor(fixed.GetOrigin()).double()
+    field = sitk.GetImageFromArray((found @ back[:d, :d].T + back[:d, d] - points).numpy(), isVector=True)
+    field.CopyInformation(fixed)
+    sitk.WriteImage(sitk.Cast(field, sitk.sitkVectorFloat32), str(folder / "field.nii.gz"))
+    affine = sitk.AffineTransform(matrix[:d, :d].ravel().tolist(), matrix[:d, d].tolist())
+    whole = sitk.CompositeTransform([affine, sitk.DisplacementFieldTransform(field)])  # the last one goes first
+    for name, transform in (("before", affine), ("labels", whole)):
+        warped = sitk.Resample(labels, fixed, transform, sitk.sitkNearestNeighbor)
+        sitk.WriteImage(warped, str(folder / f"{name}.nii.gz"))
+    return {"version": f"fireants {importlib.metadata.version('fireants')}", **times}
+
+
+def world_matrix(transform: str) -> Any:
+    """The matrix (D + 1, D + 1) of an ITK affine file, LPS mm, fixed to moving points."""
     import numpy as np
     import SimpleITK
 
     read = SimpleITK.ReadTransform(transform)
-    offset = np.array(read.TransformPoint((0.0, 0.0, 0.0)))
-    matrix = np.eye(4)
-    matrix[:3, :3] = np.stack([np.array(read.TransformPoint(axis.tolist())) - offset for axis in np.eye(3)], 1)
-    matrix[:3, 3] = offset
-    flip = np.diag([-1.0, -1.0, 1.0, 1.0])
+    d = read.GetDimension()
+    matrix = np.eye(d + 1)
+    matrix[:d, d] = offset = np.array(read.TransformPoint((0.0,) * d))
+    matrix[:d, :d] = np.stack([np.array(read.TransformPoint(axis.tolist())) - offset for axis in np.eye(d)], 1)
+    return matrix
+
+
+def write_ras_matrix(transform: str, path: Path) -> None:
+    """An ITK affine file as greedy reads it: a matrix, RAS, fixed to moving points."""
+    import numpy as np
+
+    matrix = world_matrix(transform)
+    flip = np.diag([-1.0, -1.0, *[1.0] * (len(matrix) - 2)])
     np.savetxt(path, flip @ matrix @ flip, fmt="%.17g")
+
+
+TOOLS = {"ants": with_ants, "greedy": with_greedy, "fireants": with_fireants}
 
 
 def main() -> None:
     job = json.load(sys.stdin)
     with contextlib.redirect_stdout(sys.stderr):
-        peer = job["peer"]
-        found = with_ants(job, ANTS[peer]) if peer in ANTS else with_greedy(job, GREEDY[peer])
+        found = TOOLS[job["tool"]](job)
     print("\n" + json.dumps(found))
 
 

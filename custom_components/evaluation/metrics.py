@@ -187,7 +187,46 @@ def pair_metrics(
     labels: Sequence[int] | None = None,
     surfaces: bool = False,
 ) -> dict[str, float]:
-    """Everything that can be computed of a registered pair; over a batch, the mean of its pairs.
+    """Everything that can be computed of a registered pair on one grid; over a batch, the mean of its pairs.
+
+    Keys, each present if its input is: those of `image_metrics`, and within the foreground
+
+    - `folding_percent sd_log_jacobian`: of ddf
+    - `displacement_mean_mm displacement_max_mm`: length of ddf
+    - `inverse_consistency_mm inverse_consistency_max_mm`: mean and largest distance
+
+    Args:
+        batch, pred, spacing_mm, labels, surfaces: see `image_metrics`; `pred` may have `inverse_ddf`, too.
+    Returns:
+        Name to number; NaN where a measure is not defined.
+    Raises:
+        ValueError: if `pred` has no `ddf` or shapes do not fit.
+    """
+    result = image_metrics(batch, pred, spacing_mm=spacing_mm, labels=labels, surfaces=surfaces)
+    ddf, mask = plain(pred["ddf"]).float(), foreground_mask({key: plain(value) for key, value in batch.items()})
+    spacing = checked_spacing(spacing_mm, ddf.shape[1])
+    result["folding_percent"] = 100 * _mean(folding_fraction(ddf, mask))
+    result["sd_log_jacobian"] = _mean(sd_log_jacobian(ddf, mask))
+    length = (ddf * per_channel(spacing, ddf)).norm(dim=1, keepdim=True)
+    result["displacement_mean_mm"] = _mean(_masked_mean(length.double(), _mask_like(length, mask)))
+    result["displacement_max_mm"] = _mean((length * mask).flatten(1).amax(1))
+    if "inverse_ddf" in pred:
+        inverse = plain(pred["inverse_ddf"]).float()
+        mean, largest = inverse_consistency_mm(ddf, inverse, spacing_mm=spacing, mask=mask)
+        result["inverse_consistency_mm"], result["inverse_consistency_max_mm"] = _mean(mean), _mean(largest)
+    return result
+
+
+@torch.no_grad()
+def image_metrics(
+    batch: Batch,
+    pred: Pred,
+    *,
+    spacing_mm: Sequence[float],
+    labels: Sequence[int] | None = None,
+    surfaces: bool = False,
+) -> dict[str, float]:
+    """How well images, label maps and landmarks of a registered pair agree; over a batch, the mean of its pairs.
 
     Keys, each present if its input is:
 
@@ -195,15 +234,11 @@ def pair_metrics(
     - `dice_before dice_after`: mean Dice over labels; `dice_before_<label> dice_after_<label>` for each label
     - `hd95_before_mm hd95_after_mm`: mean over labels (with `surfaces`)
     - `landmark_error_before_mm landmark_error_after_mm`: mean over points
-    - `folding_percent sd_log_jacobian`: of ddf within the foreground
-    - `displacement_mean_mm displacement_max_mm`: length of ddf within the foreground
-    - `inverse_consistency_mm inverse_consistency_max_mm`: mean and largest distance within the foreground
 
     Args:
         batch: `moving`, `fixed`, `label_moving`, `label_fixed`, `mask_fixed` of shape (B, 1, *S), and
             `landmarks_moving`, `landmarks_fixed` of shape (B, N, D) in voxels, as far as known. See `foreground_mask`.
-        pred: `ddf` (B, D, *S), and `warped`, `label_warped`, `inverse_ddf` as far as known; what is missing of the
-            warped ones is computed.
+        pred: `ddf` (B, D, *S), and `warped`, `label_warped` as far as known; what is missing of them is computed.
         spacing_mm: voxel size of the grid along each axis.
         labels: ids for the overlap; by default those present in the fixed or moving label map.
         surfaces: compute the Hausdorff distances, too (slow).
@@ -218,9 +253,9 @@ def pair_metrics(
     pred = {key: plain(value) for key, value in pred.items()}
     ddf = pred["ddf"].float()
     spacing = checked_spacing(spacing_mm, ddf.shape[1])
-    mask = foreground_mask(batch)
     result: dict[str, float] = {}
     if "moving" in batch and "fixed" in batch:
+        mask = foreground_mask(batch)
         warped = pred["warped"] if "warped" in pred else warp(batch["moving"].float(), ddf)
         for name, image in (("before", batch["moving"]), ("after", warped)):
             result[f"ncc_{name}"] = _mean(normalized_cross_correlation(image, batch["fixed"], mask))
@@ -232,14 +267,6 @@ def pair_metrics(
         result["landmark_error_before_mm"] = _mean(landmark_error_mm(fixed, moving, spacing_mm=spacing))
         mapped = transform_points(fixed, ddf)
         result["landmark_error_after_mm"] = _mean(landmark_error_mm(mapped, moving, spacing_mm=spacing))
-    result["folding_percent"] = 100 * _mean(folding_fraction(ddf, mask))
-    result["sd_log_jacobian"] = _mean(sd_log_jacobian(ddf, mask))
-    length = (ddf * per_channel(spacing, ddf)).norm(dim=1, keepdim=True)
-    result["displacement_mean_mm"] = _mean(_masked_mean(length.double(), _mask_like(length, mask)))
-    result["displacement_max_mm"] = _mean((length * mask).flatten(1).amax(1))
-    if "inverse_ddf" in pred:
-        mean, largest = inverse_consistency_mm(ddf, pred["inverse_ddf"].float(), spacing_mm=spacing, mask=mask)
-        result["inverse_consistency_mm"], result["inverse_consistency_max_mm"] = _mean(mean), _mean(largest)
     return result
 
 

@@ -21,6 +21,7 @@ from .grids import Grid, voxel_map
 
 _FADE = 1.5  # length of the fading zone over the displacement; beyond 1 the zone does not fold
 _STILL_MM = 1e-3  # a face that moves less needs no fading zone
+_PARALLEL = 1e-3  # voxels by which parallel axes may part
 _SLAB_VOXELS = 2**21  # resampling works through the target in slabs of this size: some 100 MB of temporary memory
 
 
@@ -114,6 +115,53 @@ def dense_field(steps: Sequence[Step], grid: Grid) -> DisplacementField:
         for start in _in_slabs(grid.size, dtype=torch.float64)
     ]
     return DisplacementField(torch.cat(moved, dim=1), grid)
+
+
+def rows_on_grid(values: Tensor, own: Grid, grid: Grid, start: int, stop: int) -> Tensor:
+    """Values (C, *own.size) at some rows (first axis) of another grid, linear, shape (C, stop - start, *S).
+
+    Beyond half a voxel outside they are 0. Where the axes of both grids are parallel, as those of a model grid and its
+    fixed image, each axis is interpolated by itself: the same values as `resample` has in a tenth of the time.
+    """
+    matrix = np.linalg.solve(own.affine, grid.affine)
+    axes = _parallel_axes(matrix, grid.size)
+    if axes is None:
+        locations = identity_grid((stop - start, *grid.size[1:]), dtype=torch.float64)
+        locations[0] += start
+        return _sample_as_itk(values[None], "linear", 0.0, _apply_matrix(matrix, locations).float()[None])[0]
+    for axis, other in sorted(enumerate(axes), key=lambda pair: pair[1]):  # the rows first: there are fewer
+        index = np.arange(start, stop) if other == 0 else np.arange(grid.size[other])
+        values = _looked_up(values, axis + 1, matrix[axis, other] * index + matrix[axis, -1])
+    return values.permute(0, *[axes.index(other) + 1 for other in range(len(axes))])
+
+
+def field_rows(field: DisplacementField, grid: Grid, start: int, stop: int) -> Tensor:
+    """A field at some rows (first axis) of another grid, shape (D, stop - start, *S), in voxels of that grid."""
+    linear = np.linalg.solve(grid.affine, field.grid.affine)
+    linear[:-1, -1] = 0
+    return _apply_matrix(linear, rows_on_grid(field.ddf, field.grid, grid, start, stop))
+
+
+def _parallel_axes(matrix: np.ndarray, size: Sequence[int]) -> list[int] | None:
+    """For each axis of a field the axis of the grid parallel to it, by the matrix between their voxels, or None."""
+    linear = np.abs(matrix[:-1, :-1])
+    axes = [int(i) for i in linear.argmax(1)]
+    rest = linear * np.array(size)  # voxels of the field that a whole row of the grid moves along an axis
+    rest[np.arange(len(axes)), axes] = 0
+    return axes if len(set(axes)) == len(axes) and rest.max() < _PARALLEL else None
+
+
+def _looked_up(values: Tensor, axis: int, coordinates: np.ndarray) -> Tensor:
+    """Linear interpolation along one axis, as `_sample_as_itk` has it: 0 further than half a voxel outside."""
+    last = values.shape[axis] - 1
+    inside = (coordinates >= -0.5) & (coordinates < last + 0.5)
+    places = np.clip(coordinates, 0, last)
+    low = np.minimum(np.floor(places).astype(np.int64), max(last - 1, 0))
+    shape = [-1 if i == axis else 1 for i in range(values.ndim)]
+    weight = values.new_tensor(places - low).view(shape)
+    below, above = (values.index_select(axis, torch.from_numpy(np.minimum(low + k, last))) for k in (0, 1))
+    result = torch.lerp(below, above, weight)
+    return result if inside.all() else result * values.new_tensor(inside.astype(np.float32)).view(shape)
 
 
 def _in_slabs(size: Sequence[int], dtype: torch.dtype, device: torch.device | None = None) -> Iterator[Tensor]:

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from ..data.names import item_name
 from ..evaluation.metrics import foreground_mask
+from ..evaluation.written import WrittenField, written_field
 from ..fields import plain
 from ..space.grids import Grid
 from ..space.planes import lift_field, lift_grid, lift_steps
-from ..space.resampling import DisplacementField, Step, fading
+from ..space.resampling import DisplacementField, Step, fading, rows_on_grid
 from ..space.transform import Transform as SpatialTransform
 from ..space.volumes import Volume
 from ..space.warping import warp_image
@@ -25,6 +26,7 @@ from .scan_paths import ScanPath
 _IMPLAUSIBLE = 0.25  # mean displacement, as a share of the image's diagonal
 
 _IMAGES = ("moving", "fixed", "label_moving", "label_fixed", "mask_moving", "mask_fixed")
+_FIELDS = ("ddf", "inverse_ddf")
 _LANDMARKS = ("landmarks_moving", "landmarks_fixed")
 
 
@@ -71,7 +73,7 @@ class RegisteredPair:
         grid = Grid(affine, tuple(images["fixed"].shape[1:]))
         if "ddf" not in pred:
             raise ValueError(f"expected a field under pred['ddf'], got the keys {sorted(pred)}")
-        for key in ("ddf", "inverse_ddf"):
+        for key in _FIELDS:
             if key in pred and pred[key].shape != (len(grid.size), *grid.size):
                 wanted = (len(grid.size), *grid.size)
                 raise ValueError(f"expected pred[{key!r}] of shape {wanted} for one pair, got {tuple(pred[key].shape)}")
@@ -164,6 +166,24 @@ class RegisteredPair:
     def foreground(self) -> Tensor:
         """Where the pair is judged, shape (1, *S), bool."""
         return foreground_mask(self.judged)[0]
+
+    @cached_property
+    def foreground_in_fixed(self) -> Tensor:
+        """The foreground at the voxels of the fixed image, shape (1, *S), bool."""
+        grid = self.volumes["fixed"].grid
+        return rows_on_grid(self.foreground.float(), self.grid, grid, 0, grid.size[0]) > 0.5
+
+    @cached_property
+    def written(self) -> WrittenField:
+        """The deformable part as it is written, with its inverse if there is one."""
+        return self.as_written(*[self.pred[key] for key in _FIELDS if key in self.pred])
+
+    def as_written(self, ddf: Tensor, inverse_ddf: Tensor | None = None) -> WrittenField:
+        """A field (D, *S) on the model grid as its file holds it, at the voxels of the fixed image; measured where the
+        pair is judged."""
+        back = None if inverse_ddf is None else DisplacementField(inverse_ddf.float(), self.grid).fading()
+        there = DisplacementField(ddf.float(), self.grid)
+        return written_field(there, back, self.volumes["fixed"].grid, self.foreground_in_fixed)
 
 
 def _landmarks(item: Data) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..evaluation.metrics import pair_metrics
+from ..evaluation.metrics import image_metrics
 from ..evaluation.overlap import label_overlap, present_labels
 from ..evaluation.pictures import pair_picture
 from ..notices import warn
@@ -42,11 +42,12 @@ _CAPTIONS = {
 class PairReport:
     """A reporter: the measures of a pair, and picture.png.
 
-    Similarity, folding and inverse consistency are measured on the model grid (see `pair_metrics`); similarity also
-    between the images themselves (see `image_likeness`, which warns where it fell); overlap on the fixed image's own
-    grid: the warped label map of an earlier reporter against the original fixed one (`dice_before`: placed by the
-    headers alone; a warning says if it fell); landmarks through the whole transform (see `landmark_metrics`, which
-    warns where they fell apart).
+    Similarity is measured on the model grid (see `image_metrics`) and between the images themselves (see
+    `image_likeness`, which warns where it fell). Folding, the spread of log J, displacements and inverse consistency
+    are those of the written fields at the voxels of the fixed image (see `WrittenField`). So is overlap: the warped
+    label map of an earlier reporter against the original fixed one (`dice_before`: placed by the headers alone; a
+    warning says if it fell). Landmarks go through the whole transform (see `landmark_metrics`, which warns where they
+    fell apart).
 
     Args:
         labels: ids for the overlap; by default those present in the pair, without the background.
@@ -66,8 +67,9 @@ class PairReport:
         batch = dict(pair.judged)
         if self.surfaces:
             batch |= {key: pair.images[key][None] for key in ("label_moving", "label_fixed") if key in pair.images}
-        pred = {key: pair.pred[key][None] for key in ("ddf", "inverse_ddf", "warped") if key in pair.pred}
-        metrics |= pair_metrics(batch, pred, spacing_mm=pair.spacing_mm, labels=self.labels, surfaces=self.surfaces)
+        pred = {key: pair.pred[key][None] for key in ("ddf", "warped") if key in pair.pred}
+        metrics |= image_metrics(batch, pred, spacing_mm=pair.spacing_mm, labels=self.labels, surfaces=self.surfaces)
+        metrics |= pair.written.metrics
         warped = earlier.files["warped_label"].image if "warped_label" in earlier.files else None
         if warped is not None and "label_fixed" in pair.volumes:
             metrics |= self._overlap(pair, warped)

@@ -11,12 +11,11 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from ..fields import jacobian_determinant
 from ..notices import warn
 from ..space.dialects import Frames, dialect_files, dialect_named
 from ..space.dialects.itk import write_affine_transform, write_composite_transform
 from ..space.grids import Grid
-from ..space.resampling import Step, resample
+from ..space.resampling import Step
 from ..space.volumes import Volume
 from ..space.warping import warp_to_grid
 from .publish import OutputFile, Report, field_file, image_file
@@ -98,10 +97,8 @@ class PairFiles:
         if not wanted:
             return {}
         fixed = pair.volumes["fixed"]
-        determinant = jacobian_determinant(pair.pred["ddf"].float()[None])[0]
-        determinant = resample(determinant, pair.grid.affine, fixed.grid, padding="border")
         matrices = [step for step in pair.forward if isinstance(step, np.ndarray)]
-        determinant = determinant * float(np.prod([np.linalg.det(matrix) for matrix in matrices]))
+        determinant = pair.written.determinant * float(np.prod([np.linalg.det(matrix) for matrix in matrices]))
         images = {"jacobian": determinant, "log_jacobian": determinant.clamp_min(_SMALLEST).log()}
         return {name: image_file(f"{name}.nii.gz", images[name], fixed.affine, like=fixed) for name in wanted}
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..evaluation.metrics import folding_fraction
 from ..evaluation.pictures import maps_picture
 from ..fields import resize_field
 from ..space.files import write_image
@@ -45,8 +44,9 @@ class UncertaintyReport:
         if "ddf_samples" not in pair.pred:
             return Report()
         samples = pair.pred["ddf_samples"]
-        folding = torch.stack([folding_fraction(ddf[None], pair.foreground[None]) for ddf in samples]).mean()
-        report = Report({"samples": len(samples), "sample_folding_percent": 100 * float(folding)}, captions=_CAPTIONS)
+        folding = [pair.as_written(ddf).metrics["folding_percent"] for ddf in samples]
+        metrics = {"samples": len(samples), "sample_folding_percent": sum(folding) / len(folding)}
+        report = Report(metrics, captions=_CAPTIONS)
         if len(samples) > 1:
             report = report | _deviations(pair, earlier)
             if "label_moving" in pair.volumes:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import peers
+from benchmarks import peers, peers_curves
 from custom_components.data.phantoms import write_phantom_scans
 from custom_components.space import write_affine_transform
 
@@ -23,8 +23,8 @@ from custom_components.space import write_displacement_field, write_image
 from custom_components.space.warping import warp_to_grid
 
 job = json.load(sys.stdin)
-if job["peer"] == "greedy 2":
-    raise ModuleNotFoundError("No module named 'picsl_greedy'")
+if job["tool"] == "greedy":
+    sys.exit("greedy is unwell")
 grid, labels = load_grid(job["fixed"]).grid, load_labels(job["label_moving"])
 ddf = torch.zeros(3, *grid.size)
 ddf[0] = 1.0
@@ -55,18 +55,45 @@ def pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.slow
-def test_a_row_a_pair_is_measured_once_and_missing_peers_are_left_out(pairs, tmp_path, capsys, monkeypatch):
+def test_a_row_a_pair_is_measured_once_and_a_peer_that_fails_says_so(pairs, tmp_path, capsys, monkeypatch):
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(peers, "environment", lambda _, packages: asked.append(packages) or sys.executable)
     table = tmp_path / "peers.csv"
-    words = [str(pairs), str(table), "--others", sys.executable, "--only", "SyN,greedy 2"]
+    words = [str(pairs), str(table), "--only", "SyN"]
     peers.main(words)
     with open(table, newline="") as file:
         (row,) = csv.DictReader(file)
     assert (row["pair"], row["peer"], row["version"]) == ("one", "SyN", "1")
     assert float(row["dice_before"]) < 0.95
     assert float(row["dice_after"]) > 0.97
-    assert (float(row["folding_percent"]), float(row["sd_log_jacobian"])) == (0, 0)
+    assert (float(row["folding_percent"]), float(row["sd_log_jacobian_in_labels"])) == (0, 0)
     assert float(row["cpu_seconds"]) == 1
-    assert "greedy 2 is left out: ModuleNotFoundError" in capsys.readouterr().out
+    assert asked == [("antspyx", "picsl_greedy", "SimpleITK")]
+    with pytest.raises(RuntimeError, match="greedy is unwell"):
+        peers.main([*words[:-1], "greedy 2"])
     monkeypatch.setattr(peers, "register", lambda *_: pytest.fail("the pair was measured again"))
-    peers.main([*words[:-1], "SyN"])
+    peers.main(words)
     assert "| SyN | 1 |" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_ours_stands_in_the_same_table(pairs, tmp_path, monkeypatch):
+    ours = peers.Peer("morphzoo", {"words": ["optimize", "--iterations", "2"]})
+    monkeypatch.setattr(peers, "CURVES", {"few": ours})
+    peers.main([str(pairs), str(tmp_path / "peers.csv"), "--only", "few"])
+    with open(tmp_path / "peers.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["dice_before"]) < 0.95
+    assert float(row["dice_after"]) >= float(row["dice_before"])
+    assert float(row["sd_log_jacobian"]) < 0.5
+
+
+def test_curves_are_means_over_the_pairs_that_all_have(tmp_path):
+    rows = [("one", "greedy 2 (1 0.35)", 0.8, 0.4), ("two", "greedy 2 (1 0.35)", 0.6, 0.2)]
+    rows += [("one", "greedy 2 (2.5 1)", 0.7, 0.3), ("one", "default (1)", 0.9, 0.1)]
+    with open(tmp_path / "table.csv", "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["pair", "peer", "dice_after", "sd_log_jacobian_in_labels"])
+        table.writerows(rows)
+    found = peers_curves.curves([tmp_path / "table.csv"])
+    assert found == {"greedy 2": [(0.3, 0.7), (0.4, 0.8)], "default": [(0.1, 0.9)]}
