@@ -19,7 +19,7 @@ from ..vocabulary import Config
 from .bundles import takes_scans
 from .exporting import LABEL_OVERLAY, bundle_files, json_bytes, vendored, write_bundle
 
-_ALIGNMENTS = ["itk", "affine", "rigid", "learned", "none"]
+_ALIGNMENTS = ["itk", "torch", "learned", "none"]
 
 _IMAGES = (".nii", ".nii.gz", ".nrrd", ".mha")  # that are one file each
 

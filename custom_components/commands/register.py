@@ -22,6 +22,7 @@ def register(
     quality: Literal["fast"] | Literal["default"] | Literal["best"] | None = None,
     optimize: int | Literal["auto"] | None = None,
     affine: str | bool | None = None,
+    stages: Sequence[str] | None = None,
     label_moving: str | Image | None = None,
     label_fixed: str | Image | None = None,
     mask_moving: str | Image | None = None,
@@ -58,10 +59,11 @@ def register(
             images closer; default: the bundle's.
         quality: "fast" refines a little, "default" as the bundle does, "best" also at half the spacing (1 mm), which
             takes several times as long.
-        affine: "itk" aligns affinely with ITK first; "affine" (or --affine alone) does it in a fifth of the time, and
-            "translation", "rigid" and "similarity" go no further; "itk-rigid" and so on do that with ITK; "learned"
-            asks a network, "none" trusts the headers; or the path of an affine transform file. Default: the bundle's,
-            for synthmorph "itk".
+        affine: what aligns first: "itk", "torch" (or --affine alone), which takes a third of the time, "learned", a
+            network, or "none", which trusts the headers; or the path of an affine transform file. Default: the
+            bundle's, for synthmorph "itk".
+        stages: what is done: names out of translation, rigid, similarity, affine and deformable. "rigid" or "affine"
+            alone deforms nothing and needs no network; default: affine,deformable.
         label_moving, label_fixed: label maps, warped along and compared.
         mask_moving, mask_fixed: where the images count during alignment and refinement.
         channel_weights: how much each channel counts in the refinement, for instance 1,0.5; default: all the same.
@@ -92,7 +94,7 @@ def register(
     """
     settings |= {"quality": quality, "optimize": optimize, "affine": affine, "spacing": spacing, "samples": samples}
     settings |= {"hyper": hyper, "sweep": sweep, "weights": weights, "device": device, "window": window, "fill": fill}
-    settings |= {"write_as": write_as, "landmark_weight": landmark_weight}
+    settings |= {"write_as": write_as, "landmark_weight": landmark_weight, "stages": stages}
     labels = {"label_moving": label_moving, "label_fixed": label_fixed}
     masks = {"mask_moving": mask_moving, "mask_fixed": mask_fixed}
     registrar = Registrar(bundle, overlay=overlay, **settings)

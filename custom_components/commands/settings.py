@@ -29,6 +29,7 @@ _KINDS = {
     "optimize": "int | Sequence[int] | 'auto'",
     "hyper": "float | Sequence[float] | str",
     "labels": "Sequence[int] | 'all'",
+    "stages": "Sequence[str]",
     "template_label": "str",
     "smoothing": "float",
 }
@@ -70,7 +71,7 @@ def typed_settings(bundle: str, config: Config, settings: Mapping[str, object]) 
         if value is None:
             continue
         if name == "affine" and value in (True, "True"):  # a flag without a value
-            value = "affine"
+            value = "torch"
         if name == "device":
             result[name] = _device(value)
         else:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 QUALITIES = ("fast", "default", "best")
 
+# Settings of the deformation alone.
+_DEFORMING = ("quality", "optimize", "samples", "sweep", "hyper", "weights", "smoothness", "similarity")
+
 _FILE_KEYS = (
     *("moving", "fixed", "label_moving", "label_fixed", "mask_moving", "mask_fixed", "channels_moving"),
     *("channels_fixed", "image", "label", "mask"),
@@ -162,7 +165,22 @@ def check_settings(
         if {"refinement", "refinement#levels", "refinement#iterations", "optimize", "finest"} & given:
             raise ValueError("--quality sets the refinement, and so does --overlay: give one of them")
     configs += as_list(overlays)
+    stages = settings.get("stages")
+    if stages is not None and "stages" in settings_of(bundle) and _is_linear(stages):
+        configs.append(overlay_path("linear"))
+        meant = [name for name in _DEFORMING if settings.get(name) is not None or (name == "quality" and quality)]
+        if meant:
+            raise ValueError(f"--stages without deformable deforms nothing: --{meant[0]} has no meaning")
     return configs, defaults | typed_settings(bundle.name, ConfigParser.load_config_files(configs), settings)
+
+
+def _is_linear(stages: object) -> bool:
+    """Whether stages hold no deformable one. Raises ValueError: for another word."""
+    from ..transforms.alignment import linear_stage
+
+    names = [str(name) for name in stages] if isinstance(stages, list | tuple) else as_list(str(stages))
+    linear_stage(names)
+    return "deformable" not in names
 
 
 def _quality(bundle: Path, quality: str, spatial_dims: int, iterations: object) -> list[str]:

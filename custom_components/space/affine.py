@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from ..notices import warn
-from .affine_itk import align_by_itk
-from .affine_levels import Level, Scan, levels_of, warn_of_turn
-from .affine_search import STAGES, Found, refine, search
-from .information import Maps
+from .affine_itk import finish_by_itk
+from .affine_judge import Judge, belief, distances, is_turned
+from .affine_levels import Scan, levels_of, warn_of_turn
+from .affine_search import STAGES, finish, refine, search, turned_a_little
 from .resampling import resample
 from .volumes import Volume
 
@@ -23,11 +23,11 @@ logger = logging.getLogger(__name__)
 
 ENGINES = ("torch", "itk")
 
-_WORTH = 1.03  # ratio of informations from which on an alignment is better than the headers
+_WORTH = 1.02  # ratio of local correlations from which on an alignment is better than the headers
 
-_LITTLE = 0.2  # information, in nats, of images that do not show the same (docs/benchmarks.md)
+_LITTLE = 0.1  # squared local correlation of images that do not show the same (docs/benchmarks.md)
 
-_RIVAL = 0.97  # share of the information that a map which leads elsewhere has, from which on the result is doubtful
+_RIVAL = 0.9  # share of it that a map which leads elsewhere has, from which on the result is doubtful
 
 
 def register_affine(
@@ -42,14 +42,14 @@ def register_affine(
 ) -> np.ndarray:
     """Find the linear world map that aligns a moving image with a fixed one, of any contrast.
 
-    Many starts climb the mutual information on a coarse grid (`affine_search.search`, or fewer by
-    `affine_itk.align_by_itk`), for headers may be wrong. The best one is refined on finer grids, up to a stage, and
-    kept if it is better than the headers as they are. One that turns the header by 90 or 180 degrees gets a warning;
-    with "torch" one that is hardly better than quite another one, too. Equal input gives an equal result.
+    Many starts climb the mutual information on a coarse grid (`affine_search.search`), for headers may be wrong. Local
+    correlation judges where they lead to (`affine_judge.Judge`). The engine takes the best one to the end of a stage.
+    That is kept if it is better than the headers as they are. A warning says if it turns the header by 90 or 180
+    degrees, if the images share little, or if quite another map fits about as well. Equal input gives an equal result.
 
     Args:
         stage: how far to go: "translation", "rigid", "similarity" or "affine".
-        engine: what searches and refines: "torch", or "itk", which takes some five times as long.
+        engine: what refines the best start: "torch" or "itk".
         mask_fixed, mask_moving: where the images count: not where they are 0; values from 0 to 1 are weights.
         seed: of the samples that are compared.
     Returns:
@@ -77,17 +77,29 @@ def _align(
     fixed: Volume, moving: Volume, stage: str, engine: str, *, masks: Mapping[str, Volume], seed: int
 ) -> np.ndarray:
     levels = levels_of(_scan(fixed, masks.get("fixed")), _scan(moving, masks.get("moving")))
+    center, radius = levels[0].center_and_radius
+    judge = Judge(levels[1])
+    maps, _ = refine(levels, search(levels[0], stage, seed), stage, seed)
+    scores = judge(maps) * belief(maps)
+    best = maps[scores.argmax()[None]]
+    best = turned_a_little(levels, best, stage, seed)
     if engine == "itk":
-        matrix, turned = align_by_itk(fixed, moving, stage, masks=masks, seed=seed)
+        matrix = finish_by_itk(fixed, moving, stage, start=best.matrix(center), center=center, masks=masks, seed=seed)
     else:
-        found = search(levels[0], stage, seed)
-        matrix, turned = refine(levels, found, stage, seed), found.turned and not _warned(found, fixed, moving)
-    if not _is_better(levels[-1], matrix, seed):
-        logger.info("the affine alignment found nothing better than the headers, which are kept")
-        return np.eye(len(matrix))
-    if turned:
+        matrix = finish(levels, best, stage, seed).matrix(center)
+    found, headers = judge.of_matrix(matrix), judge.of_matrix(np.eye(len(matrix)))
+    is_better = found >= _WORTH * headers
+    elsewhere = scores[distances(maps, best, radius) > radius]
+    if max(found, headers) < _LITTLE:
+        _warn_of_doubt(fixed, moving, "they share little")
+    elif len(elsewhere) and elsewhere.max() > _RIVAL * max(found, headers, float(scores.max())):
+        _warn_of_doubt(fixed, moving, "they would fit as well if laid quite differently")
+    elif is_better and is_turned(best):
         warn_of_turn(fixed, moving)
-    return matrix
+    if is_better:
+        return matrix
+    logger.info("the affine alignment found nothing better than the headers, which are kept")
+    return np.eye(len(matrix))
 
 
 def _scan(volume: Volume, mask: Volume | None) -> Scan:
@@ -105,25 +117,8 @@ def _scan(volume: Volume, mask: Volume | None) -> Scan:
     return Scan(volume.data, weights, volume.grid)
 
 
-def _warned(found: Found, fixed: Volume, moving: Volume) -> bool:
-    """Whether the answer is doubtful, which a warning then says."""
-    if found.information < _LITTLE or found.rival > _RIVAL * found.information:
-        why = "they share little" if found.information < _LITTLE else "they would fit as well if laid quite differently"
-        warn(
-            f"{moving.path}, {fixed.path}: the affine alignment may have failed, {why}; look at the picture, and if "
-            "need be correct the headers, give masks, or another --affine"
-        )
-        return True
-    return False
-
-
-def _is_better(level: Level, matrix: np.ndarray, seed: int) -> bool:
-    """Whether an alignment is better than the headers as they are, judged by samples that did not lead to it."""
-    center, _ = level.center_and_radius
-    maps = Maps.joined([Maps.of(m, center) for m in (matrix, np.eye(len(matrix)))])
-    for surround in (0.0, 0.4):
-        measure = level.information(center, samples=2**15, num_bins=32, seed=seed + 1, surround=surround)
-        after, before = measure(maps).tolist()
-        if after > _WORTH * before:
-            return True
-    return False
+def _warn_of_doubt(fixed: Volume, moving: Volume, why: str) -> None:
+    warn(
+        f"{moving.path}, {fixed.path}: the affine alignment may have failed, {why}; look at the picture, and if "
+        "need be correct the headers, give masks, or another --affine"
+    )

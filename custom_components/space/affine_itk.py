@@ -5,31 +5,23 @@ Convention: the result maps world points of the fixed image to world points of t
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from .affine_levels import image_weights
-from .grids import Grid, canonical_grid, center_of_mass, flip_lps, model_grid
+from .grids import Grid, canonical_grid, flip_lps, model_grid
 from .readers import import_itk
 from .resampling import resample
 from .volumes import Volume
 from .writers import place_itk_image
 
-_COARSE_VOXELS, _FINE_VOXELS = {2: 2**12, 3: 2**15}, {2: 2**16, 3: 2**19}  # of the fixed image, per level
+_VOXELS = {2: 2**16, 3: 2**19}  # of the fixed image
 
 _SAMPLES = 2**15  # points at which the optimiser compares the images
 
 _BINS = 32
-
-_CLEARLY_BETTER = 1.2  # ratio of mutual informations
-
-_TURN_DEGREES = 10.0  # of the second round of starts
 
 _TRANSFORMS = {
     "translation": {2: "TranslationTransform", 3: "TranslationTransform"},
@@ -39,65 +31,35 @@ _TRANSFORMS = {
 }
 
 
-@dataclass(frozen=True)
-class _Level:
-    """Both images (1, *S) with their grids at one resolution, and where the fixed one shows something, (*S) bool."""
+def finish_by_itk(
+    fixed: Volume,
+    moving: Volume,
+    stage: str,
+    *,
+    start: np.ndarray,
+    center: np.ndarray,
+    masks: Mapping[str, Volume],
+    seed: int = 0,
+) -> np.ndarray:
+    """Take a world matrix (D + 1, D + 1), fixed to moving, first by a rigid map at most, then to the end of a stage.
 
-    fixed: Tensor
-    fixed_grid: Grid
-    moving: Tensor
-    moving_grid: Grid
-    foreground: Tensor
-
-
-def align_by_itk(
-    fixed: Volume, moving: Volume, stage: str, *, masks: Mapping[str, Volume], seed: int = 0
-) -> tuple[np.ndarray, bool]:
-    """Align, from the headers as they are, from the centres of the grids and from the centres of mass.
-
-    These starts are refined rigidly on a coarse grid. A quarter or half turn goes first if it is
-    clearly better, for headers may be wrong. The best result and turns of it about each axis are refined on a finer
-    grid, and the best of these once more, up to the stage. Samples are drawn with `seed` and summed in order, so that
-    equal input gives an equal result.
+    Samples are drawn with `seed` and summed in order, so that equal input gives an equal result. Where ITK finds that
+    the images do not overlap enough, the matrix stays as it is.
 
     Args:
+        center: of the maps (D,), RAS mm.
         masks: of "fixed" and "moving", as far as given; ITK counts what is at least 0.5.
-    Returns:
-        World matrix (D + 1, D + 1), RAS mm, fixed to moving, and whether it turns the header.
     Raises:
         ImportError: if `itk` is not installed.
-        ValueError: if no start makes the images overlap.
     """
     itk = import_itk("affine pre-alignment")
-    d = len(fixed.grid.size)
-    fine = _level(fixed.data, fixed.grid, moving.data, moving.grid, voxels=_FINE_VOXELS[d])
-    coarse = _level(fine.fixed, fine.fixed_grid, fine.moving, fine.moving_grid, voxels=_COARSE_VOXELS[d])
-    center = center_of_mass(image_weights(coarse.fixed), coarse.fixed_grid.affine)
-    first = "translation" if stage == "translation" else "rigid"
-
-    def refine(level: _Level, starts: Sequence[np.ndarray], kind: str) -> np.ndarray:
-        results = [_optimize(itk, level, start, center, kind=kind, seed=seed, masks=masks) for start in starts]
-        found = [matrix for matrix in results if matrix is not None]
-        if not found:
-            raise ValueError(f"{moving.path}: expected an image that can be placed on {fixed.path}, found no overlap")
-        return max(found, key=lambda matrix: _mutual_information(level, matrix))
-
-    best, turn = refine(coarse, _translations(coarse), first), None
-    if stage != "translation":
-        turn = _quarter_turn(coarse, best)
-        if turn is not None:
-            best = refine(coarse, [turn], "rigid")
-        best = refine(fine, [best, *_turned(best, center)], "rigid")
-    return refine(fine, [best], stage), turn is not None
-
-
-def _level(fixed: Tensor, fixed_grid: Grid, moving: Tensor, moving_grid: Grid, *, voxels: int) -> _Level:
-    """Both images no finer than the isotropic spacing at which the fixed one has the given number of voxels."""
-    spacing = (fixed_grid.extent / voxels) ** (1 / len(fixed_grid.size))
-    fixed, fixed_grid = _no_finer(fixed, fixed_grid, spacing)
-    moving, moving_grid = _no_finer(moving, moving_grid, spacing)
-    weights = image_weights(fixed)
-    return _Level(fixed, fixed_grid, moving, moving_grid, weights > weights.mean())
+    spacing = (fixed.grid.extent / _VOXELS[len(center)]) ** (1 / len(center))
+    images = (*_no_finer(fixed.data, fixed.grid, spacing), *_no_finer(moving.data, moving.grid, spacing))
+    matrix = start
+    for kind in dict.fromkeys(["translation" if stage == "translation" else "rigid", stage]):
+        found = _optimize(itk, images, matrix, center, kind=kind, seed=seed, masks=masks)
+        matrix = matrix if found is None else found
+    return matrix
 
 
 def _no_finer(image: Tensor, grid: Grid, spacing_mm: float) -> tuple[Tensor, Grid]:
@@ -108,72 +70,9 @@ def _no_finer(image: Tensor, grid: Grid, spacing_mm: float) -> tuple[Tensor, Gri
     return image.clamp(max=high) if high > float(image.min()) else image, target
 
 
-def _translations(level: _Level) -> list[np.ndarray]:
-    """Starts: none, grid centre to grid centre, centre of mass to centre of mass."""
-    d = len(level.fixed_grid.size)
-    masses = [
-        center_of_mass(image_weights(image), grid.affine)
-        for image, grid in ((level.fixed, level.fixed_grid), (level.moving, level.moving_grid))
-    ]
-    shifts = [np.zeros(d), level.moving_grid.center - level.fixed_grid.center, masses[1] - masses[0]]
-    return [_about(np.eye(d), np.zeros(d), shift) for shift in shifts]
-
-
-def _quarter_turn(level: _Level, best: np.ndarray) -> np.ndarray | None:
-    """A map by quarter turns about the centres of mass, if it is clearly better as it is than the best one found."""
-    d = len(level.fixed_grid.size)
-    fixed, moving = (
-        center_of_mass(image_weights(image), grid.affine)
-        for image, grid in ((level.fixed, level.fixed_grid), (level.moving, level.moving_grid))
-    )
-    turns = []
-    for order, signs in itertools.product(itertools.permutations(range(d)), itertools.product((1, -1), repeat=d)):
-        turn = np.zeros((d, d))
-        turn[range(d), order] = signs
-        if np.linalg.det(turn) > 0 and np.trace(turn) < d:
-            turns.append(_about(turn, fixed, moving - fixed))
-    found = max(turns, key=lambda matrix: _mutual_information(level, matrix))
-    is_better = _mutual_information(level, found) > _CLEARLY_BETTER * _mutual_information(level, best)
-    return found if is_better else None
-
-
-def _turned(matrix: np.ndarray, center: np.ndarray) -> list[np.ndarray]:
-    """A map preceded by turns of the fixed space about its centre, both ways about each axis."""
-    d = len(center)
-    c, s = math.cos(math.radians(_TURN_DEGREES)), math.sin(math.radians(_TURN_DEGREES))
-    turned = []
-    for i, j in itertools.permutations(range(d), 2):
-        turn = np.eye(d)
-        turn[[i, i, j, j], [i, j, i, j]] = c, -s, s, c
-        turned.append(matrix @ _about(turn, center, np.zeros(d)))
-    return turned
-
-
-def _about(linear: np.ndarray, center: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """The map x -> linear (x - center) + center + shift as a matrix (D + 1, D + 1)."""
-    matrix = np.eye(len(center) + 1)
-    matrix[:-1, :-1], matrix[:-1, -1] = linear, center + shift - linear @ center
-    return matrix
-
-
-def _mutual_information(level: _Level, matrix: np.ndarray) -> float:
-    """Mutual information in nats over the fixed image's foreground; outside the moving image counts as background.
-
-    For choosing between optimised maps. The optimiser itself compares the whole images, whose outlines guide it, but
-    that measure does not tell a head from one pitched by 8 degrees (measured: 0.1 % apart, in the foreground 25 %).
-    """
-    moving = level.moving - level.moving.min()
-    warped = resample(moving, level.moving_grid.affine, level.fixed_grid, world_matrix=matrix)
-    pair = level.fixed[0][level.foreground].numpy(), warped[0][level.foreground].numpy()
-    joint = np.histogram2d(*pair, bins=_BINS)[0] / pair[0].size
-    independent = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
-    filled = joint > 0
-    return float((joint[filled] * np.log(joint[filled] / independent[filled])).sum())
-
-
 def _optimize(
     itk: Any,
-    level: _Level,
+    images: tuple[Tensor, Grid, Tensor, Grid],
     start: np.ndarray,
     center: np.ndarray,
     *,
@@ -183,20 +82,21 @@ def _optimize(
 ) -> np.ndarray | None:
     """One stage of ITK's registration; None if the images do not overlap enough."""
     d = len(center)
+    fixed, fixed_grid, moving, moving_grid = images
     transform = _transform(itk, start, center, kind)
     metric = _metric(itk, d, masks)
     registration = itk.ImageRegistrationMethodv4[itk.Image[itk.F, d], itk.Image[itk.F, d]].New(
-        FixedImage=_image(itk, level.fixed, level.fixed_grid),
-        MovingImage=_image(itk, level.moving, level.moving_grid),
+        FixedImage=_image(itk, fixed, fixed_grid),
+        MovingImage=_image(itk, moving, moving_grid),
         Metric=metric,
-        Optimizer=_optimizer(itk, metric, float(level.fixed_grid.spacing.max())),
+        Optimizer=_optimizer(itk, metric, float(fixed_grid.spacing.max())),
         InitialTransform=transform,
     )
     registration.SetNumberOfLevels(1)
     registration.SetShrinkFactorsPerLevel([1])
     registration.SetSmoothingSigmasPerLevel([0.0])
     registration.InPlaceOn()
-    sampling = _SAMPLES / level.fixed.numel()
+    sampling = _SAMPLES / fixed.numel()
     if sampling < 1:
         registration.SetMetricSamplingStrategy(itk.ImageRegistrationMethodv4Enums.MetricSamplingStrategy_RANDOM)
         registration.SetMetricSamplingPercentagePerLevel([sampling])

@@ -131,7 +131,8 @@ def _draw(where: Tensor, count: int, generator: torch.Generator) -> Tensor:
     found = where.flatten().nonzero()[:, 0]
     if not len(found):
         raise ValueError("expected images of which the masks leave something to align, got none")
-    return found[torch.randint(len(found), (count,), generator=generator)]
+    # In the order of memory, for looking them up is most of the work.
+    return found[torch.randint(len(found), (count,), generator=generator).sort().values]
 
 
 def levels_of(fixed: Scan, moving: Scan) -> list[Level]:

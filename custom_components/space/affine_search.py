@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .affine_judge import belief, distances
 from .affine_levels import Level, spread_of
 from .information import Maps, SampledInformation, Slopes
 
@@ -23,30 +23,11 @@ SURROUND = 0.4  # share of samples that may lie anywhere: outlines guide, and te
 # Of the refinement: level, samples, bins, and share of samples that may lie anywhere; less at last, for scalps differ.
 _FINER = ((1, 2**14, 12, SURROUND), (2, 2**15, 32, 0.15))
 
-_ELSEWHERE = 1.0  # distance of two maps that are not the same answer, in radii of the object
+_APART = 0.3  # distance of two maps that are not the same candidate, in radii of the object
+
+_KEPT = 4  # candidates that the search hands on
 
 _TURN_DEGREES, _TURN_FINER_DEGREES = 25.0, 8.0  # of the second round of starts, and of the third, on a finer grid
-
-_DISTRUST = 0.45  # share by which a map that turns by 60 degrees or more must be better than one that does not
-
-_TURNED = 0.5  # cosine of the angle from which on a header is said to be wrong
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a search found.
-
-    Args:
-        matrix: world matrix (D + 1, D + 1), fixed to moving.
-        information: of it, on the level where it was found.
-        rival: the highest information of a map that leads elsewhere.
-        turned: whether the map turns by about 90 or 180 degrees.
-    """
-
-    matrix: np.ndarray
-    information: float
-    rival: float
-    turned: bool
 
 
 def generators_of(stage: str, radius_mm: float, d: int) -> Tensor:
@@ -108,12 +89,13 @@ def _where(which: Tensor, new: Tensor, old: Tensor) -> Tensor:
     return torch.where(which.view(-1, *[1] * (new.ndim - 1)), new, old)
 
 
-def search(level: Level, stage: str, seed: int) -> Found:
-    """Climb from many starts on a coarse level, by a rigid map at most.
+def search(level: Level, stage: str, seed: int) -> Maps:
+    """Climb from many starts on a coarse level, by a rigid map at most; the best few that differ, the best first.
 
     Starts are the headers as they are, the centres of the grids and the centres of mass laid on one another, each with
     all rotations by multiples of 90 degrees, for headers may be wrong, and the principal axes laid on one another. Such
-    a rotation must be clearly better than what the headers say.
+    a rotation must be clearly better than what the headers say. Where the headers lead to is among the results: of a
+    slab, the information alone does not say where it was cut from.
     """
     center, radius = level.center_and_radius
     rough, exact = (
@@ -121,14 +103,25 @@ def search(level: Level, stage: str, seed: int) -> Found:
     )
     rigid = generators_of(_at_most(stage, "rigid"), radius, len(center))
     maps = starts(level, stage)
-    header, trusted = climb(exact, maps[:1], rigid, iterations=20, **level.steps)
+    header, _ = climb(exact, maps[:1], rigid, iterations=20, **level.steps)
     maps, values = climb(rough, maps, rigid, iterations=8, **level.steps)
     maps, values = climb(exact, maps[values.argsort(descending=True)[:24]], rigid, iterations=12, **level.steps)
-    best = maps[values.argsort(descending=True)[:4]]
-    best = best if stage == "translation" else best.and_turned(_TURN_DEGREES)
-    better, higher = climb(exact, best, rigid, iterations=20, **level.steps)
-    climbed = Maps.joined([header, better, maps])
-    return _choose(climbed, torch.cat([trusted, higher, values]), center=center, radius=radius)
+    if stage != "translation":
+        best = distinct(maps, values * belief(maps), radius_mm=radius, count=3).and_turned(_TURN_DEGREES)
+        better, higher = climb(exact, best, rigid, iterations=12, **level.steps)
+        maps, values = Maps.joined([better, maps]), torch.cat([higher, values])
+    return Maps.joined([distinct(maps, values * belief(maps), radius_mm=radius, count=_KEPT), header])
+
+
+def distinct(maps: Maps, values: Tensor, *, radius_mm: float, count: int) -> Maps:
+    """The best few maps that lead to different places, the best first."""
+    kept: list[int] = []
+    for k in values.argsort(descending=True).tolist():
+        if len(kept) == count:
+            break
+        if all(distances(maps[k : k + 1], maps[j : j + 1], radius_mm)[0] > _APART * radius_mm for j in kept):
+            kept.append(k)
+    return maps[torch.tensor(kept)]
 
 
 def _at_most(stage: str, limit: str) -> str:
@@ -164,43 +157,35 @@ def _principal_axes(covariance: np.ndarray) -> np.ndarray:
     return axes
 
 
-def _choose(maps: Maps, values: Tensor, *, center: np.ndarray, radius: float) -> Found:
-    """The best map, where one must be the better the further it turns, for most headers are right."""
-    cosines = torch.stack([_cosine(linear) for linear in maps.linear])
-    belief = 1 / (1 + _DISTRUST * ((1 - cosines) / (1 - _TURNED)).clamp(max=1))
-    best = int((values * belief).argmax())
-    away = (maps.linear - maps.linear[best]).flatten(1).norm(dim=1) * radius
-    away += (maps.target - maps.target[best]).norm(dim=1)
-    rival = values[away > _ELSEWHERE * radius]
-    matrix = maps[torch.tensor([best])].matrix(center)
-    is_turned = bool(cosines[best] < _TURNED)
-    return Found(matrix, float(values[best]), float(rival.max()) if len(rival) else 0.0, is_turned)
+def refine(levels: Sequence[Level], maps: Maps, stage: str, seed: int, *, samples: int = 2**13) -> tuple[Maps, Tensor]:
+    """Climb on from several maps by rigid steps at most; the maps and the information of each, (B,)."""
+    center, radius = levels[0].center_and_radius
+    measure = levels[1].information(center, samples=samples, num_bins=12, seed=seed, surround=SURROUND)
+    generators = generators_of(_at_most(stage, "rigid"), radius, len(center))
+    return climb(measure, maps, generators, iterations=12, **levels[1].steps)
 
 
-def _cosine(linear: Tensor) -> Tensor:
-    """Of the angle by which a map turns."""
-    u, _, v = torch.linalg.svd(linear)
-    return ((u @ v).trace() - (len(linear) - 2)) / 2
+def turned_a_little(levels: Sequence[Level], maps: Maps, stage: str, seed: int) -> Maps:
+    """The best of what turns of one map lead to, for a pose that is a little wrong is a trap."""
+    if stage != "translation":
+        maps = maps.and_turned(_TURN_FINER_DEGREES)
+    found, values = refine(levels, maps, stage, seed, samples=2**14)
+    return found[values.argmax()[None]]
 
 
-def refine(levels: Sequence[Level], found: Found, stage: str, seed: int) -> np.ndarray:
-    """Climb on from what was found on the levels that follow the first, up to a stage; the best world matrix."""
+def finish(levels: Sequence[Level], maps: Maps, stage: str, seed: int) -> Maps:
+    """Climb on to the end of a stage."""
     center, radius = levels[0].center_and_radius
     middle, finest = (
         levels[k].information(center, samples=samples, num_bins=bins, seed=seed, surround=surround)
         for k, samples, bins, surround in _FINER
     )
     rigid, last = (generators_of(kind, radius, len(center)) for kind in (_at_most(stage, "rigid"), stage))
-    maps = Maps.of(found.matrix, center)
-    if stage != "translation":
-        maps = maps.and_turned(_TURN_FINER_DEGREES)
-    maps, values = climb(middle, maps, rigid, iterations=15, **levels[1].steps)
-    maps, values = climb(finest, maps[values.argsort(descending=True)[:3]], rigid, iterations=10, **levels[2].steps)
-    maps = maps[values.argmax()[None]]
+    maps, _ = climb(finest, maps, rigid, iterations=10, **levels[2].steps)
     if stage in ("similarity", "affine"):
         maps, _ = climb(middle, maps, last, iterations=20, **levels[1].steps)
-        maps, _ = climb(finest, maps, last, iterations=20, **levels[2].steps)
-    return maps.matrix(center)
+        maps, _ = climb(finest, maps, last, iterations=15, **levels[2].steps)
+    return maps
 
 
 def quarter_turns(d: int) -> np.ndarray:

@@ -1,12 +1,16 @@
-"""How a pair is aligned before its deformation: by the headers, an engine, a network, or a file."""
+"""How a pair is aligned before its deformation: by the headers, an engine, a network, or a file; and how far.
+
+Convention: stages are names out of "translation", "rigid", "similarity", "affine", "deformable", in this order.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from ..space.affine import register_affine
+from ..space.affine import ENGINES, register_affine
 from ..space.affine_search import STAGES
 from ..space.dialects import Frames, read_affine_transform
 from ..space.planes import flatten_matrix
@@ -14,9 +18,44 @@ from ..space.volumes import Volume
 
 Aligner = Callable[[Volume, Volume], np.ndarray]
 
+ALL_STAGES = (*STAGES, "deformable")
+
+
+def linear_stage(stages: Sequence[str]) -> str | None:
+    """The last linear stage of several, which includes those before it; None if there is none.
+
+    Raises:
+        ValueError: for another word, none at all, or stages in another order.
+    """
+    stages = [stages] if isinstance(stages, str) else list(stages)
+    known = [name for name in ALL_STAGES if name in stages]
+    if not stages or known != stages:
+        raise ValueError(f"--stages: expected names out of {', '.join(ALL_STAGES)}, in this order, got {stages}")
+    linear = [name for name in stages if name in STAGES]
+    return linear[-1] if linear else None
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """What aligns a pair, and how far.
+
+    Args:
+        affine: "itk" or "torch", an engine that goes as far as the stages say; "learned", an aligner; "none", the
+            headers; anything else is a transform's path.
+        stages: see `linear_stage`. Without a linear one nothing is searched; a transform's path counts all the same.
+    Raises:
+        ValueError: for other stages.
+    """
+
+    affine: str = "none"
+    stages: Sequence[str] = ("affine", "deformable")
+
+    def __post_init__(self) -> None:
+        linear_stage(self.stages)
+
 
 def world_matrix_of(
-    affine: str,
+    alignment: Alignment,
     contrasts: Mapping[str, Volume],
     scaled: Mapping[str, Volume],
     masks: Mapping[str, Volume],
@@ -25,8 +64,7 @@ def world_matrix_of(
     """The map (D + 1, D + 1) from fixed to moving world points, RAS mm.
 
     Args:
-        affine: "none" trusts the headers; "translation", "rigid", "similarity" or "affine" goes so far; "itk" does
-            it by ITK, as do "itk-rigid" and so on; "learned" asks the aligner; anything else is a transform's path.
+        alignment: what aligns.
         contrasts: the volumes "fixed" and "moving", with the intensities that are compared.
         scaled: the same from 0 to 1, for the aligner.
         masks: as far as given, those of the images under the same names.
@@ -35,17 +73,20 @@ def world_matrix_of(
         ValueError: if there is no such file, it does not fit, or the matrix has no inverse.
     """
     fixed, moving = contrasts["fixed"], contrasts["moving"]
-    engine, _, stage = affine.rpartition("-") if affine.startswith("itk-") else ("torch", "", affine)
-    if affine == "learned":
+    affine, stage = alignment.affine, linear_stage(alignment.stages)
+    if affine in STAGES:
+        raise ValueError(
+            f"--affine: expected {', '.join(ENGINES)}, learned, none or a file; --stages {affine} goes so far"
+        )
+    if affine == "none" or (stage is None and affine in (*ENGINES, "learned")):
+        matrix = np.eye(len(fixed.affine))
+    elif affine == "learned":
         if aligner is None:
             raise ValueError("affine 'learned' needs an aligner: the overlay learned_affine.json has one")
         matrix = aligner(scaled["fixed"], scaled["moving"])
-    elif affine == "none":
-        matrix = np.eye(len(fixed.affine))
-    elif affine == "itk" or stage in STAGES:
+    elif affine in ENGINES and stage is not None:
         given = {f"mask_{role}": mask for role, mask in masks.items()}
-        engine, stage = ("itk", "affine") if affine == "itk" else (engine, stage)
-        matrix = register_affine(fixed, moving, stage=stage, engine=engine, **given)  # type: ignore[arg-type]
+        matrix = register_affine(fixed, moving, stage=stage, engine=affine, **given)  # type: ignore[arg-type]
     else:
         matrix = _from_file(affine, fixed, moving)
     if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-9:

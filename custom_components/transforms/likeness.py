@@ -29,11 +29,14 @@ def image_likeness(pair: RegisteredPair) -> dict[str, float]:
     """Correlation and mutual information of the native images, and a warning if the registration lowered them.
 
     `image_ncc_before image_nmi_before` are as the headers place the images, `..._after` through the whole transform.
-    They are compared at voxel centres of the fixed image, where it exceeds its least value (of a mask:
-    everywhere) and the moving image reaches in both placements. NaN if these are too few.
+    They are compared at voxel centres of the fixed image, where it exceeds its least value (of a mask: everywhere) and
+    the moving image reaches in both placements. If the headers alone leave nothing of it there, there is only
+    `..._after`. NaN if the points are too few all the same.
     """
     fixed, moving = pair.volumes["fixed"], pair.volumes["moving"]
     before, after = likeness(fixed, moving, [[], pair.forward])
+    if math.isnan(after[0]):
+        (after,) = likeness(fixed, moving, [pair.forward])
     if pair.is_aligned:
         headers, aligned = likeness(fixed, moving, [[], [pair.world_matrix]])
         if is_less(aligned, headers):
@@ -43,7 +46,8 @@ def image_likeness(pair: RegisteredPair) -> dict[str, float]:
     if is_less(deformed, aligned):
         warn(f"{moving.path}: the deformation made it less like {fixed.path} than it was ({_fall(aligned, deformed)})")
     keys = ("image_ncc_before", "image_nmi_before", "image_ncc_after", "image_nmi_after")
-    return dict(zip(keys, [*before, *after], strict=True))
+    found = dict(zip(keys, [*before, *after], strict=True))
+    return {key: value for key, value in found.items() if not math.isnan(value) or math.isnan(after[0])}
 
 
 def likeness(fixed: Volume, moving: Volume, transforms: Sequence[Sequence[Step]]) -> list[Likeness]:

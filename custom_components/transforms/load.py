@@ -23,7 +23,7 @@ from ..space.grids import Grid
 from ..space.resampling import resample
 from ..space.volumes import Volume
 from ..vocabulary import Data, Item
-from .alignment import Aligner, world_matrix_of
+from .alignment import Aligner, Alignment, world_matrix_of
 from .channels import channel_weights, load_with_channels
 from .field_of_view import seen_by
 from .intensities import check_window, compared, scale_intensity
@@ -50,7 +50,7 @@ class LoadOptions(GridOptions, total=False):
     """All arguments of `LoadPaird`, by keyword."""
 
     spacing: float | Sequence[float] | None
-    affine: str
+    affine: str | Alignment
 
 
 class LoadPaird(Transform):
@@ -62,7 +62,7 @@ class LoadPaird(Transform):
 
     Args:
         spacing: of the model grid in mm, one number or one per axis (R, A, S); None keeps the fixed image's own.
-        affine: how the pair is aligned first, see `world_matrix_of`. An item's own entry `affine` goes first.
+        affine: how the pair is aligned first, and how far; an item's own entry `affine` goes before the text here.
         spatial_dims: refuse images of another dimension.
         halve: take half the spacing where both images are fine enough and it is not too much, see `halved_grid`. The
             item's `finer` is then 2: a network sees the pair with so many times fewer voxels along each axis.
@@ -76,7 +76,7 @@ class LoadPaird(Transform):
     def __init__(
         self,
         spacing: float | Sequence[float] | None = None,
-        affine: str = "none",
+        affine: str | Alignment = "none",
         *,
         spatial_dims: int | None = None,
         halve: bool = False,
@@ -88,7 +88,7 @@ class LoadPaird(Transform):
         check_window(window)
         self.window, self.fill = window, fill
         self.spacing, self.fit = spacing, fit
-        self.affine = affine
+        self.alignment = affine if isinstance(affine, Alignment) else Alignment(affine)
         self.spatial_dims = spatial_dims
         self.halve = halve
         self.aligner = aligner
@@ -106,11 +106,11 @@ class LoadPaird(Transform):
         fixed, moving = volumes["fixed"], volumes["moving"]
         contrasts = {role: replace(volume, data=compared(volume, self.window)) for role, volume in volumes.items()}
         scaled = {role: replace(volume, data=scale_intensity(volume.data)) for role, volume in contrasts.items()}
-        affine = str(data.get("affine") or self.affine)
+        alignment = replace(self.alignment, affine=str(data.get("affine") or self.alignment.affine))
         masks = masks_of(data, volumes)
         first, first_scaled = ({role: volume.first for role, volume in found.items()} for found in (contrasts, scaled))
-        world_matrix = world_matrix_of(affine, first, first_scaled, masks, self.aligner)
-        check_overlap(fixed, moving, world_matrix, affine)
+        world_matrix = world_matrix_of(alignment, first, first_scaled, masks, self.aligner)
+        check_overlap(fixed, moving, world_matrix, alignment.affine)
         grid, found = self._grid(fixed, moving)
         result |= found
         for role, volume in volumes.items():

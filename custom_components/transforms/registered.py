@@ -95,7 +95,14 @@ class RegisteredPair:
     def steps(self, ddf: Tensor) -> list[Step]:
         """The map from fixed to moving points whose dense part is `ddf` (D, *S), the step applied first comes first."""
         dense = DisplacementField(ddf.float(), self.grid)
+        if not self.is_deformed:
+            return [self.world_matrix]
         return [dense, self.world_matrix] if self.is_aligned else [dense]
+
+    @property
+    def is_deformed(self) -> bool:
+        """Whether there is a dense part that moves anything; without it the transform is one matrix."""
+        return bool(self.pred["ddf"].any())
 
     @cached_property
     def forward(self) -> list[Step]:
@@ -110,6 +117,8 @@ class RegisteredPair:
         """
         if "inverse_ddf" not in self.pred:
             return []
+        if not self.is_deformed:
+            return [np.linalg.inv(self.world_matrix)]
         dense = DisplacementField(self.pred["inverse_ddf"].float(), self.grid).fading()
         return [np.linalg.inv(self.world_matrix), dense] if self.is_aligned else [dense]
 

@@ -130,7 +130,7 @@ class LoadToTemplated(Transform):
     Args:
         network: `AtlasNetwork`.
         output_dir: for the template.
-        affine: "none", "rigid", "affine" or a file, as in `LoadPaird`: from the template to the scan.
+        affine: "none", "itk", "torch" or a file, as in `LoadPaird`: from the template to the scan.
         template_label: path of a label map on the template to carry instead of the template's own.
         **options: of `LoadPaird`.
     Raises:
