@@ -94,9 +94,9 @@ class RegisteredPair:
 
     def steps(self, ddf: Tensor) -> list[Step]:
         """The map from fixed to moving points whose dense part is `ddf` (D, *S), the step applied first comes first."""
-        dense = DisplacementField(ddf.float(), self.grid)
-        if not self.is_deformed:
+        if not ddf.any():
             return [self.world_matrix]
+        dense = DisplacementField(ddf.float(), self.grid)
         return [dense, self.world_matrix] if self.is_aligned else [dense]
 
     @property

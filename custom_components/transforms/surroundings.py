@@ -66,6 +66,8 @@ def shares_around(
 
 def _dilated(mask: Tensor, distance_mm: float, spacing_mm: Sequence[float]) -> Tensor:
     """A mask (1, *S) grown by a distance along each axis."""
-    pool = F.max_pool2d if mask.ndim == 3 else F.max_pool3d
-    radii = [max(1, round(distance_mm / spacing)) for spacing in spacing_mm]
-    return pool(mask, [2 * radius + 1 for radius in radii], 1, radii)
+    for axis, spacing in enumerate(spacing_mm, start=1):  # one axis after the other: a cube of voxels costs minutes
+        radius = max(1, round(distance_mm / spacing))
+        rows = mask.movedim(axis, -1)
+        mask = F.max_pool1d(rows.flatten(1, -2), 2 * radius + 1, 1, radius).reshape(rows.shape).movedim(-1, axis)
+    return mask

@@ -96,7 +96,8 @@ class HyperReport:
         for values, ddf, one in zip(pair.pred["sweep_hyper"].tolist(), pair.pred["sweep_ddf"], warped, strict=True):
             row = {k: round(v, 4) for k, v in zip(self.names, values, strict=True)}
             pred = {"ddf": ddf[None], "warped": one[None]}
-            rows.append(row | pair_metrics(image, pred, spacing_mm=pair.spacing_mm))
+            found = pair_metrics(image, pred, spacing_mm=pair.spacing_mm)
+            rows.append(row | found | pair.as_written(ddf).metrics)
         return rows
 
     def _headings(self, rows: Sequence[Metrics]) -> list[str]:

@@ -101,7 +101,7 @@ def test_the_network_may_run_in_low_precision():
 def test_the_momentum_is_refined():
     image, calls = smooth_pair((20, 26)), []
 
-    def refinement(moving, fixed, parameters, masks, *, constants, deformation):
+    def refinement(moving, fixed, parameters, masks, *, constants, deformation, finer):
         calls.append((moving, fixed, parameters, masks))
         return 0.5 * parameters
 
