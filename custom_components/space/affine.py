@@ -13,9 +13,10 @@ import torch
 
 from ..notices import warn
 from .affine_itk import finish_by_itk
-from .affine_judge import Judge, belief, distances, is_turned
+from .affine_judge import DISTRUST_AT_LAST, Judge, belief, distances, is_turned
 from .affine_levels import Scan, levels_of, warn_of_turn
 from .affine_search import STAGES, finish, refine, search, turned_a_little
+from .information import Maps
 from .resampling import resample
 from .volumes import Volume
 
@@ -80,9 +81,11 @@ def _align(
     center, radius = levels[0].center_and_radius
     judge = Judge(levels[1])
     maps, _ = refine(levels, search(levels[0], stage, seed), stage, seed)
-    scores = judge(maps) * belief(maps)
-    best = maps[scores.argmax()[None]]
-    best = turned_a_little(levels, best, stage, seed)
+    scores = judge(maps)
+    # The best one, and the best one by what most headers are: a slab may fit where it does not belong.
+    finalists = {int(scores.argmax()), int((scores * belief(maps)).argmax())}
+    last = Maps.joined([turned_a_little(levels, maps[k : k + 1], stage, seed) for k in sorted(finalists)])
+    best = last[(judge(last) * belief(last, DISTRUST_AT_LAST)).argmax()[None]]
     if engine == "itk":
         matrix = finish_by_itk(fixed, moving, stage, start=best.matrix(center), center=center, masks=masks, seed=seed)
     else:
@@ -92,7 +95,7 @@ def _align(
     elsewhere = scores[distances(maps, best, radius) > radius]
     if max(found, headers) < _LITTLE:
         _warn_of_doubt(fixed, moving, "they share little")
-    elif len(elsewhere) and elsewhere.max() > _RIVAL * max(found, headers, float(scores.max())):
+    elif len(elsewhere) and elsewhere.max() > _RIVAL * max(found, headers):
         _warn_of_doubt(fixed, moving, "they would fit as well if laid quite differently")
     elif is_better and is_turned(best):
         warn_of_turn(fixed, moving)

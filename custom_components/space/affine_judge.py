@@ -21,7 +21,9 @@ _WINDOW = 5  # voxels
 
 _FLOOR = 1e-2  # share of an image's variance that is added to that of each window, so that noise does not count
 
-_DISTRUST = 0.45  # share by which a map that turns by 60 degrees or more must be better than one that does not
+# Share by which a map that turns by 60 degrees or more must be better than one that does not: while maps are rough, and
+# at last.
+_DISTRUST, DISTRUST_AT_LAST = 0.45, 0.2
 
 _TURNED = 0.5  # cosine of the angle from which on a header is said to be wrong
 
@@ -51,7 +53,9 @@ class Judge:
         mean_moving = _window_mean(image)
         covariance = _window_mean(fixed * image) - mean * mean_moving
         variance_moving = (_window_mean(image**2) - mean_moving**2).clamp_min(0) + _FLOOR * self._moving_variance
-        return float((scale * weights * covariance**2 / (variance * variance_moving)).sum() / scale.sum())
+        return float(
+            (scale * weights * covariance**2 / (variance * variance_moving)).sum() / scale.sum().clamp_min(1e-12)
+        )
 
     @cached_property
     def _moving_variance(self) -> float:
@@ -73,9 +77,9 @@ def _window_mean(values: Tensor) -> Tensor:
     return pool(values, _WINDOW, 1, _WINDOW // 2, count_include_pad=False)
 
 
-def belief(maps: Maps) -> Tensor:
+def belief(maps: Maps, distrust: float = _DISTRUST) -> Tensor:
     """Factors (B,) up to 1 for what is measured of maps: less the further they turn, for most headers are right."""
-    return 1 / (1 + _DISTRUST * ((1 - _cosines(maps)) / (1 - _TURNED)).clamp(max=1))
+    return 1 / (1 + distrust * ((1 - _cosines(maps)) / (1 - _TURNED)).clamp(max=1))
 
 
 def is_turned(maps: Maps) -> bool:

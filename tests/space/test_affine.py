@@ -21,13 +21,17 @@ from custom_components.space.volumes import load_mask
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("engine", ["itk", "torch"])
 @pytest.mark.parametrize(("epi", "tolerance_mm"), [("S1_EPI_fullhead", 3.0), ("S1_EPI_retinotopy", 5.0)])
-def test_known_rigid_transform_between_t1_and_epi_is_recovered(test_data: Path, epi: str, tolerance_mm: float) -> None:
-    pytest.importorskip("itk")
+def test_known_rigid_transform_between_t1_and_epi_is_recovered(
+    test_data: Path, epi: str, tolerance_mm: float, engine: str
+) -> None:
+    if engine == "itk":
+        pytest.importorskip("itk")
     folder = test_data / "subject_to_template"
     fixed, moving = load_image(folder / f"{epi}.nii.gz"), load_image(folder / "S1_T1.nii.gz")
     known = np.array(json.loads((folder / "transforms.json").read_text())[epi]["EPI_world_to_T1_world"])
-    found = register_affine(fixed, moving, stage="rigid", engine="itk")
+    found = register_affine(fixed, moving, stage="rigid", engine=engine)
     brain = np.argwhere(fixed.data[0].numpy() > 60)[::50] @ fixed.affine[:3, :3].T + fixed.affine[:3, 3]
     distance = transform_points_world(brain, [found]) - transform_points_world(brain, [known])
     assert np.linalg.norm(distance, axis=1).mean() < tolerance_mm
