@@ -24,6 +24,8 @@ TINY = {"size": [32, 32, 32], "spacing": 1.0, "center": "image", "learning_rate"
 TINY |= {"num_momenta": 1, "iterations": [2, 2, 2], "visit_iterations": 2, "dropout": 0.05}
 # One objective, so that the losses of different steps can be compared.
 TINY |= {"hyper_prior": [1000.0, 1000.0], "hyper_endpoint_share": 0.0}
+# One pair, where the claim is of one.
+FIRST = {"dataset#data": "$load_list(@data_list, @section, @dataset_dir)[:1]"}
 # What a template is made for: training and inference must agree on it.
 TEMPLATE = {"conditions": {"age": "numeric"}, "template_labels": [0, 1, 2, 3, 4], "label_stride": 2}
 TINY |= TEMPLATE

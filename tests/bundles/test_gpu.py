@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bundle_cases import BUNDLES, infer, pairs_of, read_image, train
+from bundle_cases import BUNDLES, FIRST, infer, pairs_of, read_image, train
 from torch import Tensor
 
 from custom_components.data.batches import SynthesizedBatch
@@ -67,20 +67,20 @@ def loss_at(optimizer: PairwiseOptimizer, parameters: Tensor, batch: dict[str, T
     return float(optimizer.loss({**pred, "warped": warp(batch["moving"], pred["ddf"])}, batch))
 
 
-def check_training_on(device: str, bundle: Path, scans: Path, folder: Path) -> None:
+def check_training_on(device: str, bundle: Path, scans: Path, folder: Path, **settings) -> None:
     losses, optimum = {}, SharedOptimum()
     for name in ("cpu", device):
         with optimum.on(name):
-            losses[name] = train(bundle, scans, folder / name, device=torch.device(name))
+            losses[name] = train(bundle, scans, folder / name, device=torch.device(name), **settings)
     assert (folder / device / "model.pt").exists()
     np.testing.assert_allclose(losses[device], losses["cpu"], rtol=0.02)
     assert losses[device][0] == pytest.approx(losses["cpu"][0], rel=1e-3)
 
 
-def check_inference_on(device: str, bundle: Path, scans: Path, output: Path, weights: Path) -> None:
+def check_inference_on(device: str, bundle: Path, scans: Path, output: Path, weights: Path, **also) -> None:
     results, optimum = [], SharedOptimum()
     for name in ("cpu", device):
-        settings = {"weights": str(weights), "device": torch.device(name), "report#picture": False}
+        settings = {"weights": str(weights), "device": torch.device(name), "report#picture": False, **also}
         with optimum.on(name):
             results.append(infer(bundle, scans, output / name, **settings))
     names = {path.relative_to(results[0]) for path in results[0].glob("*/*")}
@@ -160,14 +160,14 @@ class TestOnGpu:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["voxelmorph_probabilistic", "quicksilver", "metric_learning", "synthmorph"])
 class TestComparison:
-    """The comparisons themselves, where there is no GPU: draws and optima are shared."""
+    """The comparisons themselves, where there is no GPU: draws and optima are shared. One epoch and one pair do."""
 
     def test_two_trainings_on_the_cpu_are_equal(self, name, scans, tmp_path, rendered_on_the_cpu, drawn_on_the_cpu):
-        check_training_on("cpu:0", bundle_named(name), scans, tmp_path)
+        check_training_on("cpu:0", bundle_named(name), scans, tmp_path, max_epochs=1, num_pairs=4)
 
     def test_two_inferences_on_the_cpu_are_equal(self, name, scans, tmp_path):
-        train(bundle_named(name), scans, tmp_path)
-        check_inference_on("cpu:0", bundle_named(name), scans, tmp_path, tmp_path / "model.pt")
+        train(bundle_named(name), scans, tmp_path, max_epochs=1, num_pairs=2)
+        check_inference_on("cpu:0", bundle_named(name), scans, tmp_path, tmp_path / "model.pt", **FIRST)
 
 
 def bundle_named(name: str) -> Path:

@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from bundle_cases import has_template, infer, messages, needs, pairs_of, read_image, read_json
+from bundle_cases import FIRST, has_template, infer, messages, needs, pairs_of, read_image, read_json
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 PAIR_FILES = {
@@ -55,7 +55,7 @@ def test_inference_writes_exactly_the_expected_files(bundle, registered):
 def test_it_registers_without_a_network(bundle, scans, tmp_path):
     if has_template(bundle):
         pytest.skip("the template is a part of the network")
-    infer(bundle, scans, tmp_path, "training_free.json", iterations=[2, 1, 1])
+    infer(bundle, scans, tmp_path, "training_free.json", iterations=[2, 1, 1], **FIRST)
     metrics = read_json(next(tmp_path.glob("*/metrics.json")))
     assert metrics["ncc_after"] > metrics["ncc_before"]
 
@@ -112,7 +112,7 @@ def test_evaluation_writes_a_table_and_a_page(bundle, scans, trained, tmp_path):
 def test_optimization_of_the_pair_raises_the_similarity(bundle, scans, trained, registered, tmp_path):
     if "optimize" not in read_json(bundle / "configs" / "inference.json"):
         pytest.skip("the bundle has no pairwise optimisation")
-    infer(bundle, scans, tmp_path, weights=str(trained.folder / "model.pt"), optimize=5)
+    infer(bundle, scans, tmp_path, weights=str(trained.folder / "model.pt"), optimize=5, **FIRST)
     name = f"{pairs_of(bundle)[0]}/metrics.json"
     assert read_json(tmp_path / name)["ncc_after"] > read_json(registered / name)["ncc_after"]
 
@@ -122,7 +122,7 @@ def test_regions_of_a_label_map_can_have_a_metric_of_their_own(bundle, scans, tm
     if not overlay.exists():
         pytest.skip("the bundle has no pre-defined regulariser")
     short = {"iterations": [1, 1, 3], "regions": {"1": [1, 0, 0, 0], "2": [0, 1, 0, 0]}, "region_sigma": 1.0}
-    infer(bundle, scans, tmp_path, str(overlay), **short)
+    infer(bundle, scans, tmp_path, str(overlay), **short, **FIRST)
     metrics = read_json(tmp_path / pairs_of(bundle)[0] / "metrics.json")
     assert metrics["ncc_after"] > metrics["ncc_before"]
     sigma = read_image(tmp_path / pairs_of(bundle)[0] / "sigma.nii.gz")
@@ -161,10 +161,8 @@ def test_samples_leave_the_results_of_the_mean_as_they_are(bundle, registered, s
 
 
 def test_samples_follow_the_seed(bundle, scans, trained, sampled, tmp_path):
-    folder, weights = "phantom_03-to-phantom_04", str(trained.folder / "model.pt")
-    again, other = (
-        infer(bundle, scans, tmp_path / str(seed), weights=weights, samples=3, seed=seed) / folder for seed in (0, 1)
-    )
+    folder, settings = "phantom_03-to-phantom_04", {"weights": str(trained.folder / "model.pt"), "samples": 3, **FIRST}
+    again, other = (infer(bundle, scans, tmp_path / str(seed), seed=seed, **settings) / folder for seed in (0, 1))
     for name in sorted(UNCERTAINTY_FILES | SAMPLE_FILES):
         if name.endswith(".nii.gz"):
             np.testing.assert_array_equal(read_image(again / name), read_image(sampled / folder / name))

@@ -18,7 +18,7 @@ def test_training_lowers_the_loss(bundle, scans, trained, tmp_path):
         same["train#dataset"] = "$@pairs.training(@num_pairs, shuffle=False)"
     if "SynthesizedBatch" in str(config["batch"]):
         same["train#batch#seed"] = 0
-    losses = np.reshape(train(bundle, scans, tmp_path, max_epochs=4, **same), (4, -1))
+    losses = np.reshape(train(bundle, scans, tmp_path, max_epochs=4, val_interval=4, **same), (4, -1))
     assert losses[2:].mean() < losses[:2].mean()
 
 

@@ -72,7 +72,8 @@ class Bundle:
         overlay = "learned_affine"
         if not Path(f"configs/{overlay}.json").exists():
             return []
-        return self.infer(overlay, affine="learned", output_dir=str(self.output / "aligned"))
+        few = {"iterations": [2, 2, 2]} if "iterations" in self.inference else {}
+        return self.infer(overlay, affine="learned", output_dir=str(self.output / "aligned"), **few)
 
     def metadata(self) -> None:
         bundle.verify_metadata(meta_file=NETWORK["meta_file"], filepath=str(self.schema))
