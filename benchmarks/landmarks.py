@@ -23,6 +23,7 @@ import numpy as np
 
 from custom_components.commands.registrar import Registrar
 from custom_components.evaluation.result import Registration
+from custom_components.files import write_table
 
 
 def lungs(data: Path, folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
@@ -90,10 +91,7 @@ def main() -> None:
             for person, pair in SETS[name](args.data, Path(folder)):
                 rows.append({"set": name, **row(person, registrar(**pair))})
                 print({key: value for key, value in rows[-1].items() if value != ""}, flush=True)
-                with open(args.out, "w", newline="") as file:
-                    writer = csv.DictWriter(file, list(rows[0]))
-                    writer.writeheader()
-                    writer.writerows(rows)
+                write_table(args.out, rows)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from benchmarks.peers_ours import with_morphzoo
 from benchmarks.peers_settings import CURVES, PEERS, Peer
 from custom_components.data.lists import load_list
 from custom_components.data.names import item_name
-from custom_components.evaluation.metrics import pair_metrics
+from custom_components.evaluation.metrics import field_metrics, foreground_mask, image_metrics
 from custom_components.files import write_table
 from custom_components.space import (
     load_grid,
@@ -128,9 +128,10 @@ def measured(folder: Path, pair: Entry) -> dict[str, float]:
     field = read_displacement_field(folder / "field.nii.gz")
     pred = {"ddf": field.ddf.float(), "label_warped": load_labels(folder / "labels.nii.gz").data}
     alone = [{key: value[None] for key, value in part.items()} for part in (batch, pred)]
-    found = pair_metrics(*alone, spacing_mm=field.grid.spacing.tolist(), surfaces=True)
-    inside = {"label_fixed": alone[0]["label_fixed"]}
-    within = pair_metrics(inside, {"ddf": alone[1]["ddf"]}, spacing_mm=field.grid.spacing.tolist())
+    spacing, ddf = field.grid.spacing.tolist(), alone[1]["ddf"]
+    found = image_metrics(*alone, spacing_mm=spacing, surfaces=True)
+    found |= field_metrics(ddf, foreground_mask(alone[0]), spacing_mm=spacing)
+    within = field_metrics(ddf, alone[0]["label_fixed"] > 0, spacing_mm=spacing)
     return found | {f"{key}_in_labels": within[key] for key in ("folding_percent", "sd_log_jacobian")}
 
 

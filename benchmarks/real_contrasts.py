@@ -1,27 +1,25 @@
 """Real images of two contrasts whose right answer is known: what a registration adds to the error, beside ANTs SyN.
 
-    python -m benchmarks.real_contrasts OUT.csv [--data FOLDER] [--cases NAMES] [--others PYTHON] [SETTING=VALUE ...]
+    python -m benchmarks.real_contrasts OUT.csv [--data FOLDER] [--cases NAMES] [--install FOLDER] [SETTING=VALUE ...]
 
 FOLDER holds `subject_to_template` and `ct_mr_templates` (default: $MORPHZOO_TEST_DATA). Cases: a T1 to two EPI of the
 same person, whose rigid map is known (to about 2 and 4 mm); templates of CT, FLAIR and T1 (nilearn's) in one space,
 as they are (the answer is the identity, to about 2 mm) and turned, shifted, scaled and warped by a known map. Starts:
 from the right affine, where all motion is spurious, and by the bundle's own alignment. A row gives the errors in the
-brain, median and 95th percentile in mm, of the alignment, of the whole, and, with PYTHON (an environment with
-antspyx), of SyN with Mattes mutual information from the same alignment. Other settings are those of `morphzoo
-register`.
+brain, median and 95th percentile in mm, of the alignment, of the whole, and, with FOLDER (for an environment with
+antspyx, which is made at the first time), of SyN with Mattes mutual information from the same alignment. Other
+settings are those of `morphzoo register`.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import json
 import os
-import subprocess
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import nibabel as nib
@@ -30,9 +28,10 @@ import torch
 from nilearn import datasets
 from scipy import ndimage
 
-from benchmarks.peers import ONE_THREAD, PROGRAM
+from benchmarks.peers import PEERS, elsewhere
 from custom_components.commands.registrar import Registrar
 from custom_components.fields import resize_field
+from custom_components.files import write_table
 from custom_components.space import (
     load_image,
     read_displacement_field,
@@ -137,15 +136,12 @@ def _brain_of_epi(image: np.ndarray) -> np.ndarray:
     return parts == 1 + np.argmax(np.bincount(parts.ravel())[1:])
 
 
-def syn(python: str, case: Case, affine: np.ndarray) -> list[Step]:
+def syn(environments: Path, case: Case, affine: np.ndarray) -> list[Step]:
     with tempfile.TemporaryDirectory() as folder:
         write_affine_transform(Path(folder) / "affine.tfm", affine)
         job = {"moving": str(case.moving), "label_moving": str(case.moving), "fixed": str(case.fixed)}
-        job |= {"affine": f"{folder}/affine.tfm", "peer": "SyN", "folder": folder}
-        subprocess.run(
-            [python, str(PROGRAM)], input=json.dumps(job), text=True, check=True, capture_output=True,
-            env={**os.environ, **ONE_THREAD},
-        )  # fmt: skip
+        job |= {"affine": f"{folder}/affine.tfm", "folder": folder}
+        elsewhere(environments, {**job, "dimension": 3, **asdict(PEERS["SyN"])})
         return [read_displacement_field(Path(folder) / "field.nii.gz"), affine]
 
 
@@ -156,7 +152,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("MORPHZOO_TEST_DATA", "")))
     parser.add_argument("--cases", default="", help="parts of their names, separated by commas; default: all")
     parser.add_argument("--starts", default="truth,own")
-    parser.add_argument("--others", help="Python of an environment with antspyx")
+    parser.add_argument("--install", type=Path, help="folder of the peers' environments; SyN is left out without it")
     args = parser.parse_intermixed_args()
     settings: dict[str, object] = dict(setting.split("=", 1) for setting in args.settings)
     rows = []
@@ -171,20 +167,17 @@ def main() -> None:
                     write_affine_transform(folder / "truth.tfm", case.affine)
                     own = settings | {"affine": str(folder / "truth.tfm")}
                 result = Registrar(**own)(str(case.moving), str(case.fixed))
-                dense, *rest = result.transform.steps
-                matrix = rest[0] if rest else np.eye(4)
+                steps = list(result.transform.steps)
+                matrix = next((step for step in steps if isinstance(step, np.ndarray)), np.eye(4))
                 row = {"case": case.name, "start": start, "before": case.errors([])}
-                row |= {"aligned": case.errors([matrix]), "after": case.errors([dense, matrix])}
+                row |= {"aligned": case.errors([matrix]), "after": case.errors(steps)}
                 row["seconds"] = result.metrics["seconds"]
-                if args.others:
-                    row["SyN"] = case.errors(syn(args.others, case, matrix))
+                if args.install:
+                    row["SyN"] = case.errors(syn(args.install, case, matrix))
                 row["warnings"] = " | ".join(result.metrics.get("warnings", []))
                 rows.append(row)
                 print(row, flush=True)
-                with open(args.out, "w", newline="") as file:
-                    writer = csv.DictWriter(file, list(rows[0]))
-                    writer.writeheader()
-                    writer.writerows(rows)
+                write_table(args.out, rows)
 
 
 if __name__ == "__main__":

@@ -57,8 +57,8 @@ def register(
         bundle: name of a bundle, or its folder.
         optimize: iterations of pairwise refinement after the network, 0 for none, or "auto" for as many as bring the
             images closer; default: the bundle's.
-        quality: "fast" refines a little, "default" as the bundle does, "best" also at half the spacing (1 mm), which
-            takes several times as long.
+        quality: "fast" refines a little, "default" as the bundle does, "best" takes more
+            iterations, which takes twice as long or more.
         affine: what aligns first: "itk", "torch" (or --affine alone), which takes a third of the time, "learned", a
             network, or "none", which trusts the headers; or the path of an affine transform file. Default: the
             bundle's, for synthmorph "itk".

@@ -43,7 +43,7 @@ def write_cohort(folder: str | os.PathLike[str], rows: Sequence[Metrics]) -> dic
 
     Args:
         folder: made if needed.
-        rows: one mapping for each pair: texts (`id`, ...) and numbers (of `pair_metrics`); keys may differ.
+        rows: one mapping for each pair: texts (`id`, ...) and numbers (of a pair); keys may differ.
     Returns:
         The summary, see `summarize`.
     Raises:
@@ -75,7 +75,7 @@ def cohort_page(
 
     Args:
         folder: of the page.
-        rows: one mapping for each pair: `id`, numbers (of `pair_metrics`), and `picture`, the path of a PNG, absolute
+        rows: one mapping for each pair: `id`, numbers (of a pair), and `picture`, the path of a PNG, absolute
             or relative to the folder. Other texts are shown in the table.
         title: heading.
         path: of the page, by default `folder/index.html`; links are relative to the folder all the same.

@@ -2,7 +2,8 @@
 
 Convention: images (B, 1, *S), label maps (B, 1, *S) with integer ids and 0 for the background, fields (B, D, *S) in
 voxels as in `fields`, masks (B, 1, *S), spacing in mm for each tensor axis. Functions return one number per sample,
-NaN where a measure is not defined. Names carry the unit. `pair_metrics` collects what can be computed of one pair.
+NaN where a measure is not defined. Names carry the unit. `image_metrics` and `field_metrics` collect
+what can be computed of a pair.
 """
 
 from __future__ import annotations
@@ -179,40 +180,28 @@ def foreground_mask(batch: Batch) -> Tensor:
 
 
 @torch.no_grad()
-def pair_metrics(
-    batch: Batch,
-    pred: Pred,
-    *,
-    spacing_mm: Sequence[float],
-    labels: Sequence[int] | None = None,
-    surfaces: bool = False,
+def field_metrics(
+    ddf: Tensor, mask: Tensor, *, spacing_mm: Sequence[float], inverse_ddf: Tensor | None = None
 ) -> dict[str, float]:
-    """Everything that can be computed of a registered pair on one grid; over a batch, the mean of its pairs.
-
-    Keys, each present if its input is: those of `image_metrics`, and within the foreground
-
-    - `folding_percent sd_log_jacobian`: of ddf
-    - `displacement_mean_mm displacement_max_mm`: length of ddf
-    - `inverse_consistency_mm inverse_consistency_max_mm`: mean and largest distance
+    """How regular a field is, and how large, where a mask says; over a batch, the mean of its pairs.
 
     Args:
-        batch, pred, spacing_mm, labels, surfaces: see `image_metrics`; `pred` may have `inverse_ddf`, too.
+        ddf: shape (B, D, *S), voxels. mask: shape (B, 1, *S), bool.
+        spacing_mm: voxel size of the grid along each axis.
+        inverse_ddf: the displacement of the inverse map, (B, D, *S), if it is known.
     Returns:
-        Name to number; NaN where a measure is not defined.
-    Raises:
-        ValueError: if `pred` has no `ddf` or shapes do not fit.
+        `folding_percent`, `sd_log_jacobian`, `displacement_mean_mm`, `displacement_max_mm` and, with an inverse,
+        `inverse_consistency_mm`, `inverse_consistency_max_mm` (mean and largest distance).
     """
-    result = image_metrics(batch, pred, spacing_mm=spacing_mm, labels=labels, surfaces=surfaces)
-    ddf, mask = plain(pred["ddf"]).float(), foreground_mask({key: plain(value) for key, value in batch.items()})
+    ddf, mask = plain(ddf).float(), plain(mask)
     spacing = checked_spacing(spacing_mm, ddf.shape[1])
-    result["folding_percent"] = 100 * _mean(folding_fraction(ddf, mask))
+    result = {"folding_percent": 100 * _mean(folding_fraction(ddf, mask))}
     result["sd_log_jacobian"] = _mean(sd_log_jacobian(ddf, mask))
     length = (ddf * per_channel(spacing, ddf)).norm(dim=1, keepdim=True)
     result["displacement_mean_mm"] = _mean(_masked_mean(length.double(), _mask_like(length, mask)))
     result["displacement_max_mm"] = _mean((length * mask).flatten(1).amax(1))
-    if "inverse_ddf" in pred:
-        inverse = plain(pred["inverse_ddf"]).float()
-        mean, largest = inverse_consistency_mm(ddf, inverse, spacing_mm=spacing, mask=mask)
+    if inverse_ddf is not None:
+        mean, largest = inverse_consistency_mm(ddf, plain(inverse_ddf).float(), spacing_mm=spacing, mask=mask)
         result["inverse_consistency_mm"], result["inverse_consistency_max_mm"] = _mean(mean), _mean(largest)
     return result
 

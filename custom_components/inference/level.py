@@ -122,7 +122,8 @@ class DirectEvaluation(Evaluation):
     terms of the order of the velocity's slopes, and takes twice the time. Terms of the loss beside the images and their
     displacement do not count.
 
-    References: the demons update so (Vercauteren et al., NeuroImage 45(1), 2009, log-domain).
+    References: the idea of a small motion that is composed with the map is that of Vercauteren et al., Diffeomorphic
+        demons: efficient non-parametric image registration. That the velocity takes it up by addition is ours here.
     """
 
     def _differentiated(self) -> tuple[Tensor, Result]:
