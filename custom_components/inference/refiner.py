@@ -34,6 +34,8 @@ def refiner(
     regularized: str = "svf",
     iterations: int | Sequence[int] | str = (20, 20, 12),
     levels: int | Sequence[int] = (4, 2, 1),
+    finest: int = 0,
+    exact: bool = False,
     similarity: str = "auto",
     landmark_weight: float = 0.0,
     progress: bool = False,
@@ -51,6 +53,9 @@ def refiner(
         smoothness: factor of the weight; larger values make smoother fields, 0 takes none.
         regularized: what is searched and regularised: "svf", "ddf", or "energy", that of a momentum.
         iterations, levels: as for `PairwiseOptimizer`.
+        finest: iterations at one more level, of half the spacing of the grid on which the start was found, where the
+            images have it; none if there are no others.
+        exact: take the velocity's own gradient there, too, see `PairwiseOptimizer.exact`.
         similarity: "lncc", "mind", "mi" or "ngf"; "auto" takes LNCC for images of the same contrast and normalised
             gradients (NGF) otherwise. All but LNCC come with a larger weight of the regularisation.
         landmark_weight: of the mean distance of the landmarks in mm, if the pair has some.
@@ -74,12 +79,22 @@ def refiner(
         strength = weight * smoothness * (1.0 if name == "lncc" else _ACROSS)
         return Diffused(pair_loss(0.0, regularized=regularized, similarity=make(5)), strength)
 
-    return PairwiseOptimizer(
+    factors: list[float] = [levels] if isinstance(levels, int) else [*levels]
+    counts = iterations if isinstance(iterations, str) else _counts(iterations, len(factors))
+    if finest and any(counts):
+        factors, counts = [*factors, 0.5], counts if isinstance(counts, str) else [*counts, finest]
+    optimizer = PairwiseOptimizer(
         deformation,
         LossByContrast(loss("lncc"), loss("ngf")) if similarity == "auto" else loss(similarity),
-        levels=levels,
-        iterations=iterations,
+        levels=factors,
+        iterations=counts,
         method="lbfgs" if is_momentum else "adam",
         landmark_weight=landmark_weight,
         progress=progress,
     )
+    optimizer.exact = exact
+    return optimizer
+
+
+def _counts(iterations: int | Sequence[int], levels: int) -> list[int]:
+    return [iterations] * levels if isinstance(iterations, int) else list(iterations)

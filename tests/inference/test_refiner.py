@@ -65,3 +65,11 @@ def test_refinement_raises_the_correlation():
     found = refiner(StationaryVelocity(), levels=[1], iterations=10)(moving, fixed)
     assert found.shape == (1, 2, *StationaryVelocity().parameter_size((40, 40)))
     assert float(found[:, 0].mean()) > 0.1
+
+
+@pytest.mark.parametrize("iterations", [5, [5, 4], "auto", 0])
+def test_the_finest_level_comes_last_and_only_if_there_are_others(iterations):
+    optimizer = refiner(StationaryVelocity(), levels=[2, 1], iterations=iterations, finest=3)
+    assert optimizer.levels == ([2, 1] if iterations == 0 else [2, 1, 0.5])
+    if isinstance(iterations, list):
+        assert optimizer.iterations == [5, 4, 3]
