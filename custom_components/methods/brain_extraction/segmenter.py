@@ -1,0 +1,154 @@
+"""From an image of a head to its brain mask and label map, each on the image's own grid.
+
+Convention: images, probabilities and masks are MetaTensors (C, *S) whose affine maps voxels to RAS millimetres.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from torch import Tensor, nn
+
+from ...checks import check_number
+from ...notices import warn
+from ...space.background import without_air
+from ...space.grids import Grid, model_grid
+from ...space.resampling import resample, rows_on_grid
+from ...space.values import finite_values
+from ...weights import load_weights
+from .intensities import normalize
+from .morphology import closed, largest_component, with_border
+from .network import BrainUNet
+
+CLOSING_MM = 3.0  # radius of the ball that closes a mask's sulci
+PLAUSIBLE_ML = (400.0, 2500.0)  # volume of a whole brain
+_SLAB_VOXELS = 1_000_000  # of which all probabilities are held at a time
+
+
+class BrainSegmenter:
+    """A network and its weights, which are loaded at the first use.
+
+    Args:
+        weights: file of the network's weights; None uses the network as it is.
+        network: default: `BrainUNet()`.
+        spacing: of the network's voxels, mm.
+        threshold: probability of brain from which a voxel is in the mask.
+        device: where the network runs.
+    """
+
+    def __init__(
+        self,
+        weights: str | os.PathLike[str] | None = None,
+        network: nn.Module | None = None,
+        *,
+        spacing: float = 2.0,
+        threshold: float = 0.5,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        check_number("threshold", threshold, above=0, below=1)
+        self.weights, self.spacing, self.threshold, self.device = weights, spacing, threshold, torch.device(device)
+        self._network = network
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """The network with its weights, on the device."""
+        network = BrainUNet() if self._network is None else self._network
+        if self.weights is not None:
+            load_weights(network, self.weights, "brain extraction", {"spatial_dims": 3, "spacing": self.spacing})
+        return network.to(self.device).eval()
+
+    def mask(self, image: MetaTensor, border: float = 0.0) -> MetaTensor:
+        """The brain mask (1, *S), uint8, of an image (1, *S); see `brain_mask`."""
+        return brain_mask(image, self.probabilities(image), threshold=self.threshold, border=border)
+
+    def labels(self, image: MetaTensor) -> MetaTensor:
+        """The label map (1, *S), uint8, of an image (1, *S); see `label_map`."""
+        return label_map(image, self.probabilities(image))
+
+    @torch.no_grad()
+    def probabilities(self, image: MetaTensor) -> MetaTensor:
+        """Probabilities (K, *S') of the classes on the network's grid, on the CPU."""
+        given = network_input(image, self.spacing)
+        logits = self.network(given.as_tensor()[None].to(self.device))[0]
+        return MetaTensor(logits.softmax(0).cpu(), affine=given.affine)
+
+
+def network_input(image: MetaTensor, spacing: float | Sequence[float] = 2.0) -> MetaTensor:
+    """An image (1, *S) as the network sees it: axes nearest to R, A and S, its own directions, intensities in [0, 1].
+
+    Raises:
+        ValueError: if it is not 3-D with one channel, or has values that are infinite.
+    """
+    if image.ndim != 4 or len(image) != 1:
+        raise ValueError(f"expected a 3-D image of one channel, (1, *S), got shape {tuple(image.shape)}")
+    values = finite_values(image.as_tensor()[0].cpu().float().numpy(), str(image.meta.get("filename_or_obj", "image")))
+    data = torch.from_numpy(np.ascontiguousarray(without_air(values)))[None]
+    own = grid_of(image)
+    grid = model_grid(own.affine, own.size, spacing, multiple=8)
+    data = resample(data - data.min(), own.affine, grid, antialias=True)
+    return MetaTensor(normalize(data[0])[None], affine=torch.from_numpy(grid.affine))
+
+
+def grid_of(image: MetaTensor) -> Grid:
+    """Where a MetaTensor (C, *S) lies."""
+    return Grid(image.affine.detach().cpu().double().numpy(), tuple(image.shape[1:]))
+
+
+def brain_mask(
+    image: MetaTensor, probabilities: MetaTensor, *, threshold: float = 0.5, border: float = 0
+) -> MetaTensor:
+    """The brain (1, *S), uint8, on an image's grid: one component without holes.
+
+    It holds the structures, and CSF only where a ball of 3 mm cannot get between them: deep sulci and cisterns are
+    outside, ventricles inside. A mask that is empty, or whole and of a volume that no brain has, gives a warning.
+
+    Args:
+        probabilities: shape (K, *S'), of the classes, background first, on a grid that covers the image's.
+        border: mm of surroundings that are kept, too; negative: that are taken away.
+    """
+    own = grid_of(probabilities)
+    brain = 1 - probabilities.as_tensor()[0]
+    core = largest_component((brain >= threshold).numpy())
+    whole = closed(core, own.spacing, CLOSING_MM)
+    near = torch.from_numpy(with_border(whole, own.spacing, 1.5 * float(own.spacing.max())))
+    brain = torch.where(torch.from_numpy(whole), brain.clamp(min=threshold + 0.5 * (1 - threshold)), brain) * near
+    grid = grid_of(image)
+    mask = largest_component((_on_grid(brain[None], own, grid)[0] >= threshold).numpy())
+    mask = with_border(closed(mask, grid.spacing, 0), grid.spacing, border)
+    _check_volume(mask, grid, str(image.meta.get("filename_or_obj", "image")))
+    return MetaTensor(torch.from_numpy(mask.astype(np.uint8))[None], meta=image.meta)
+
+
+def label_map(image: MetaTensor, probabilities: MetaTensor, mask: MetaTensor | None = None) -> MetaTensor:
+    """The most likely class (1, *S), uint8, on an image's grid; background outside a mask (1, *S)."""
+    own, grid = grid_of(probabilities), grid_of(image)
+    rows = max(1, _SLAB_VOXELS // max(1, int(np.prod(grid.size[1:]))))
+    slabs = [
+        rows_on_grid(probabilities.as_tensor(), own, grid, start, min(start + rows, grid.size[0])).argmax(0)
+        for start in range(0, grid.size[0], rows)
+    ]
+    labels = torch.cat(slabs).to(torch.uint8)[None]
+    if mask is not None:
+        labels = labels * (mask.as_tensor() > 0)
+    return MetaTensor(labels, meta=image.meta)
+
+
+def _on_grid(values: Tensor, own: Grid, grid: Grid) -> Tensor:
+    """Values (C, *S') of a grid at the voxels of another."""
+    return rows_on_grid(values, own, grid, 0, grid.size[0])
+
+
+def _check_volume(mask: np.ndarray, grid: Grid, name: str) -> None:
+    """Warn of a mask that is empty, or does not touch the image's faces and has a volume that no brain has."""
+    volume = float(mask.sum() * grid.extent / max(1, mask.size)) / 1000
+    cut = any(face.any() for axis in range(mask.ndim) for face in (mask.take(0, axis), mask.take(-1, axis)))
+    low, high = PLAUSIBLE_ML
+    if not mask.any():
+        warn(f"{name}: no brain was found; is this a head, and does its header tell the right spacing?")
+    elif volume > high or (volume < low and not cut):
+        warn(f"{name}: the brain found has {volume:.0f} mL, which is implausible; look at the mask")
