@@ -4,17 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..losses.landmarks import LANDMARKS, landmarks_at
 
+_NOTHING = 1e-3  # share of a voxel that counts, below which it tells nothing
+
 
 def at_level(batch: Mapping[str, Tensor], factor: int) -> dict[str, Tensor]:
-    """A batch whose images are shrunk by a factor, and landmarks in the voxels of the level."""
+    """A batch whose images are shrunk by a factor, and landmarks in the voxels of the level.
+
+    What a mask leaves out gets into no voxel that counts: an image with a mask is the mean of what counts, and the
+    moving image's mask loses its rim, where interpolation blends in what lies beyond.
+    """
     images = {key: shrink(value, factor) for key, value in batch.items() if key not in LANDMARKS}
+    for role in ("moving", "fixed"):
+        if f"mask_{role}" in batch and factor > 1:
+            counted, share = shrink(batch[role] * batch[f"mask_{role}"], factor), images[f"mask_{role}"]
+            images[role] = torch.where(share > _NOTHING, counted / share.clamp(min=_NOTHING), images[role])
+    if "mask_moving" in images:
+        images["mask_moving"] = without_rim(images["mask_moving"])
     sizes = [batch["fixed"].new_tensor(one["fixed"].shape[2:]) - 1 for one in (images, batch)]
     return images | landmarks_at(batch, sizes[0] / sizes[1].clamp_min(1))
+
+
+def without_rim(mask: Tensor) -> Tensor:
+    """The least value of a mask (B, 1, *S) among a voxel and its direct and diagonal neighbours."""
+    pool = F.max_pool2d if mask.ndim == 4 else F.max_pool3d
+    return -pool(-mask.float(), 3, 1, 1)
 
 
 def shrink(image: Tensor, factor: int) -> Tensor:
