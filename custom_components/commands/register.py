@@ -88,7 +88,7 @@ def register(
             CT.
         write_as: write the transforms for other tools, too: ants, fsl, freesurfer, x5, ... (docs/transforms.md).
         **settings: any other setting of the bundle's inference.json, for instance --smoothness 2, a factor of the
-            refinement's regularisation, or --similarity mind.
+            refinement's regularisation, --similarity mind, or --robust for lesions that only one image shows.
     Returns:
         The warped images, the transforms, the measures, and the paths of the files if there are some.
     """

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 QUALITIES = ("fast", "default", "best")
 
 # Settings of the deformation alone.
-_DEFORMING = ("quality", "optimize", "samples", "sweep", "hyper", "weights", "smoothness", "similarity")
+_DEFORMING = ("quality", "optimize", "samples", "sweep", "hyper", "weights", "smoothness", "similarity", "robust")
 
 _FILE_KEYS = (
     *("moving", "fixed", "label_moving", "label_fixed", "mask_moving", "mask_fixed", "channels_moving"),

@@ -8,12 +8,14 @@ from torch import nn
 
 from ..checks import check_number
 from ..deformations.base import Deformation
+from ..deformations.velocity import StationaryVelocity
 from ..losses.gradients import NGF
 from ..losses.pair import pair_loss
 from ..losses.similarity import LNCC, MIND, MutualInformation
 from .contrast import LossByContrast
 from .descent import Diffused
 from .refinement import PairwiseOptimizer
+from .robust import RobustOptimizer, Trust
 
 # By name: the similarity, and how much more the energy weighs than with LNCC (docs/contrasts.md).
 SIMILARITIES: dict[str, tuple[Callable[[int], nn.Module], float]] = {
@@ -24,6 +26,8 @@ SIMILARITIES: dict[str, tuple[Callable[[int], nn.Module], float]] = {
 }
 
 _ACROSS = 4.0  # times the diffusion with LNCC: for all others, as forces come in units of their own
+
+_STIFF = 8.0  # times the smoothness, of a registration that bends about no lesion
 
 
 def refiner(
@@ -37,9 +41,10 @@ def refiner(
     finest: int = 0,
     exact: bool = False,
     similarity: str = "auto",
+    robust: bool = False,
     landmark_weight: float = 0.0,
     progress: bool = False,
-) -> PairwiseOptimizer:
+) -> PairwiseOptimizer | RobustOptimizer:
     """Refine a deformation for a pair.
 
     A velocity or a displacement descends from 1 - LNCC in windows of 5 voxels by smooth steps, and diffuses
@@ -58,6 +63,7 @@ def refiner(
         exact: take the velocity's own gradient there, too, see `PairwiseOptimizer.exact`.
         similarity: "lncc", "mind", "mi" or "ngf"; "auto" takes LNCC for images of the same contrast and normalised
             gradients (NGF) otherwise. All but LNCC come with a larger weight of the regularisation.
+        robust: find out first where the images do not show the same, and leave that out (`robust.RobustOptimizer`).
         landmark_weight: of the mean distance of the landmarks in mm, if the pair has some.
         progress: show a progress bar.
     Raises:
@@ -70,22 +76,17 @@ def refiner(
         weight = 0.003 if is_momentum else 1.0
     check_number("weight", weight, least=0)
     check_number("smoothness", smoothness, least=0)
-
-    def loss(name: str) -> nn.Module:
-        make, factor = SIMILARITIES[name]
-        if is_momentum:
-            strength = weight * smoothness * factor
-            return pair_loss(strength, regularized=regularized, similarity=make(9), folding_weight=30.0)
-        strength = weight * smoothness * (1.0 if name == "lncc" else _ACROSS)
-        return Diffused(pair_loss(0.0, regularized=regularized, similarity=make(5)), strength)
-
+    same, across = (
+        _loss(name, weight * smoothness, regularized)
+        for name in (("lncc", "ngf") if similarity == "auto" else (similarity,) * 2)
+    )
     factors: list[float] = [levels] if isinstance(levels, int) else [*levels]
     counts = iterations if isinstance(iterations, str) else _counts(iterations, len(factors))
     if finest and any(counts):
         factors, counts = [*factors, 0.5], counts if isinstance(counts, str) else [*counts, finest]
     optimizer = PairwiseOptimizer(
         deformation,
-        LossByContrast(loss("lncc"), loss("ngf")) if similarity == "auto" else loss(similarity),
+        LossByContrast(same, across) if similarity == "auto" else same,
         levels=factors,
         iterations=counts,
         method="lbfgs" if is_momentum else "adam",
@@ -93,7 +94,26 @@ def refiner(
         progress=progress,
     )
     optimizer.exact = exact
-    return optimizer
+    if not robust:
+        return optimizer
+    trust = Trust(_coarse(smoothness, similarity), _coarse(_STIFF * smoothness, similarity))
+    return RobustOptimizer(optimizer, trust, bridged=not is_momentum)
+
+
+def _loss(name: str, weight: float, regularized: str) -> nn.Module:
+    """The objective with a similarity of `SIMILARITIES`."""
+    make, factor = SIMILARITIES[name]
+    if regularized == "energy":
+        return pair_loss(weight * factor, regularized=regularized, similarity=make(9), folding_weight=30.0)
+    variance = weight * (1.0 if name == "lncc" else _ACROSS)
+    return Diffused(pair_loss(0.0, regularized=regularized, similarity=make(5)), variance)
+
+
+def _coarse(smoothness: float, similarity: str) -> PairwiseOptimizer:
+    """A quick registration from zero, whatever the deformation is that will be refined."""
+    found = refiner(StationaryVelocity(), smoothness=smoothness, similarity=similarity, levels=(4, 2), iterations=12)
+    assert isinstance(found, PairwiseOptimizer)
+    return found
 
 
 def _counts(iterations: int | Sequence[int], levels: int) -> list[int]:
