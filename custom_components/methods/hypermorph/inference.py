@@ -13,6 +13,7 @@ from torch import Tensor
 from ...deformations.base import Deformation
 from ...fields import plain
 from ...inference.prediction import Masks, Network, Precision
+from ...inference.pyramid import at_level
 from ...memory import check_memory
 from ...networks.parallel import unwrap
 from ...vocabulary import Result
@@ -31,7 +32,7 @@ class HyperInferer(Inferer):
     """Register with given hyper-parameters, or with those that suit the pair.
 
     The inferer inside gets them as `hyper` (1 or B, H), and with it the network and the refinement's loss
-    (`objective.HyperLoss`). The result also has "hyper" (B, H), the values used.
+    (`refinement.HyperRefinement`). The result also has "hyper" (B, H), the values used.
 
     Args:
         inferer: registers pairs, called with `hyper`.
@@ -67,28 +68,30 @@ class HyperInferer(Inferer):
         *,
         masks: Masks | None = None,
         hyper: Tensor | None = None,
+        finer: int = 1,
         **options: object,
     ) -> Result:
         """As the inferer inside; `hyper` (1 or B, H) goes before the values given at construction."""
         image: Tensor = plain(inputs)
         start = time.perf_counter()
         if hyper is None:
-            values = self._search(image, network, masks) if isinstance(self.hyper, str) else [self.hyper]
+            values = self._search(image, network, masks, finer) if isinstance(self.hyper, str) else [self.hyper]
             hyper = torch.tensor(values, device=image.device)
         search = (time.perf_counter() - start) / len(image)
-        pred = self.inferer(image, network, masks=masks, hyper=hyper, **options)
+        pred = self.inferer(image, network, masks=masks, hyper=hyper, finer=finer, **options)
         return {**pred, "seconds": pred["seconds"] + search, "hyper": hyper.expand(len(image), -1)}
 
-    def _search(self, image: Tensor, network: Network, masks: Masks | None) -> list[list[float]]:
-        """The best values for each pair of the batch."""
+    def _search(self, image: Tensor, network: Network, masks: Masks | None, finer: int) -> list[list[float]]:
+        """The best values for each pair of the batch, at the network's spacing."""
         assert self.criterion is not None
         if not isinstance(network, HasHyper):
             raise ValueError(f"'auto' needs a network with hyper-parameters, not {type(network).__name__}")
         values = []
         for i in range(len(image)):
-            pair = image[i : i + 1]
-            moving, fixed = pair.chunk(2, 1)
+            moving, fixed = image[i : i + 1].chunk(2, 1)
             targets = {"moving": moving, "fixed": fixed, **{k: m[i : i + 1] for k, m in (masks or {}).items()}}
+            targets = at_level(targets, finer)
+            pair = torch.cat([targets["moving"], targets["fixed"]], 1)
             best, _ = tune_hyper(
                 network, self.deformation, [(pair, targets)], self.criterion, iterations=self.iterations
             )

@@ -6,12 +6,12 @@ from methods.hypermorph.cases import SIZES, Shift, alike, both, hyper_inferer, m
 
 from custom_components.data.phantoms import phantom_pair
 from custom_components.deformations.velocity import Displacement, StationaryVelocity
-from custom_components.inference.refinement import PairwiseOptimizer
+from custom_components.fields import jacobian_determinant
+from custom_components.inference.refiner import refiner
 from custom_components.inference.registration import RegistrationInferer
-from custom_components.losses.registration import RegistrationLoss
-from custom_components.losses.regularization import GradientPenalty
 from custom_components.losses.similarity import LNCC, MSE
-from custom_components.methods.hypermorph.objective import HyperLoss, RegularityCriterion
+from custom_components.methods.hypermorph.objective import RegularityCriterion
+from custom_components.methods.hypermorph.refinement import HyperRefinement
 from custom_components.networks.zero import ZeroField
 
 
@@ -72,25 +72,38 @@ def test_sweep_keeps_each_pairs_other_hyper_parameters():
 
 
 @both
-def test_refinement_minimises_the_objective_of_each_pairs_values(size):
+@torch.no_grad()
+def test_refinement_is_that_of_each_pairs_smoothness(size):
     network, image = make_network(len(size), half_resolution=True), phantom_pair(size, seed=1, batch=2)["image"]
     deformation, hyper = StationaryVelocity(), torch.tensor([[0.1], [0.8]])
-
-    def refine(loss):
-        return PairwiseOptimizer(deformation, loss, levels=(2, 1), iterations=5)
-
-    terms = RegistrationLoss(MSE(0.1), GradientPenalty(), 1.0)
-    inferer = hyper_inferer(deformation, refinement=refine(HyperLoss(terms)), sweep=2)
-    with torch.no_grad():
-        pred = inferer(image, network, hyper=hyper)
-        for i, value in enumerate((0.1, 0.8)):
-            plain = RegistrationLoss(MSE(0.1), GradientPenalty(), value, similarity_weight=1 - value)
-            single = RegistrationInferer(deformation, refinement=refine(plain))
-            expected = single(image[i : i + 1], network, hyper=hyper[i : i + 1])
-            assert (pred["svf"][i] - expected["svf"][0]).norm() < 0.01 * expected["svf"].norm()
-        unrefined = hyper_inferer(deformation, sweep=2)(image, network, hyper=hyper)
+    settings = {"levels": (2, 1), "iterations": 5, "similarity": "lncc"}
+    refine = HyperRefinement(deformation, usual=0.5, **settings)
+    pred = hyper_inferer(deformation, refinement=refine, sweep=2)(image, network, hyper=hyper)
+    for i, smoothness in enumerate((1 / 9, 4.0)):
+        single = RegistrationInferer(deformation, refinement=refiner(deformation, smoothness=smoothness, **settings))
+        expected = single(image[i : i + 1], network, hyper=hyper[i : i + 1])
+        torch.testing.assert_close(pred["svf"][i : i + 1], expected["svf"], rtol=0, atol=1e-4)
+    unrefined = hyper_inferer(deformation, sweep=2)(image, network, hyper=hyper)
     torch.testing.assert_close(pred["sweep_ddf"], unrefined["sweep_ddf"], rtol=0, atol=0)
     assert (pred["svf"] - unrefined["svf"]).abs().max() > 0.1
+
+
+@both
+@torch.no_grad()
+def test_a_larger_lambda_makes_a_smoother_refined_field_and_1_none(size):
+    image, deformation = phantom_pair(size, seed=1)["image"], StationaryVelocity()
+    refine = HyperRefinement(deformation, levels=(2, 1), iterations=8, similarity="lncc")
+    spreads = []
+    for value in (0.0, 0.3, 0.7, 1.0):
+        pred = hyper_inferer(deformation, value, refinement=refine)(image, ZeroField(len(size)))
+        spreads.append(float(jacobian_determinant(pred["ddf"]).std()))
+    assert spreads == sorted(spreads, reverse=True)
+    assert spreads[-1] < 0.2 * spreads[0]
+
+
+def test_a_usual_lambda_of_1_has_no_smoothness():
+    with pytest.raises(ValueError, match="expected the usual lambda between 0 and 1, got 1"):
+        HyperRefinement(StationaryVelocity(), usual=1)
 
 
 @torch.no_grad()
