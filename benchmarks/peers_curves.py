@@ -17,7 +17,7 @@ from benchmarks.peers_settings import CURVES
 
 Point = tuple[float, float]
 MEASURES = ("sd_log_jacobian_in_labels", "dice_after")
-OURS = ("fast", "default", "best", "optimize")
+OURS = ("default", "optimize", "best", "fast")
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -30,6 +30,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("picture", type=Path)
     parser.add_argument("panels", nargs="+", help="TITLE=TABLE,TABLE,...")
     options = parser.parse_args(words)
+    order = list(dict.fromkeys(setting.rpartition(" (")[0] for setting in CURVES))
     figure, axes = pyplot.subplots(1, len(options.panels), figsize=(5.2 * len(options.panels), 4.2), squeeze=False)
     for axis, panel in zip(axes[0], options.panels, strict=True):
         title, _, tables = panel.partition("=")
@@ -37,9 +38,8 @@ def main(words: Sequence[str] | None = None) -> None:
         for name, points in found.items():
             ours = name in OURS
             label = f"ours, {name}" if ours else name
-            axis.plot(
-                *zip(*points, strict=True), "o-" if ours else "s--", label=label, markersize=4, lw=2 if ours else 1
-            )
+            style, width, color = ("o-", 2, f"{0.2 * OURS.index(name)}") if ours else ("s--", 1, f"C{order.index(name)}")
+            axis.plot(*zip(*points, strict=True), style, label=label, color=color, markersize=4, lw=width)
         axis.set(title=title, xlabel="SD of log J within the structures", ylabel="mean Dice")
         axis.set_xlim(right=0.75)
         axis.grid(alpha=0.3)
