@@ -38,7 +38,9 @@ def main(words: Sequence[str] | None = None) -> None:
         for name, points in found.items():
             ours = name in OURS
             label = f"ours, {name}" if ours else name
-            style, width, color = ("o-", 2, f"{0.2 * OURS.index(name)}") if ours else ("s--", 1, f"C{order.index(name)}")
+            style, width, color = (
+                ("o-", 2, f"{0.2 * OURS.index(name)}") if ours else ("s--", 1, f"C{order.index(name)}")
+            )
             axis.plot(*zip(*points, strict=True), style, label=label, color=color, markersize=4, lw=width)
         axis.set(title=title, xlabel="SD of log J within the structures", ylabel="mean Dice")
         axis.set_xlim(right=0.75)

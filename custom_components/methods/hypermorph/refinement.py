@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from ...deformations.base import Deformation
 from ...inference.prediction import Masks
+from ...inference.refinement import PairwiseOptimizer
 from ...inference.refiner import refiner
+from ...inference.robust import RobustOptimizer
 
+_REFINER: Callable[..., PairwiseOptimizer | RobustOptimizer] = refiner
 _MOST = 100.0  # times the usual smoothness: by then nothing moves any more
 
 
@@ -38,7 +40,7 @@ class HyperRefinement:
         *,
         usual: float = 0.3,
         smoothness: float = 1.0,
-        **settings: Any,
+        **settings: object,
     ) -> None:
         if not 0 < usual < 1:
             raise ValueError(f"expected the usual lambda between 0 and 1, got {usual}")
@@ -53,7 +55,7 @@ class HyperRefinement:
         parameters: Tensor | None = None,
         masks: Masks | None = None,
         *,
-        constants: Mapping[str, Any] | None = None,
+        constants: Mapping[str, Tensor] | None = None,
         deformation: Deformation | None = None,
         finer: int = 1,
     ) -> Tensor:
@@ -79,9 +81,9 @@ class HyperRefinement:
             )
         return torch.cat(result)
 
-    def _refiner(self, value: float) -> Any:
+    def _refiner(self, value: float) -> PairwiseOptimizer | RobustOptimizer:
         ratio = value / (1 - value) if value < 1 else _MOST
-        return refiner(
+        return _REFINER(
             self.deformation,
             smoothness=self.smoothness * min(ratio / (self.usual / (1 - self.usual)), _MOST),
             **self.settings,
