@@ -20,7 +20,8 @@ from ..vocabulary import Entry
 from .drawing import Pairing, SamePairs, pair_scans, pair_with_atlas
 from .lists import as_scan, is_pair, load_list, pair_of
 
-_FLIPPED = tuple(f"{kind}{side}" for kind in ("", "label_", "mask_", "distance_") for side in ("moving", "fixed"))
+_KINDS = ("", "contrast_", "label_", "mask_", "distance_")
+_FLIPPED = tuple(f"{kind}{side}" for kind in _KINDS for side in ("moving", "fixed"))
 
 
 class TrainingPairs:
