@@ -110,7 +110,9 @@ class WarpedPanel:
         engine.add_event_handler(Events.COMPLETED, self.write)
 
     def write(self, engine: Engine) -> None:
-        """Add a panel of the last batch's first pair."""
+        """Add a panel of the last batch's first pair; a segmentation has none."""
+        if "warped" not in engine.state.output["pred"]:
+            return
         if self.writer is None:
             from torch.utils.tensorboard import SummaryWriter
 

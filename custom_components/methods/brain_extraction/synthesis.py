@@ -1,0 +1,130 @@
+"""Heads of any contrast rendered from label maps, with the classes that the network is to find in them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from typing import TypedDict
+
+import torch
+from torch import Generator, Tensor
+
+from ...fields import identity_grid
+from ...synthesis.contrast import ContrastDraw, RandomContrast
+from ...synthesis.noise import Draw, uniform
+from ...synthesis.warp import RandomWarp
+from .intensities import normalize
+from .structures import class_table
+
+_CSF = 24
+
+
+class HeadDraw(TypedDict):
+    """What `SynthesizeHead` draws: which maps are flipped and stripped, (B,), their warp, their part, their contrast."""
+
+    flip: Tensor
+    strip: Tensor
+    warp: Draw
+    window: list[tuple[int, int]]
+    contrast: ContrastDraw
+
+
+class SynthesizeHead:
+    """A head on a grid of half the resolution of its label map, as a scanner of any contrast might show it.
+
+    Each voxel's intensity is the mean over points of the map in it (partial volume), its class that of its centre.
+
+    Args:
+        contrast: draws the images.
+        warp: moves the maps, on the grid of the images.
+        strip: probability that what lies outside the brain is 0, with its CSF in half of these images.
+        window: probability that only a part of the grid is seen, and its least share of each axis. The part's size is a
+            multiple of 8.
+        first_extracerebral: from this id on labels lie outside the brain.
+    """
+
+    def __init__(
+        self,
+        contrast: RandomContrast,
+        warp: RandomWarp,
+        *,
+        strip: float = 0.25,
+        window: tuple[float, float] = (0.8, 0.6),
+        first_extracerebral: int = 500,
+    ) -> None:
+        self.contrast, self.warp, self.strip, self.window = contrast, warp, strip, window
+        self.first_extracerebral = first_extracerebral
+        self.classes = class_table(contrast.intensities.num_labels)
+
+    def draw(self, batch: int, size: Sequence[int], generator: Generator) -> HeadDraw:
+        """All random numbers of `batch` images of maps of `size`; the window is one for all of them."""
+        half = [n // 2 for n in size]
+        shares = uniform((self.window[1], 1), (len(half),), generator)
+        starts, whole, strip = uniform((0, 1), (len(half),), generator), *uniform((0, 1), (2, batch), generator)
+        cut = bool(whole[0] < self.window[0])
+        window = [_window(n, float(s), float(u)) if cut else (0, n) for n, s, u in zip(half, shares, starts, strict=True)]
+        return {
+            "flip": uniform((0, 1), (batch,), generator) < 0.5,
+            "strip": strip,
+            "warp": self.warp.draw(batch, half, generator),
+            "window": window,
+            "contrast": self.contrast.draw(batch, [stop - start for start, stop in window], generator),
+        }
+
+    def __call__(self, labels: Tensor, draw: HeadDraw) -> dict[str, Tensor]:
+        """`moving`, the images (B, 1, *S'), and `label_moving`, their classes, for integer maps (B, 1, *S)."""
+        places = self._places(labels, draw)
+        centre = look_up(labels, places)
+        numbers = draw["contrast"]["intensities"]
+        signs = [s for s in product((-0.5, 0.5), repeat=labels.ndim - 2) if sum(x > 0 for x in s) % 2 == 0]
+        image = torch.zeros(centre.shape, device=labels.device)
+        for sign in signs:
+            offset = torch.tensor(sign, device=labels.device).view(1, -1, *[1] * (labels.ndim - 2))
+            image += _gather(numbers["mean"], look_up(labels, places + offset))
+        image = torch.addcmul(image / len(signs), _gather(numbers["std"], centre), numbers["noise"])
+        for effect, values in zip(self.contrast.effects, draw["contrast"]["effects"], strict=True):
+            image = effect(image, centre, values)
+        image = image.masked_fill(self._outside(centre, draw["strip"]), 0)
+        image = torch.stack([normalize(one) for one in image])
+        return {"moving": image, "label_moving": self.classes.to(labels.device)[centre.long()]}
+
+    def _places(self, labels: Tensor, draw: HeadDraw) -> Tensor:
+        """Where each voxel of the window lies in its map, (B, D, *S'), in voxels of the map."""
+        half = [n // 2 for n in labels.shape[2:]]
+        parts = tuple(slice(start, stop) for start, stop in draw["window"])
+        places = (identity_grid(half, device=labels.device) + self.warp.field(draw["warp"], half))[:, :, *parts]
+        places = 2 * places + 0.5
+        mirrored = labels.shape[2] - 1 - places[:, :1]
+        flip = draw["flip"].view(-1, *[1] * (labels.ndim - 1))
+        return torch.cat([torch.where(flip, mirrored, places[:, :1]), places[:, 1:]], 1)
+
+    def _outside(self, labels: Tensor, strip: Tensor) -> Tensor:
+        """What stripping removes: the labels of no brain, and for half of the maps CSF, too."""
+        strip = strip.view(-1, *[1] * (labels.ndim - 1))
+        bare = (labels == 0) | (labels >= self.first_extracerebral)
+        return (bare & (strip < self.strip)) | ((labels == _CSF) & (strip < self.strip / 2))
+
+
+def _window(n: int, share: float, start: float) -> tuple[int, int]:
+    """Start and stop of a share of an axis, rounded to a multiple of 8."""
+    length = min(n, max(8, 8 * round(share * n / 8)))
+    first = round(start * (n - length))
+    return first, first + length
+
+
+def look_up(labels: Tensor, places: Tensor) -> Tensor:
+    """The labels (B, 1, *S') at the voxels nearest to places (B, D, *S'); 0 outside the maps (B, 1, *S)."""
+    size = labels.shape[2:]
+    index = torch.zeros(places[:, 0].shape, dtype=torch.int32, device=places.device)
+    inside = torch.ones_like(index, dtype=torch.bool)
+    for axis, n in enumerate(size):
+        nearest = places[:, axis].round().to(torch.int32)
+        inside &= (nearest >= 0) & (nearest < n)
+        index = index * n + nearest.clamp(0, n - 1)
+    found = labels.flatten(1).gather(1, index.flatten(1).long()).view(index.shape) * inside
+    return found[:, None]
+
+
+def _gather(values: Tensor, labels: Tensor) -> Tensor:
+    """Each voxel's value, of a table (B, L)."""
+    return values.gather(1, labels.flatten(1).long()).view(labels.shape)
