@@ -14,10 +14,13 @@ import torch
 from ignite.engine import Events
 from monai.bundle import ConfigParser, ConfigWorkflow
 
+from custom_components.commands.bundles import segments
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 OVERLAYS = REPOSITORY / "bundles" / "overlays"
 RENDERED = str(OVERLAYS / "rendered.json")
-BUNDLES = sorted(path.parents[1] for path in REPOSITORY.glob("bundles/*/configs/metadata.json"))
+EVERY_BUNDLE = sorted(path.parents[1] for path in REPOSITORY.glob("bundles/*/configs/inference.json"))
+BUNDLES = [bundle for bundle in EVERY_BUNDLE if not segments(bundle)]  # those that register
 STATISTICS = "id,t1_prior_mean,t1_prior_mean_spread\n0,5,2\n1,110,8\n2,170,8\n3,60,8\n4,140,8\n"
 TINY = {"size": [32, 32, 32], "spacing": 1.0, "center": "image", "learning_rate": 0.0005, "precision": "float32"}
 # A network of patches: few examples, optimised briefly; dropout, that it can be sampled.
@@ -26,6 +29,7 @@ TINY |= {"num_momenta": 1, "iterations": [2, 2, 2], "visit_iterations": 2, "drop
 TINY |= {"hyper_prior": [1000.0, 1000.0], "hyper_endpoint_share": 0.0}
 # One pair, where the claim is of one.
 FIRST = {"dataset#data": "$load_list(@data_list, @section, @dataset_dir)[:1]"}
+TINY |= {"window": [0.0, 1.0, 1.0]}  # whole heads: a part may show no structure
 # What a template is made for: training and inference must agree on it.
 TEMPLATE = {"conditions": {"age": "numeric"}, "template_labels": [0, 1, 2, 3, 4], "label_stride": 2}
 TINY |= TEMPLATE

@@ -93,6 +93,17 @@ def makes_templates(bundle: Path, weights: Path, factor: float = 1.0) -> float:
     return min(share_closed(pair, pred["ddf"]), float(large) / max(float(small), 1.0) - 1)
 
 
+def finds_tissue(bundle: Path, weights: Path, factor: float = 1.0) -> float:
+    """Mean Dice of cortex and white matter with the template's own maps."""
+    network = loaded(configuration(bundle, weights), "network", weights, factor)
+    template, tissue, _ = load_template()
+    with torch.no_grad():
+        classes = network(F.avg_pool3d(template / template.max(), 2, ceil_mode=True)).argmax(1)
+    truth = F.avg_pool3d(tissue, 2, ceil_mode=True)[0] > 0.5
+    found = [torch.isin(classes, torch.tensor(ids)) for ids in ([2, 6], [1, 5])]
+    return float(sum((a & b).sum() / (a.sum() + b.sum()) for a, b in zip(found, truth, strict=True)))
+
+
 def measure_of(weights: Path) -> tuple[Measure, float]:
     """How a file is measured, and the least that it must reach, far below what was found on the day of writing."""
     if weights.stem.startswith("affine"):
@@ -102,6 +113,7 @@ def measure_of(weights: Path) -> tuple[Measure, float]:
     if not weights.stem.startswith("model"):
         raise ValueError(f"{weights}: say here how to measure what it has learned")
     special = {"metric_learning": (learns_a_metric, 0.05), "conditional_atlas": (makes_templates, 0.3)}
+    special["brain_extraction"] = (finds_tissue, 0.4)
     return special.get(weights.parents[1].name, (registers, 0.3))
 
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from bundle_cases import BUNDLES, OVERLAYS, REPOSITORY, read_json
+from bundle_cases import EVERY_BUNDLE, OVERLAYS, REPOSITORY, read_json
 
 from custom_components import files, runs, weights
 
@@ -76,7 +76,7 @@ def test_a_run_in_another_program_changes_no_hook():
 
 def test_every_config_starts_a_run():
     """Errors that come before it are none of ours."""
-    paths = [bundle / "configs" / f"{job}.json" for bundle in BUNDLES for job in ("train", "inference")]
+    paths = [bundle / "configs" / f"{job}.json" for bundle in EVERY_BUNDLE for job in ("train", "inference")]
     for path in [*paths, OVERLAYS / "multi_gpu.json"]:
         steps = read_json(path)["initialize"]
         assert next(step for step in steps if isinstance(step, dict))["_target_"] == "custom_components.runs.start"

@@ -11,6 +11,7 @@ PARTS = {
     "bundles",
     "export_checks",
     "exporting",
+    "heads",
     "label_server_export",
     "monai_transforms",
     "registrar",

@@ -52,9 +52,10 @@ def overlay_path(name: str) -> str:
 def abilities(bundle: Path) -> Config:
     """What a bundle says it can do, in its metadata.json.
 
-    Keys: `input`, "pair", or "scan" where single scans are registered to a template of the bundle's own; of the latter
-    `item`, an example of what it takes, and `settings_from_weights`, a function from a checkpoint to the settings that
-    follow from it; `aligner`, files of weights that align any pair ("learned"), by the number of spatial axes.
+    Keys: `input`, "pair", "scan" where single scans are registered to a template of the bundle's own, or "image" where
+    single images are segmented and nothing is registered; of the latter two `item`, an example of what it takes;
+    `settings_from_weights`, a function from a checkpoint to the settings that follow from it; `aligner`, files of
+    weights that align any pair ("learned"), by the number of spatial axes.
     """
     return _read(bundle / "configs" / "metadata.json").get("abilities", {})
 
@@ -62,6 +63,11 @@ def abilities(bundle: Path) -> Config:
 def takes_scans(bundle: Path) -> bool:
     """Whether a bundle registers single scans, each to its own template, instead of pairs."""
     return abilities(bundle).get("input", "pair") == "scan"
+
+
+def segments(bundle: Path) -> bool:
+    """Whether a bundle segments single images, and registers nothing."""
+    return abilities(bundle).get("input", "pair") == "image"
 
 
 def settings_of(bundle: Path) -> set[str]:

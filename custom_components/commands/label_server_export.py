@@ -16,7 +16,7 @@ from ..space.resampling import resample
 from ..space.volumes import load_image
 from ..transforms.labels import load_labels_for
 from ..vocabulary import Config
-from .bundles import takes_scans
+from .bundles import segments, takes_scans
 from .exporting import LABEL_OVERLAY, bundle_files, json_bytes, vendored, write_bundle
 
 _ALIGNMENTS = ["itk", "torch", "learned", "none"]
@@ -42,6 +42,8 @@ def export_for_monai_label(
     Returns, Raises: as `export_bundle`; ValueError also if the atlas is not 3-D, its labels are empty, negative or
         above 32767, the names are no names of them, or the bundle registers to a template of its own.
     """
+    if segments(bundle):
+        raise ValueError(f"{bundle.name} is a segmentation model already: export it without --for monai-label")
     if takes_scans(bundle):
         raise ValueError(f"{bundle.name} registers to its own template: export another bundle with that as --atlas")
     endings = {key: _ending(path) for key, path in (("atlas", atlas), ("atlas_labels", atlas_labels))}

@@ -13,6 +13,7 @@ from .typed import convert
 _FOLDER = "registered"  # where results go if nothing else is said
 
 _POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
+_SEVERAL = inspect.Parameter.VAR_POSITIONAL
 
 # What everybody types, whatever else begins with the letter.
 _SHORT = {"o": "output", "b": "bundle"}
@@ -45,6 +46,8 @@ def _check_number(
     command: str, positional: list[str], flags: dict[str, str], parameters: Mapping[str, inspect.Parameter]
 ) -> None:
     names = [name for name, parameter in parameters.items() if parameter.kind is _POSITIONAL]
+    if any(parameter.kind is _SEVERAL for parameter in parameters.values()):
+        return  # the command says what it makes of none
     if len(positional) > len(names):
         raise ValueError(f"{command} takes {_listed(names)}, not also {positional[len(names)]!r}")
     twice = [name for name in names[: len(positional)] if name in flags]
@@ -132,8 +135,11 @@ def from_text(command: Callable[..., object]) -> Callable[..., object]:
         if place is not None and place.default is None:
             bound.arguments.setdefault("output", _FOLDER)
         for name, value in bound.arguments.items():
-            if signature.parameters[name].kind is not inspect.Parameter.VAR_KEYWORD:
-                bound.arguments[name] = convert(name, value, str(signature.parameters[name].annotation))
+            kind, kinds = signature.parameters[name].kind, str(signature.parameters[name].annotation)
+            if kind is _SEVERAL:
+                bound.arguments[name] = tuple(convert(name, one, kinds) for one in value)
+            elif kind is not inspect.Parameter.VAR_KEYWORD:
+                bound.arguments[name] = convert(name, value, kinds)
         return command(*bound.args, **bound.kwargs)
 
     return run

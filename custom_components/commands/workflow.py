@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..checks import writable_folder
 from ..vocabulary import Config, Entry
-from .bundles import abilities, aligner_weights, find_bundle, overlay_path, settings_of, takes_scans
+from .bundles import abilities, aligner_weights, find_bundle, overlay_path, segments, settings_of, takes_scans
 from .settings import give, typed_settings
 
 if TYPE_CHECKING:
@@ -103,7 +103,9 @@ def build_workflow(
 
 
 def check_takes_pairs(bundle: Path) -> None:
-    """Raises ValueError: if a bundle registers single scans to its template."""
+    """Raises ValueError: if a bundle registers single scans to its template, or nothing."""
+    if segments(bundle):
+        raise ValueError(f"{bundle.name} segments images and registers none: morphzoo segment IMAGE")
     if takes_scans(bundle):
         raise ValueError(f"{bundle.name} registers single scans to its template, not pairs: morphzoo atlas SCAN")
 
@@ -136,7 +138,7 @@ def load_workflow(
             workflow_type="infer",
         )
         # A spacing that was asked for is kept.
-        given |= {"preprocessing#fit": False} if "spacing" in given and not takes_scans(root) else {}
+        given |= {"preprocessing#fit": False} if _fits_its_grid(root, given) else {}
         give(workflow.parser, {**given, **more, "bundle_root": str(root)})
         _fit_to_weights(workflow.parser, root, given)
         workflow.initialize()
@@ -144,6 +146,11 @@ def load_workflow(
         if loader is not None:  # else there is no network
             loader.load()  # what cannot be loaded is refused before anything is written
     return workflow
+
+
+def _fits_its_grid(root: Path, given: Mapping[str, object]) -> bool:
+    """Whether a spacing was asked for of a bundle that may choose another one."""
+    return "spacing" in given and not takes_scans(root) and not segments(root)
 
 
 def check_settings(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundle_cases import BUNDLES, OVERLAYS, REPOSITORY, read_json
+from bundle_cases import EVERY_BUNDLE, OVERLAYS, REPOSITORY, read_json
 from monai.bundle import ConfigParser
 
 from benchmarks.sidecar import KEYS, configured
@@ -23,6 +23,11 @@ README = REPOSITORY / "README.md"
 WEIGHTS = sorted(REPOSITORY.glob("bundles/*/models/*.pt"))
 SCHEMA = REPOSITORY / "tests" / "data" / "meta_schema_20240725.json"
 SCHEMA_SHA256 = "341be94f63b0341bb8267d56a862879f13546fd542ea501054763d0dc27c55be"
+
+
+@pytest.fixture(params=EVERY_BUNDLE, ids=lambda path: path.name)
+def bundle(request: pytest.FixtureRequest) -> Path:
+    return request.param
 
 
 def configs_of(bundle: Path) -> list[Path]:
@@ -50,7 +55,7 @@ def imports(target: str) -> bool:
 
 
 def test_there_is_a_bundle():
-    assert BUNDLES
+    assert EVERY_BUNDLE
 
 
 def test_metadata_follow_the_schema(bundle):
@@ -69,7 +74,7 @@ def test_version_is_in_the_changelog(bundle):
 @pytest.mark.parametrize("name", ["network_def", "deformation"])
 def test_training_and_inference_have_the_same(bundle, name):
     train_config, inference = (read_json(bundle / "configs" / f"{job}.json") for job in ("train", "inference"))
-    assert train_config[name] == inference[name]
+    assert train_config.get(name) == inference.get(name)
 
 
 def content(path: Path) -> list[str]:
@@ -86,14 +91,15 @@ def test_no_line_of_a_config_is_longer_than_120_characters():
 
 
 def test_training_configs_are_short():
-    lengths = {bundle.name: len((bundle / "configs" / "train.json").read_text().splitlines()) for bundle in BUNDLES}
+    configs = {bundle.name: bundle / "configs" / "train.json" for bundle in EVERY_BUNDLE}
+    lengths = {name: len(path.read_text().splitlines()) for name, path in configs.items()}
     assert sum(lengths.values()) / len(lengths) <= 78, lengths
     assert lengths["voxelmorph"] <= 68
 
 
 def test_training_configs_share_components_and_not_lines():
     """The share of lines that stand verbatim in another bundle's train.json."""
-    lines = {bundle.name: content(bundle / "configs" / "train.json") for bundle in BUNDLES}
+    lines = {bundle.name: content(bundle / "configs" / "train.json") for bundle in EVERY_BUNDLE}
     pasted = {
         name: sum(any(line in lines[other] for other in lines if other != name) for line in own)
         for name, own in lines.items()

@@ -2,7 +2,7 @@
 
 import re
 
-from bundle_cases import BUNDLES, REPOSITORY, read_json
+from bundle_cases import EVERY_BUNDLE, REPOSITORY, read_json
 
 
 def entries():
@@ -15,7 +15,7 @@ def ids():
     paths = [path for path in paths if path.name != "metadata.json"]
     found = {name.lstrip("+").split("#")[0] for path in paths for name in read_json(path)}
     found |= {name for path in paths for name in read_json(path) if re.fullmatch(r"(train|validate)#\w+", name)}
-    for bundle in BUNDLES:
+    for bundle in EVERY_BUNDLE:
         config = read_json(bundle / "configs" / "train.json")
         found |= {f"{part}#{name}" for part in ("train", "validate") for name in config[part]}
     return found

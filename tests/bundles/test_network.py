@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bundle_cases import read_json
+from bundle_cases import EVERY_BUNDLE, read_json
 from monai.bundle import ConfigParser, verify_net_in_out
 
 pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(params=EVERY_BUNDLE, ids=lambda path: path.name)
+def bundle(request):
+    return request.param
 
 
 def test_network_takes_and_gives_what_the_metadata_say(bundle):

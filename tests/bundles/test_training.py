@@ -5,9 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from bundle_cases import messages, network_of, read_curve, read_json, steps_of, train
+from bundle_cases import EVERY_BUNDLE, messages, network_of, read_curve, read_json, steps_of, train
 
 pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="session", params=EVERY_BUNDLE, ids=lambda path: path.name)
+def bundle(request):
+    return request.param
 
 
 def test_training_lowers_the_loss(bundle, scans, trained, tmp_path):

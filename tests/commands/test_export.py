@@ -21,11 +21,12 @@ import pytest
 from commands.cases import ENVIRONMENT, REPOSITORY, SCHEMA, VOXELMORPH, monai_bundle
 from monai.bundle import ConfigWorkflow
 
+from custom_components.commands.bundles import all_bundles, segments
 from custom_components.commands.exporting import export_bundle
 from custom_components.data.phantoms import write_phantom_scans
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
-BUNDLES = sorted(path.parents[1] for path in REPOSITORY.glob("bundles/*/configs/metadata.json"))
+BUNDLES = [path for path in all_bundles() if not segments(path)]  # those that register
 STATISTICS = "id,t1_prior_mean,t1_prior_mean_spread\n0,5,2\n1,110,8\n2,170,8\n3,60,8\n4,140,8\n"
 
 

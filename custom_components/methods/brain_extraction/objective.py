@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from ...vocabulary import Batch, Output, Result
 
+_LEAST = 0.01  # Dice that a structure has at least in the logarithm
+
 
 class SegmentationInferer(Inferer):
     """The network's answer as a dictionary, {"logits": (B, K, *S)}, to which a loss adds its `terms`."""
@@ -18,15 +20,18 @@ class SegmentationInferer(Inferer):
 
 
 class SegmentationLoss:
-    """Cross-entropy + 1 - mean soft Dice of the structures that a batch shows.
+    """Cross-entropy + dice_weight * the mean of -log(soft Dice + 0.01) of the structures that a batch shows.
+
+    By the logarithm a structure that is hardly found weighs as much as one that is found well.
 
     Args:
+        dice_weight: of the second term.
         stride: the loss looks at every `stride`-th plane along the first axis, from a random one on: a softmax over all
             voxels and classes takes as long as a third of the network.
     """
 
-    def __init__(self, stride: int = 3) -> None:
-        self.stride = stride
+    def __init__(self, dice_weight: float = 0.5, stride: int = 3) -> None:
+        self.dice_weight, self.stride = dice_weight, stride
 
     def __call__(self, pred: Result, targets: Batch) -> Tensor:
         """The loss of {"logits": (B, K, *S)} for {"label_moving": (B, 1, *S)}, classes."""
@@ -36,24 +41,23 @@ class SegmentationLoss:
         logs = logits.float().log_softmax(1)
         entropy = -logs.gather(1, classes).mean()
         dice = _soft_dice(logs.exp(), classes)
-        pred["terms"] = {"cross_entropy": entropy.detach(), "dice": dice.detach()}
-        return entropy + 1 - dice
+        pred["terms"] = {"cross_entropy": entropy.detach(), "dice": dice.detach().sum() / max(1, len(dice))}
+        return entropy - self.dice_weight * (dice + _LEAST).log().sum() / max(1, len(dice))
 
 
 def _soft_dice(shares: Tensor, classes: Tensor) -> Tensor:
-    """The mean Dice of the structures (not of background) that occur, of shares (B, K, N) and classes (B, 1, N)."""
+    """The Dice of each structure (not of background) that occurs, of shares (B, K, N) and classes (B, 1, N)."""
     number = shares.shape[1]
     flat = classes.transpose(0, 1).flatten()
     hit = shares.gather(1, classes).transpose(0, 1).flatten()
     both = torch.zeros(number, device=shares.device).index_add(0, flat, hit)
     there = torch.bincount(flat, minlength=number)
     dice = 2 * both / (shares.sum((0, 2)) + there).clamp(min=1e-6)
-    shown = (there > 0)[1:]
-    return (dice[1:] * shown).sum() / shown.sum().clamp(min=1)
+    return dice[1:][there[1:] > 0]
 
 
 def segmentation_score(output: Output) -> Tensor:
     """Mean Dice of the structures that a validation's item shows, each voxel given to its most likely class."""
     logits, classes = output["pred"]["logits"], output["label"]["label_moving"].long()
     best = F.one_hot(logits.argmax(1).flatten(1), logits.shape[1]).movedim(-1, 1).float()
-    return _soft_dice(best, classes.flatten(2))
+    return _soft_dice(best, classes.flatten(2)).mean()

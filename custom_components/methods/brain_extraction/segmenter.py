@@ -25,7 +25,7 @@ from .intensities import normalize
 from .morphology import closed, largest_component, with_border
 from .network import BrainUNet
 
-CLOSING_MM = 3.0  # radius of the ball that closes a mask's sulci
+CLOSING_MM = 2.5  # radius of the ball that closes a mask's sulci
 PLAUSIBLE_ML = (400.0, 2500.0)  # volume of a whole brain
 _SLAB_VOXELS = 1_000_000  # of which all probabilities are held at a time
 
@@ -64,11 +64,14 @@ class BrainSegmenter:
 
     def mask(self, image: MetaTensor, border: float = 0.0) -> MetaTensor:
         """The brain mask (1, *S), uint8, of an image (1, *S); see `brain_mask`."""
-        return brain_mask(image, self.probabilities(image), threshold=self.threshold, border=border)
+        found = brain_mask(
+            self.probabilities(image), grid_of(image), threshold=self.threshold, border=border, name=name_of(image)
+        )
+        return MetaTensor(found, meta=image.meta)
 
     def labels(self, image: MetaTensor) -> MetaTensor:
         """The label map (1, *S), uint8, of an image (1, *S); see `label_map`."""
-        return label_map(image, self.probabilities(image))
+        return MetaTensor(label_map(self.probabilities(image), grid_of(image)), meta=image.meta)
 
     @torch.no_grad()
     def probabilities(self, image: MetaTensor) -> MetaTensor:
@@ -82,14 +85,17 @@ def network_input(image: MetaTensor, spacing: float | Sequence[float] = 2.0) -> 
     """An image (1, *S) as the network sees it: axes nearest to R, A and S, its own directions, intensities in [0, 1].
 
     Raises:
-        ValueError: if it is not 3-D with one channel, or has values that are infinite.
+        ValueError: if it is not 3-D with one channel, has values that are infinite, or is far smaller than a head.
     """
     if image.ndim != 4 or len(image) != 1:
         raise ValueError(f"expected a 3-D image of one channel, (1, *S), got shape {tuple(image.shape)}")
-    values = finite_values(image.as_tensor()[0].cpu().float().numpy(), str(image.meta.get("filename_or_obj", "image")))
+    values = finite_values(image.as_tensor()[0].cpu().float().numpy(), name_of(image))
     data = torch.from_numpy(np.ascontiguousarray(without_air(values)))[None]
     own = grid_of(image)
     grid = model_grid(own.affine, own.size, spacing, multiple=8)
+    if max(grid.size) <= 8:
+        extents = " x ".join(f"{n * step:.3g}" for n, step in zip(own.size, own.spacing, strict=True))
+        raise ValueError(f"{name_of(image)}: expected a head, got an image of {extents} mm")
     data = resample(data - data.min(), own.affine, grid, antialias=True)
     return MetaTensor(normalize(data[0])[None], affine=torch.from_numpy(grid.affine))
 
@@ -99,48 +105,45 @@ def grid_of(image: MetaTensor) -> Grid:
     return Grid(image.affine.detach().cpu().double().numpy(), tuple(image.shape[1:]))
 
 
-def brain_mask(
-    image: MetaTensor, probabilities: MetaTensor, *, threshold: float = 0.5, border: float = 0
-) -> MetaTensor:
-    """The brain (1, *S), uint8, on an image's grid: one component without holes.
+def name_of(image: MetaTensor) -> str:
+    """What messages call an image: the name of its file, if it is known."""
+    return str(image.meta.get("filename_or_obj", "image"))
 
-    It holds the structures, and CSF only where a ball of 3 mm cannot get between them: deep sulci and cisterns are
+
+def brain_mask(
+    probabilities: MetaTensor, grid: Grid, *, threshold: float = 0.5, border: float = 0.0, name: str = "image"
+) -> Tensor:
+    """The brain (1, *grid.size), uint8: one component without holes.
+
+    It holds the structures, and CSF only where a ball of 2.5 mm cannot get in from outside: deep sulci and cisterns are
     outside, ventricles inside. A mask that is empty, or whole and of a volume that no brain has, gives a warning.
 
     Args:
-        probabilities: shape (K, *S'), of the classes, background first, on a grid that covers the image's.
+        probabilities: shape (K, *S), of the classes, background first, on a grid that covers the other one.
         border: mm of surroundings that are kept, too; negative: that are taken away.
+        name: of the image, for warnings.
     """
     own = grid_of(probabilities)
     brain = 1 - probabilities.as_tensor()[0]
     core = largest_component((brain >= threshold).numpy())
     whole = closed(core, own.spacing, CLOSING_MM)
     near = torch.from_numpy(with_border(whole, own.spacing, 1.5 * float(own.spacing.max())))
-    brain = torch.where(torch.from_numpy(whole), brain.clamp(min=threshold + 0.5 * (1 - threshold)), brain) * near
-    grid = grid_of(image)
-    mask = largest_component((_on_grid(brain[None], own, grid)[0] >= threshold).numpy())
+    brain = torch.where(torch.from_numpy(whole), brain.clamp(min=(1 + threshold) / 2), brain) * near
+    mask = largest_component((rows_on_grid(brain[None], own, grid, 0, grid.size[0])[0] >= threshold).numpy())
     mask = with_border(closed(mask, grid.spacing, 0), grid.spacing, border)
-    _check_volume(mask, grid, str(image.meta.get("filename_or_obj", "image")))
-    return MetaTensor(torch.from_numpy(mask.astype(np.uint8))[None], meta=image.meta)
+    _check_volume(mask, grid, name)
+    return torch.from_numpy(mask.astype(np.uint8))[None]
 
 
-def label_map(image: MetaTensor, probabilities: MetaTensor, mask: MetaTensor | None = None) -> MetaTensor:
-    """The most likely class (1, *S), uint8, on an image's grid; background outside a mask (1, *S)."""
-    own, grid = grid_of(probabilities), grid_of(image)
+def label_map(probabilities: MetaTensor, grid: Grid) -> Tensor:
+    """The most likely class (1, *grid.size), uint8, of probabilities (K, *S) on a grid that covers the other one."""
+    own = grid_of(probabilities)
     rows = max(1, _SLAB_VOXELS // max(1, int(np.prod(grid.size[1:]))))
     slabs = [
         rows_on_grid(probabilities.as_tensor(), own, grid, start, min(start + rows, grid.size[0])).argmax(0)
         for start in range(0, grid.size[0], rows)
     ]
-    labels = torch.cat(slabs).to(torch.uint8)[None]
-    if mask is not None:
-        labels = labels * (mask.as_tensor() > 0)
-    return MetaTensor(labels, meta=image.meta)
-
-
-def _on_grid(values: Tensor, own: Grid, grid: Grid) -> Tensor:
-    """Values (C, *S') of a grid at the voxels of another."""
-    return rows_on_grid(values, own, grid, 0, grid.size[0])
+    return torch.cat(slabs).to(torch.uint8)[None]
 
 
 def _check_volume(mask: np.ndarray, grid: Grid, name: str) -> None:

@@ -20,7 +20,7 @@ _CSF = 24
 
 
 class HeadDraw(TypedDict):
-    """What `SynthesizeHead` draws: which maps are flipped and stripped, (B,), their warp, their part, their contrast."""
+    """What `SynthesizeHead` draws: which maps are flipped and stripped, (B,); their warp, part and contrast."""
 
     flip: Tensor
     strip: Tensor
@@ -38,8 +38,8 @@ class SynthesizeHead:
         contrast: draws the images.
         warp: moves the maps, on the grid of the images.
         strip: probability that what lies outside the brain is 0, with its CSF in half of these images.
-        window: probability that only a part of the grid is seen, and its least share of each axis. The part's size is a
-            multiple of 8.
+        window: probability that only a part of the grid is seen, and its least and largest share of each axis. The
+            part's size is a multiple of 8.
         first_extracerebral: from this id on labels lie outside the brain.
     """
 
@@ -49,7 +49,7 @@ class SynthesizeHead:
         warp: RandomWarp,
         *,
         strip: float = 0.25,
-        window: tuple[float, float] = (0.8, 0.6),
+        window: tuple[float, float, float] = (0.9, 0.45, 0.8),
         first_extracerebral: int = 500,
     ) -> None:
         self.contrast, self.warp, self.strip, self.window = contrast, warp, strip, window
@@ -59,10 +59,12 @@ class SynthesizeHead:
     def draw(self, batch: int, size: Sequence[int], generator: Generator) -> HeadDraw:
         """All random numbers of `batch` images of maps of `size`; the window is one for all of them."""
         half = [n // 2 for n in size]
-        shares = uniform((self.window[1], 1), (len(half),), generator)
+        shares = uniform(self.window[1:], (len(half),), generator)
         starts, whole, strip = uniform((0, 1), (len(half),), generator), *uniform((0, 1), (2, batch), generator)
         cut = bool(whole[0] < self.window[0])
-        window = [_window(n, float(s), float(u)) if cut else (0, n) for n, s, u in zip(half, shares, starts, strict=True)]
+        window = [
+            _window(n, float(s), float(u)) if cut else (0, n) for n, s, u in zip(half, shares, starts, strict=True)
+        ]
         return {
             "flip": uniform((0, 1), (batch,), generator) < 0.5,
             "strip": strip,
@@ -91,9 +93,9 @@ class SynthesizeHead:
     def _places(self, labels: Tensor, draw: HeadDraw) -> Tensor:
         """Where each voxel of the window lies in its map, (B, D, *S'), in voxels of the map."""
         half = [n // 2 for n in labels.shape[2:]]
-        parts = tuple(slice(start, stop) for start, stop in draw["window"])
-        places = (identity_grid(half, device=labels.device) + self.warp.field(draw["warp"], half))[:, :, *parts]
-        places = 2 * places + 0.5
+        places = 2 * (identity_grid(half, device=labels.device) + self.warp.field(draw["warp"], half)) + 0.5
+        for axis, (start, stop) in enumerate(draw["window"]):
+            places = places.narrow(axis + 2, start, stop - start)
         mirrored = labels.shape[2] - 1 - places[:, :1]
         flip = draw["flip"].view(-1, *[1] * (labels.ndim - 1))
         return torch.cat([torch.where(flip, mirrored, places[:, :1]), places[:, 1:]], 1)

@@ -1,16 +1,30 @@
-"""Dictionary transforms that find the brain in images of heads."""
+"""Dictionary transforms that find the brain in images of heads, as chains and the bundle's configs use them."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from pathlib import Path
 
+import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform
+from monai.transforms import MapTransform, Transform
 
+from ...checks import check_number
+from ...data.names import file_stem, safe_name
+from ...evaluation.overlap import label_overlap
+from ...results import publishing
+from ...space.files import write_image
+from ...space.volumes import Volume, load_image
+from ...transforms.labels import load_labels_for
+from ...transforms.scan_paths import ScanPath, release, source_in
 from ...vocabulary import Data, Item
-from .segmenter import BrainSegmenter
+from .segmenter import BrainSegmenter, brain_mask, label_map, network_input
+from .structures import STRUCTURES
+
+KINDS = ("mask", "stripped", "labels")
 
 
 class ExtractBraind(MapTransform):
@@ -48,3 +62,112 @@ class ExtractBraind(MapTransform):
             if self.apply:
                 result[key] = image * mask.as_tensor().to(image.device)
         return result
+
+
+class LoadHeadd(Transform):
+    """Load the image of an item, a 3-D head of any orientation and spacing, as the network sees it (1, *S).
+
+    Args:
+        spacing: of the network's voxels, mm.
+    """
+
+    def __init__(self, spacing: float = 2.0) -> None:
+        check_number("spacing", spacing, above=0)
+        self.spacing = spacing
+
+    def __call__(self, data: Data) -> Item:
+        """`image`, `image_path`, which carries the volume as it was read, and `label_path` in place of `label`.
+
+        Raises FileNotFoundError, ValueError: if the file is no 3-D image.
+        """
+        volume = load_image(source_in(data, "image"))
+        if len(volume.file_shape) < 3 or volume.is_slice:
+            raise ValueError(f"{volume.path}: expected a 3-D image of a head, got shape {volume.file_shape}")
+        image = network_input(volume.meta_tensor(volume.data), self.spacing)
+        # MONAI's engines would take `label` for a target.
+        rest = {key: value for key, value in data.items() if key != "label"}
+        return {**rest, "image": image, "image_path": ScanPath(volume), "label_path": str(data.get("label") or "")}
+
+
+class HeadMapsd(Transform):
+    """Turn the network's logits under `pred` into `mask` and `pred`, the label map: (1, *S), uint8, on the own grid.
+
+    `measures` holds the volume of the brain and of each structure in mL and, if `label_path` names a label map of the
+    same ids, the Dice of each structure.
+
+    Args:
+        threshold: probability of brain from which a voxel is in the mask.
+        border: mm of surroundings that the mask keeps, too.
+        labels: make the label map; without it `pred` is the mask.
+    """
+
+    def __init__(self, threshold: float = 0.5, border: float = 0.0, labels: bool = True) -> None:
+        check_number("threshold", threshold, above=0, below=1)
+        check_number("border", border)
+        self.threshold, self.border, self.labels = threshold, border, labels
+
+    def __call__(self, data: Data) -> Item:
+        """Raises ValueError: if the label map is none, or not in the image's space."""
+        volume, logits = ScanPath.volume_of(data["image_path"]), data["pred"]
+        like = volume.meta_tensor(volume.data)
+        given = MetaTensor(logits.as_tensor().softmax(0).cpu(), affine=data["image"].affine)
+        options = {"threshold": self.threshold, "border": self.border}
+        mask = brain_mask(given, volume.grid_in_file, **options, name=Path(volume.path).name)
+        pred = label_map(given, volume.grid_in_file) if self.labels else mask
+        ml = abs(float(np.linalg.det(volume.file_affine[:3, :3]))) / 1000
+        measures: dict[str, object] = {"image": str(volume.path), "brain_ml": float(mask.sum()) * ml}
+        if self.labels:
+            counts = torch.bincount(pred.flatten().long(), minlength=len(STRUCTURES)) * ml
+            measures |= {f"{name}_ml": float(counts[i]) for i, (name, _) in enumerate(STRUCTURES) if i}
+        if self.labels and data.get("label_path"):
+            measures |= _overlaps(pred, data["label_path"], volume)
+        mask, pred = (MetaTensor(one, meta=like.meta) for one in (mask, pred))
+        return {**data, "mask": mask, "pred": pred, "measures": measures}
+
+
+def _overlaps(pred: torch.Tensor, path: str, volume: Volume) -> dict[str, object]:
+    """Dice of each structure with a label map, and their mean."""
+    truth = load_labels_for(path, volume).data.reshape(pred.shape)
+    ids = list(range(1, len(STRUCTURES)))
+    dice = label_overlap(pred[None], truth[None], ids).flatten()
+    found = {f"{STRUCTURES[i][0]}_dice": float(value) for i, value in zip(ids, dice, strict=True)}
+    return {**found, "mean_dice": float(dice.nanmean())}
+
+
+class SaveHeadd(Transform):
+    """Write `<name>_mask`, `<name>_stripped` (the image, 0 outside the mask) and `<name>_labels`, each .nii.gz.
+
+    An earlier result of the same image is replaced, nothing else ever (see `results`). An item's `id` is the name; by
+    default it is that of the image's file.
+
+    Args:
+        output_dir: folder of the files.
+        write: which of them.
+    """
+
+    def __init__(self, output_dir: str, write: Sequence[str] = KINDS) -> None:
+        unknown = [kind for kind in write if kind not in KINDS]
+        if unknown:
+            raise ValueError(f"write: expected {', '.join(KINDS)}, got {unknown[0]!r}")
+        self.output_dir, self.write = output_dir, list(write)
+
+    def __call__(self, data: Data) -> Item:
+        """Adds `files`, the paths by kind. Raises OSError: if the folder cannot be written to."""
+        volume = ScanPath.volume_of(data["image_path"])
+        name = safe_name(str(data.get("id") or file_stem(volume.path)))
+        files = {kind: Path(self.output_dir) / f"{name}_{kind}.nii.gz" for kind in self.write}
+        if not files:
+            return release(data)
+        with publishing(self.output_dir, f"head {name}", {"image": volume.origin}) as scratch:
+            for kind, path in files.items():
+                image, dtype = self._image(kind, data, volume)
+                write_image(scratch / path.name, image, volume.file_affine, dtype=dtype)
+        return {**release(data), "files": files}
+
+    @staticmethod
+    def _image(kind: str, data: Data, volume: Volume) -> tuple[torch.Tensor, np.dtype]:
+        if kind != "stripped":
+            return data["mask" if kind == "mask" else "pred"].as_tensor(), np.dtype(np.uint8)
+        image = volume.data.reshape(data["mask"].shape) * data["mask"].as_tensor()
+        whole = volume.file_dtype.kind in "iu" and bool((image == image.round()).all())
+        return image, volume.file_dtype if whole else np.dtype(np.float32)

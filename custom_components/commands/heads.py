@@ -1,0 +1,142 @@
+"""What `strip` and `segment` share: images of heads one after another through the bundle that finds brains."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..checks import writable_folder
+from .bundles import find_bundle, segments
+from .workflow import load_workflow
+
+if TYPE_CHECKING:
+    from monai.bundle import ConfigParser
+
+
+@dataclass(frozen=True)
+class Head:
+    """What was found in an image: its files by kind, measures by name, and what is doubtful about it.
+
+    Args:
+        path: of the image.
+        failure: why there is nothing, if there is not.
+    """
+
+    path: str
+    files: Mapping[str, Path] = field(default_factory=dict)
+    measures: Mapping[str, object] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
+    failure: str | None = None
+
+    def __str__(self) -> str:
+        if self.failure is not None:
+            return f"{self.path}: failed: {self.failure}"
+        lines = [f"{self.path}: brain {self.measures['brain_ml']:.0f} mL -> {', '.join(map(str, self.files.values()))}"]
+        return "\n".join([*lines, *(f"  warning: {sentence}" for sentence in self.warnings)])
+
+
+def find_heads(
+    images: Sequence[str],
+    output: str,
+    write: Sequence[str],
+    settings: Mapping[str, object],
+    *,
+    bundle: str = "brain_extraction",
+    overlay: str | Sequence[str] = (),
+) -> Iterator[Head]:
+    """What is found in each image, one after another; an image that fails is passed over.
+
+    Args:
+        images: files, and folders of which all images are taken.
+        output: folder of the results.
+        write: kinds of files, see `SaveHeadd`.
+        settings: of the bundle's inference.json, by id; those that are None are left out.
+        bundle: its name or folder. overlay: further config files, the last one wins.
+    Raises:
+        ValueError, FileNotFoundError: before the first image, if there is none, or a setting is wrong.
+    """
+    from ..data.names import distinct_names
+
+    paths = images_in(images, output)
+    root = find_bundle(bundle)
+    if not segments(root):
+        raise ValueError(f"{root.name} registers images and finds no brain in them")
+    more = {"dataset#data": [], "write": list(write), "maps#labels": "labels" in write}
+    parser = load_workflow(root, 3, overlay, {**settings, "output_dir": output}, more).parser
+    parser.get_parsed_content("evaluator")  # what components refuse, they refuse before anything is written
+    writable_folder(output)
+    names = distinct_names(paths)
+    return (_found(parser, path, names[path]) for path in paths)
+
+
+def _found(parser: ConfigParser, path: str, name: str) -> Head:
+    import torch
+
+    from ..notices import collecting
+    from ..runs import sentence
+
+    preprocessing, network, postprocessing = (
+        parser.get_parsed_content(key) for key in ("preprocessing", "network", "postprocessing")
+    )
+    try:
+        with collecting() as warnings, torch.no_grad():
+            item = preprocessing({"image": path, "id": name})
+            image = item["image"]
+            item["pred"] = network.eval()(image[None].to(parser.get_parsed_content("device")))[0]
+            item = postprocessing(item)
+    except Exception as error:
+        return Head(path, failure=sentence(error))
+    return Head(path, item.get("files", {}), item["measures"], tuple(warnings))
+
+
+def images_in(given: Sequence[str], output: str | os.PathLike[str]) -> list[str]:
+    """Files, and the image files of folders and of those in them, but for `output`; a folder of DICOM counts as one.
+
+    Raises:
+        FileNotFoundError: if something is not there.
+        ValueError: if a folder holds no images, or nothing is given.
+    """
+    from ..space.writers import image_ending
+
+    found: list[str] = []
+    results = os.path.realpath(output)
+    for one in given:
+        if not os.path.exists(one):
+            raise FileNotFoundError(f"{one}: there is no such file or folder")
+        if not os.path.isdir(one):
+            found.append(one)
+            continue
+        inside = [path for path in sorted(Path(one).rglob("*")) if path.is_file()]
+        inside = [path for path in inside if not os.path.realpath(path).startswith(results + os.sep)]
+        images = [str(path) for path in inside if image_ending(path)]
+        if not images and not any(path.suffix.lower() in ("", ".dcm", ".ima") for path in inside):
+            raise ValueError(f"{one}: there are no images in this folder")
+        found += images or [one]
+    if not found:
+        raise ValueError("expected images, or folders of images")
+    return list(dict.fromkeys(found))
+
+
+def finish(heads: Iterator[Head], output: str) -> list[Head]:
+    """Print each head as it comes, and write volumes.csv.
+
+    Raises:
+        RuntimeError: at the end, if images failed; the results of the others are there.
+    """
+    from ..files import write_table
+
+    done = []
+    for head in heads:
+        print(head, flush=True)
+        done.append(head)
+    failed = [head for head in done if head.failure is not None]
+    rows = [{**head.measures, "warnings": list(head.warnings)} for head in done if head.failure is None]
+    rows += [{"image": head.path, "failure": head.failure} for head in failed]
+    write_table(Path(output) / "volumes.csv", rows)
+    if failed:
+        others = ", the others are done" if len(done) > len(failed) else ""
+        raise RuntimeError(f"{len(failed)} of {len(done)} images failed{others}; {failed[0].failure}")
+    return done
