@@ -30,7 +30,10 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_COMMANDS = ("apply", "atlas", "convert", "demo", "evaluate", "export", "optimize", "register", "tune")
+_COMMANDS = (
+    *("apply", "atlas", "convert", "demo", "evaluate", "export", "optimize", "register"),
+    *("segment", "strip", "tune"),
+)
 _FIELDS = ("compose", "integrate_velocity", "invert", "jacobian_determinant", "resize_field", "warp")
 
 # Imported when they are first asked for: torch and monai take seconds.

@@ -38,6 +38,17 @@ class Head:
         return "\n".join([*lines, *(f"  warning: {sentence}" for sentence in self.warnings)])
 
 
+@dataclass(frozen=True)
+class Heads:
+    """What was found in several images, and the folder of the results."""
+
+    heads: Sequence[Head]
+    folder: Path
+
+    def __str__(self) -> str:
+        return f"{len(self.heads)} image{'s' * (len(self.heads) > 1)} done; results in {self.folder}"
+
+
 def find_heads(
     images: Sequence[str],
     output: str,
@@ -120,7 +131,7 @@ def images_in(given: Sequence[str], output: str | os.PathLike[str]) -> list[str]
     return list(dict.fromkeys(found))
 
 
-def finish(heads: Iterator[Head], output: str) -> list[Head]:
+def finish(heads: Iterator[Head], output: str) -> Heads:
     """Print each head as it comes, and write volumes.csv.
 
     Raises:
@@ -139,4 +150,4 @@ def finish(heads: Iterator[Head], output: str) -> list[Head]:
     if failed:
         others = ", the others are done" if len(done) > len(failed) else ""
         raise RuntimeError(f"{len(failed)} of {len(done)} images failed{others}; {failed[0].failure}")
-    return done
+    return Heads(done, Path(output))

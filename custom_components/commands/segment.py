@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .heads import find_heads, finish
+from .heads import Heads, find_heads, finish
 
 
 def segment(
@@ -14,7 +14,7 @@ def segment(
     weights: str | None = None,
     device: str | None = None,
     overlay: str | Sequence[str] = (),
-) -> str:
+) -> Heads:
     """Label the brain's structures in heads of any contrast: OUTPUT/<name>_labels.nii.gz on the image's own grid, and
     OUTPUT/volumes.csv in mL.
 
@@ -28,9 +28,10 @@ def segment(
         weights: other weights than the bundle's.
         device: cpu or cuda:0, ...
         overlay: further config files, the last one wins.
+    Returns:
+        For each image its files, measures and warnings.
     Raises:
         RuntimeError: after the others are done, if an image failed.
     """
     settings = {"weights": weights, "device": device}
-    done = finish(find_heads(images, output, ("labels",), settings, bundle=bundle, overlay=overlay), output)
-    return f"{len(done)} images segmented; results in {output}"
+    return finish(find_heads(images, output, ("labels",), settings, bundle=bundle, overlay=overlay), output)

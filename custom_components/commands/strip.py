@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .heads import find_heads, finish
+from .heads import Heads, find_heads, finish
 
 
 def strip(
@@ -16,7 +16,7 @@ def strip(
     weights: str | None = None,
     device: str | None = None,
     overlay: str | Sequence[str] = (),
-) -> str:
+) -> Heads:
     """Find the brain in heads of any contrast: OUTPUT/<name>_mask.nii.gz and <name>_stripped.nii.gz, each on the
     image's own grid.
 
@@ -32,10 +32,11 @@ def strip(
         weights: other weights than the bundle's.
         device: cpu or cuda:0, ...
         overlay: further config files, the last one wins.
+    Returns:
+        For each image its files, measures and warnings.
     Raises:
         RuntimeError: after the others are done, if an image failed.
     """
     settings = {"border": border, "threshold": threshold, "weights": weights, "device": device}
     kinds = ("mask", "stripped")
-    done = finish(find_heads(images, output, kinds, settings, bundle=bundle, overlay=overlay), output)
-    return f"{len(done)} images stripped; results in {output}"
+    return finish(find_heads(images, output, kinds, settings, bundle=bundle, overlay=overlay), output)

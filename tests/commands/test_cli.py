@@ -130,7 +130,7 @@ def test_a_checkpoint_of_another_architecture_is_named(scans, tmp_path):
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        (["--bundle", "nosuch"], "there is no bundle 'nosuch'; there are avsm, conditional_atlas, hypermorph"),
+        (["--bundle", "nosuch"], "there is no bundle 'nosuch'; there are avsm, brain_extraction, conditional_atlas"),
         (["--max_epcohs", "3"], "no setting 'max_epcohs'"),
         (
             ["--bundle", "voxelmorph", "--samples", "2"],

@@ -50,10 +50,11 @@ def rows_of(folder):
 
 
 def test_strip_writes_masks_and_images_on_the_own_grids(heads, tmp_path):
-    text = strip(
+    found = strip(
         str(heads / "a.nii.gz"), str(heads / "more"), output=str(tmp_path / "out"), weights=str(heads / "weights.pt")
     )
-    assert "2 images stripped" in text
+    assert str(found) == f"2 images done; results in {tmp_path / 'out'}"
+    assert [set(head.files) for head in found.heads] == [{"mask", "stripped"}] * 2
     for name, source in (("a", "a.nii.gz"), ("b", "more/b.nii")):
         image = nib.load(heads / source)
         mask, stripped = (nib.load(tmp_path / "out" / f"{name}_{kind}.nii.gz") for kind in ("mask", "stripped"))
