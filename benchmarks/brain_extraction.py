@@ -32,6 +32,7 @@ from custom_components.space.resampling import resample
 from custom_components.space.volumes import Volume, load_image, load_labels, load_mask
 
 Array = np.ndarray
+MOST_PICTURES = 9
 
 
 @dataclass(frozen=True)
@@ -129,10 +130,10 @@ def measure(case: Case, segmenter: BrainSegmenter) -> tuple[dict[str, object], A
     labels = label_map(found, grid_of(image))[0]
     times.append(time.process_time())
     ml = abs(float(np.linalg.det(case.image.file_affine[:3, :3]))) / 1000
-    row: dict[str, object] = {"image": case.name, "brain_ml": mask.sum() * ml}
+    row: dict[str, object] = {"image": case.name, "brain_ml": float(mask.sum()) * ml}
     if case.mask is not None:
         truth = case.mask()
-        row |= {"mask_dice": dice(mask, truth), "known_ml": truth.sum() * ml}
+        row |= {"mask_dice": dice(mask, truth), "known_ml": float(truth.sum()) * ml}
     if case.labels is not None:
         ids = list(range(1, len(STRUCTURES)))
         values = label_overlap(labels[None, None], load_labels(case.labels).data[None], ids)[0]
@@ -183,7 +184,7 @@ def draw(path: Path, pictures: Sequence[tuple[str, list[tuple[Array, Array, Arra
                 panel.contour(mask, [0.5], colors="red", linewidths=0.8)
             panel.set_title(title if not k else "", color="white", fontsize=8)
     figure.tight_layout(pad=0.3)
-    figure.savefig(path, dpi=80, facecolor="black")
+    figure.savefig(path, dpi=55, facecolor="black", pil_kwargs={"optimize": True})
     pyplot.close(figure)
 
 
@@ -199,7 +200,8 @@ def main(command: Sequence[str] | None = None) -> None:
         row, mask, labels = measure(case, segmenter)
         print({key: round(v, 3) if isinstance(v, float) else v for key, v in row.items()}, flush=True)
         rows.append(row)
-        pictures.append((case.name, middle_planes(case.image.meta_tensor(case.image.data), mask, labels)))
+        if len(pictures) < MOST_PICTURES:
+            pictures.append((case.name, middle_planes(case.image.meta_tensor(case.image.data), mask, labels)))
     write_table(args.output / "brain_extraction.csv", rows)
     draw(args.output / "brain_extraction.png", pictures)
 
