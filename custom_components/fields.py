@@ -196,6 +196,9 @@ def spatial_gradient(field: Tensor) -> Tensor:
     )
 
 
+_LARGE = 2**21  # voxels: the derivatives of all take nine times the memory of an image
+
+
 def jacobian_determinant(ddf: Tensor) -> Tensor:
     """Determinant of the Jacobian of phi = id + ddf: the full determinant, in 2-D and 3-D.
 
@@ -208,8 +211,17 @@ def jacobian_determinant(ddf: Tensor) -> Tensor:
         Shape (B, 1, *S).
     """
     _check_field(ddf)
-    du = spatial_gradient(ddf)
-    if ddf.shape[1] == 2:
+    planes, width = ddf.shape[2], max(1, _LARGE // ddf.shape[3:].numel())
+    if ddf.requires_grad or width >= planes:
+        return _determinant(spatial_gradient(ddf))
+    starts = range(0, planes, width)  # central differences need a plane more on each side
+    slabs = [_determinant(spatial_gradient(ddf[:, :, max(start - 1, 0) : start + width + 1])) for start in starts]
+    return torch.cat([slab[:, :, min(start, 1) :][:, :, :width] for start, slab in zip(starts, slabs, strict=True)], 2)
+
+
+def _determinant(du: Tensor) -> Tensor:
+    """Of the identity and a gradient (B, D, D, *S)."""
+    if du.shape[1] == 2:
         return ((1 + du[:, 0, 0]) * (1 + du[:, 1, 1]) - du[:, 0, 1] * du[:, 1, 0]).unsqueeze(1)
     a, b, c = 1 + du[:, 0, 0], du[:, 0, 1], du[:, 0, 2]
     d, e, f = du[:, 1, 0], 1 + du[:, 1, 1], du[:, 1, 2]

@@ -210,6 +210,18 @@ def test_determinant_of_a_uniform_scaling(size, rate):
     torch.testing.assert_close(determinant, torch.full_like(determinant, (1 + rate) ** len(size)))
 
 
+@pytest.mark.parametrize("size", [(17, 9), (11, 6, 5)])
+def test_a_determinant_slab_by_slab_is_that_of_the_whole(size, monkeypatch):
+    ddf = torch.randn(2, len(size), *size)
+    whole = fields.jacobian_determinant(ddf)
+    for planes in (1, 2, 3, 10):
+        monkeypatch.setattr(fields, "_LARGE", planes * math.prod(size[1:]))
+        torch.testing.assert_close(fields.jacobian_determinant(ddf), whole, rtol=0, atol=0)
+    with_gradient = ddf.clone().requires_grad_()
+    fields.jacobian_determinant(with_gradient).sum().backward()
+    assert with_gradient.grad is not None
+
+
 @both
 def test_determinant_takes_the_whole_jacobian(size):
     d = len(size)

@@ -73,7 +73,11 @@ def lps_vectors(ddf: Tensor, grid: Grid) -> np.ndarray:
     if tuple(ddf.shape) != (d, *grid.size):
         raise ValueError(f"expected a ddf of shape {(d, *grid.size)} on this grid, got {tuple(ddf.shape)}")
     to_lps = (flip_lps(d) @ grid.affine)[:d, :d]
-    return np.einsum("ij,j...->...i", to_lps, ddf.detach().cpu().numpy().astype(np.float64)).astype(np.float32)
+    field = ddf.detach().cpu().numpy()
+    vectors = np.empty((*grid.size, d), np.float32)
+    for x in range(grid.size[0]):  # plane by plane: float64 of a whole field takes more memory than the registration
+        vectors[x] = np.moveaxis(np.tensordot(to_lps, field[:, x].astype(np.float64), 1), 0, -1)
+    return vectors
 
 
 def field_from_lps(vectors: np.ndarray, affine: np.ndarray) -> DisplacementField:
