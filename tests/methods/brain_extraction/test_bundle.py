@@ -13,8 +13,10 @@ import pytest
 import torch
 from bundle_cases import REPOSITORY, messages, read_json, workflow
 
+from custom_components.commands.export import export
 from custom_components.commands.exporting import export_bundle
 from custom_components.commands.heads import images_in
+from custom_components.commands.register import register
 from custom_components.commands.segment import segment
 from custom_components.commands.strip import strip
 from custom_components.commands.words import checked, from_text
@@ -172,6 +174,17 @@ def test_evaluation_measures_the_structures_and_writes_no_image(heads, tmp_path)
 def test_metadata_name_the_classes():
     outputs = read_json(BUNDLE / "configs" / "metadata.json")["network_data_format"]["outputs"]["pred"]
     assert outputs["channel_def"] == {str(i): name for i, (name, _) in enumerate(STRUCTURES)}
+
+
+def test_it_needs_no_atlas_for_monai_label(tmp_path):
+    with pytest.raises(ValueError, match="segmentation model already"):
+        export("brain_extraction", str(tmp_path), atlas="a", atlas_labels="b", **{"for": "monai-label"})
+
+
+def test_it_registers_no_pairs(heads):
+    pair = [str(heads / "a.nii.gz"), str(heads / "more" / "b.nii")]
+    with pytest.raises(ValueError, match="morphzoo segment IMAGE"):
+        register(*pair, bundle="brain_extraction")
 
 
 @pytest.mark.slow
