@@ -11,7 +11,7 @@ def strip(
     *images: str,
     output: str = "stripped",
     border: float = 0.0,
-    threshold: float = 0.5,
+    threshold: float = 0.6,
     bundle: str = "brain_extraction",
     weights: str | None = None,
     device: str | None = None,

@@ -19,6 +19,17 @@ def largest_component(mask: np.ndarray) -> np.ndarray:
     return found == sizes.argmax()
 
 
+def cut_free(mask: np.ndarray, spacing: np.ndarray, radius: float) -> np.ndarray:
+    """The largest component without what hangs on it by bridges that are thinner than a ball of a radius.
+
+    A mask that is nowhere as thick as the ball, as in a slab, only becomes its largest component.
+    """
+    core = largest_component(with_border(mask, spacing, -radius))
+    if core.any():
+        mask = mask & with_border(core, spacing, radius + float(spacing.max()))
+    return largest_component(mask)
+
+
 def closed(mask: np.ndarray, spacing: np.ndarray, radius: float) -> np.ndarray:
     """The closing by a ball of a radius: what a ball outside the mask cannot reach; holes are filled, too."""
     box = _box(mask, spacing, 2 * radius)

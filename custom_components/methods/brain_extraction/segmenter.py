@@ -17,14 +17,16 @@ from torch import Tensor, nn
 from ...checks import check_number
 from ...notices import warn
 from ...space.background import without_air
-from ...space.grids import Grid, model_grid
+from ...space.grids import Grid, canonical_grid, model_grid
 from ...space.resampling import resample, rows_on_grid
 from ...space.values import finite_values
 from ...weights import load_weights
 from .intensities import normalize
-from .morphology import closed, largest_component, with_border
+from .morphology import closed, cut_free, largest_component, with_border
 from .network import BrainUNet
 
+BRIDGE_MM = 6.5  # half the width of bridges to scalp and eyes that are cut
+SLAB_MM = 40.0  # images that are thinner show too little to tell bridges
 CLOSING_MM = 2.5  # radius of the ball that closes a mask's sulci
 PLAUSIBLE_ML = (400.0, 2500.0)  # volume of a whole brain
 _SLAB_VOXELS = 1_000_000  # of which all probabilities are held at a time
@@ -47,7 +49,7 @@ class BrainSegmenter:
         network: nn.Module | None = None,
         *,
         spacing: float = 2.0,
-        threshold: float = 0.5,
+        threshold: float = 0.6,
         device: str | torch.device = "cpu",
     ) -> None:
         check_number("threshold", threshold, above=0, below=1)
@@ -111,7 +113,7 @@ def name_of(image: MetaTensor) -> str:
 
 
 def brain_mask(
-    probabilities: MetaTensor, grid: Grid, *, threshold: float = 0.5, border: float = 0.0, name: str = "image"
+    probabilities: MetaTensor, grid: Grid, *, threshold: float = 0.6, border: float = 0.0, name: str = "image"
 ) -> Tensor:
     """The brain (1, *grid.size), uint8: one component without holes.
 
@@ -125,7 +127,10 @@ def brain_mask(
     """
     own = grid_of(probabilities)
     brain = 1 - probabilities.as_tensor()[0]
-    core = largest_component((brain >= threshold).numpy())
+    core = np.zeros(own.size, dtype=bool)
+    seen = _seen(own, grid)
+    is_slab = min((s.stop - s.start) * step for s, step in zip(seen, own.spacing, strict=True)) < SLAB_MM
+    core[seen] = cut_free((brain >= threshold).numpy()[seen], own.spacing, 0 if is_slab else BRIDGE_MM)
     whole = closed(core, own.spacing, CLOSING_MM)
     near = torch.from_numpy(with_border(whole, own.spacing, 1.5 * float(own.spacing.max())))
     brain = torch.where(torch.from_numpy(whole), brain.clamp(min=(1 + threshold) / 2), brain) * near
@@ -144,6 +149,13 @@ def label_map(probabilities: MetaTensor, grid: Grid) -> Tensor:
         for start in range(0, grid.size[0], rows)
     ]
     return torch.cat(slabs).to(torch.uint8)[None]
+
+
+def _seen(own: Grid, grid: Grid) -> tuple[slice, ...]:
+    """The part of a network's grid in which its image lies: nothing is known beyond, so nothing is thin there."""
+    extents = [np.array(one.size) * one.spacing for one in (own, canonical_grid(grid))]
+    margins = ((extents[0] - extents[1]) / 2 / own.spacing).clip(min=0).astype(int)
+    return tuple(slice(m, n - m) for m, n in zip(margins.tolist(), own.size, strict=True))
 
 
 def _check_volume(mask: np.ndarray, grid: Grid, name: str) -> None:

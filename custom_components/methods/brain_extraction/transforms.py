@@ -101,7 +101,7 @@ class HeadMapsd(Transform):
         labels: make the label map; without it `pred` is the mask.
     """
 
-    def __init__(self, threshold: float = 0.5, border: float = 0.0, labels: bool = True) -> None:
+    def __init__(self, threshold: float = 0.6, border: float = 0.0, labels: bool = True) -> None:
         check_number("threshold", threshold, above=0, below=1)
         check_number("border", border)
         self.threshold, self.border, self.labels = threshold, border, labels

@@ -9,7 +9,7 @@ from monai.data import MetaTensor
 from scipy import ndimage
 from torch import nn
 
-from custom_components.methods.brain_extraction.morphology import closed, largest_component, with_border
+from custom_components.methods.brain_extraction.morphology import closed, cut_free, largest_component, with_border
 from custom_components.methods.brain_extraction.network import BrainUNet, shuffle
 from custom_components.methods.brain_extraction.segmenter import BrainSegmenter
 from custom_components.methods.brain_extraction.transforms import ExtractBraind
@@ -137,6 +137,23 @@ def test_the_network_keeps_any_size(spatial_dims):
 def test_the_shuffle_puts_each_channel_in_its_place():
     packed = torch.arange(2 * 8.0).view(1, 16, 1, 1, 1)
     assert torch.equal(shuffle(packed, 2).flatten(), torch.arange(16.0))
+
+
+def test_a_bridge_is_cut_and_a_slab_stays():
+    mask = np.zeros((40, 24, 24), bool)
+    mask[2:22, 2:22, 2:22] = mask[22:32, 10:13, 10:13] = mask[32:38, 2:22, 2:22] = True
+    found = cut_free(mask, np.ones(3), 4.0)
+    assert found[4:20, 4:20, 4:20].all()
+    assert not found[30:].any()
+    slab = mask[:, :, 8:12]
+    assert cut_free(np.pad(slab, ((0, 0), (0, 0), (2, 2))), np.ones(3), 4.0).sum() == slab.sum()
+
+
+def test_a_slab_of_few_slices_is_found_whole(segmenter):
+    image, truth = ball((90, 96, 84), (2.0, 2.0, 2.0))
+    image, truth = image[:, :, 50:54], truth[:, :, 50:54]
+    mask = segmenter.mask(meta(image, np.diag([2.0, 2, 2, 1])))
+    assert dice(mask[0].numpy() > 0, truth) > 0.97
 
 
 def test_closing_fills_a_gap_and_a_border_is_a_distance():
