@@ -25,7 +25,7 @@ SIMILARITIES: dict[str, tuple[Callable[[int], nn.Module], float]] = {
     "ngf": (lambda window: NGF(), 10.0),
 }
 
-_ACROSS = 4.0  # times the diffusion with LNCC: for all others, as forces come in units of their own
+_ACROSS = 2.0  # times the diffusion with LNCC: for all others, as forces come in units of their own
 
 _STIFF = 8.0  # times the smoothness, of a registration that bends about no lesion
 
