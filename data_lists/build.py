@@ -23,9 +23,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from custom_components.data.lists import make_pairs, number_or_text, split_by_person
+from custom_components.data.lists import number_or_text
 from custom_components.data.names import distinct_names, file_stem
-from custom_components.results import replacing
+from custom_components.data.tables import MISSING, PERSON, make_list, pattern_to_regex, read_people, walk, write_list
 from custom_components.vocabulary import Entry
 
 
@@ -55,10 +55,10 @@ def scans_from_folder(
         raise ValueError(f"expected a pattern with {{subject}} for images or labels, got {main!r}")
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}")
-    expression = _pattern_to_regex(main)
+    expression = pattern_to_regex(main)
     companions = {"label": label if image is not None else None, "mask": mask}
     scans = []
-    for name in _walk(folder):
+    for name in walk(folder):
         match = expression.fullmatch(name)
         if match is None:
             continue
@@ -101,7 +101,7 @@ def scans_from_bids(
         rf"(?P<subject>sub-[^/]+)/(?:(?P<session>ses-[^/]+)/)?anat/[^/]*_{re.escape(suffix)}\.nii(\.gz)?"
     )
     scans = []
-    for name in _walk(root):
+    for name in walk(root):
         match = pattern.fullmatch(name)
         if match is None:
             continue
@@ -199,38 +199,6 @@ def list_from_learn2reg(path: str | os.PathLike) -> dict[str, list[Entry]]:
     return {name: items for name, items in sections.items() if items}
 
 
-def make_list(
-    scans: Sequence[Entry],
-    *,
-    validation: float = 0.2,
-    test: float = 0.0,
-    seed: int = 0,
-    pair_kind: str = "between_people",
-    max_pairs: int = 100,
-) -> dict[str, list[Entry]]:
-    """Make the sections of a data list: scans split by person, and fixed pairs for validation and test.
-
-    Args:
-        scans: scan items.
-        validation, test: shares of the people.
-        seed: of the split and of the choice of pairs.
-        pair_kind: how the pairs are formed, see `make_pairs`.
-        max_pairs: at most this many pairs in a section.
-    Returns:
-        `training`, `validation` and `test` (scans), `validation_pairs` and `test_pairs`; empty ones are left out.
-    Raises:
-        ValueError: if there are too few people for the split or for a pair.
-    """
-    shares = {"training": 1 - validation - test, "validation": validation, "test": test}
-    sections = {name: items for name, items in split_by_person(scans, shares, seed).items() if items}
-    pairs = {
-        f"{name}_pairs": make_pairs(sections[name], pair_kind, limit=max_pairs, seed=seed)
-        for name in ("validation", "test")
-        if name in sections
-    }
-    return sections | pairs
-
-
 def cut_slices(
     data_list: str | os.PathLike,
     output: str | os.PathLike,
@@ -300,25 +268,17 @@ def add_attributes(
     Raises:
         ValueError: if a column or a person is missing, or a cell is empty.
     """
-    import csv
-
-    with open(table, newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file, delimiter="\t" if str(table).endswith(".tsv") else ","))
-    key = next((name for name in ("subject", "participant_id") if rows and name in rows[0]), None)
-    if key is None:
-        raise ValueError(f"{table}: expected a column subject or participant_id")
-    wanted = [name for name in rows[0] if name != key] if columns is None else _list_of(columns)
-    if not set(wanted) <= set(rows[0]):
-        raise ValueError(f"{table}: expected the columns {', '.join(wanted)}, got {', '.join(rows[0])}")
-    people = {row[key].removeprefix("sub-"): row for row in rows}
-    if len(people) < len(rows):
-        raise ValueError(f"{table}: expected one row for each person, got {len(rows)} rows for {len(people)} people")
+    people = read_people(table)
+    known = list(next(iter(people.values())))
+    wanted = [name for name in known if name not in PERSON] if columns is None else _list_of(columns)
+    if not set(wanted) <= set(known):
+        raise ValueError(f"{table}: expected the columns {', '.join(wanted)}, got {', '.join(known)}")
 
     def attributes(item: Entry) -> Entry:
         if "subject" not in item:
             raise ValueError(f"{data_list}: {item.get('image', item.get('label'))} has no subject to look up")
         row = people.get(str(item["subject"]).removeprefix("sub-"))
-        if row is None or any((row[name] or "").lower() in ("", "n/a", "na", "nan") for name in wanted):
+        if row is None or any((row[name] or "").lower() in MISSING for name in wanted):
             raise ValueError(f"{table}: no complete row for {item['subject']}")
         return {name: number_or_text(row[name]) for name in wanted}
 
@@ -375,26 +335,6 @@ def _slice_name(name: str, level: int) -> str:
     return str(Path(name).with_name(f"{file_stem(name)}_slice-{level}.nii.gz"))
 
 
-def write_list(path: str | os.PathLike, sections: Mapping[str, Any]) -> None:
-    """Write a data list as JSON, one item a line; an existing file is replaced only by a complete one.
-
-    Args:
-        path: the file; its folder is made if needed.
-        sections: section name to items, and any further entries (name, licence, ...).
-    Raises:
-        TypeError: if something cannot be written as JSON; nothing is left behind.
-    """
-    text = "{\n" + ",\n".join(f"{json.dumps(name)}: {_dump(value)}" for name, value in sections.items()) + "\n}\n"
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def _dump(value: Any) -> str:
-    if not isinstance(value, list):
-        return json.dumps(value, ensure_ascii=False)
-    return "[\n" + ",\n".join("  " + json.dumps(item, ensure_ascii=False) for item in value) + "\n]"
-
-
 def _check_companions(scans: Sequence[Entry], folder: Path) -> None:
     for key in ("label", "mask"):
         missing = [scan[key] for scan in scans if key in scan and not (folder / scan[key]).is_file()]
@@ -402,30 +342,6 @@ def _check_companions(scans: Sequence[Entry], folder: Path) -> None:
             raise FileNotFoundError(
                 f"{len(missing)} of {len(scans)} scans in {folder} have no {key}, the first missing is {missing[0]}"
             )
-
-
-def _walk(folder: Path) -> list[str]:
-    """All files under a folder, relative, with forward slashes, in the order of their names."""
-    names = []
-    for root, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        names += [Path(root, name).relative_to(folder).as_posix() for name in files if not name.startswith(".")]
-    return sorted(names)
-
-
-def _pattern_to_regex(pattern: str) -> re.Pattern[str]:
-    seen: set[str] = set()
-    expression = ""
-    for part in re.split(r"(\{[A-Za-z_]\w*\}|\*)", pattern):
-        name = part[1:-1]
-        if part == "*":
-            expression += "[^/]*"
-        elif part.startswith("{"):
-            expression += f"(?P={name})" if name in seen else f"(?P<{name}>[^/]+?)"
-            seen.add(name)
-        else:
-            expression += re.escape(part)
-    return re.compile(expression)
 
 
 def _find_derivative(root: Path, stem: str, ending: str) -> str:

@@ -25,6 +25,10 @@ _NIBABEL_ENDINGS = (".nii", ".nii.gz", ".mgz", ".mgh")
 _DAMAGED = (OSError, EOFError, zlib.error, ImageFileError, HeaderDataError)
 _FRAMELESS = ("TIFFImageIO", "PNGImageIO", "JPEGImageIO", "BMPImageIO")  # formats that say nothing about the world
 
+_GEOMETRY = ("0020|0037", "0020|0032", "0028|0030", "0028|0010", "0028|0011")  # directions, origin, pixels, size
+_SLICES_TURNED = 1e-3  # of a direction's cosines
+_SLICES_APART = 0.1  # of the distance of slices; scanners round positions
+
 
 def existing(path: str | os.PathLike[str]) -> str:
     """The path of a file or, for DICOM, a folder, as a string.
@@ -172,7 +176,35 @@ def dicom_slices(folder: str) -> list[str]:
             f"{folder}: expected a folder with one DICOM series, found {len(series)} ({found}); "
             "put the files of the wanted one into a folder of their own"
         )
-    return next(iter(series.values()))
+    files = next(iter(series.values()))
+    _refuse_mixed_slices(folder, files)
+    return files
+
+
+def _refuse_mixed_slices(folder: str, files: list[str]) -> None:
+    """Raises ValueError: if the slices of a series differ in direction or size, or do not follow at equal distances."""
+    if len(files) < 2:
+        return
+    texts = [dicom_texts(file, *_GEOMETRY) for file in files]
+    if any(not all(one[:2]) for one in texts):  # several frames in a file, or no image of a patient
+        return
+    directions = np.array([[float(x) for x in one[0].split("\\")] for one in texts])
+    origins = np.array([[float(x) for x in one[1].split("\\")] for one in texts])
+    along = origins @ np.cross(directions[0, :3], directions[0, 3:])
+    steps = np.abs(np.diff(along))
+    turned = (np.abs(directions - directions[0]) > _SLICES_TURNED).any(1)
+    if turned.any() or len({tuple(one[2:]) for one in texts}) > 1:
+        raise ValueError(f"{folder}: the DICOM series mixes slices of different directions or sizes")
+    if np.abs(steps - np.median(steps)).max() > _SLICES_APART * np.median(steps):
+        found = f"{steps.min():.3g} to {steps.max():.3g} mm"
+        raise ValueError(f"{folder}: expected slices at equal distances, found {found}: slices are missing, or mixed")
+
+
+def dicom_texts(path: str, *tags: str) -> list[str]:
+    """What a DICOM file says under tags such as "0020|0032"; empty where it says nothing."""
+    reader = _itk_reader(path)  # which owns what it says
+    said = reader.GetMetaDataDictionary()
+    return [str(said[tag]).strip() if said.HasKey(tag) else "" for tag in tags]
 
 
 def _reason(error: Exception) -> str:

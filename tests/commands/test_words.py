@@ -21,8 +21,14 @@ def test_flags_get_their_full_names_and_values():
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("apply", "convert", "export")])
 def test_o_is_the_output_and_b_the_bundle_of_every_command(command):
-    words = ["x", "y"] if command in ("register", "optimize") else ["x"] if command in ("evaluate", "tune") else []
-    if command != "optimize":
+    words = (
+        ["x", "y"]
+        if command in ("register", "optimize")
+        else ["x"]
+        if command in ("evaluate", "tune", "prepare")
+        else []
+    )
+    if command not in ("optimize", "prepare"):
         assert checked([command, *words, "-o", "1_0", "-b=c"], COMMANDS)[-2:] == ["--output='1_0'", "--bundle='c'"]
     assert checked([command, *words, "-o", "1_0"], COMMANDS)[-1] == "--output='1_0'"
 
