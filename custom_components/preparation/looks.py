@@ -81,7 +81,7 @@ def _flags(measures: Row, reference: str, inside: Tensor | None) -> list[str]:
     if inside is not None and any(
         bool(inside.select(axis, end).any()) for axis, n in enumerate(inside.shape) if n > 1 for end in (0, n - 1)
     ):
-        flags.append("the grid cuts the brain off")
+        flags.append("the brain mask reaches the edge of the grid")
     return flags
 
 

@@ -61,7 +61,11 @@ def _results(function: Callable[[A], B], items: Sequence[A], jobs: int) -> Itera
 
 def _in_pool(function: Callable[[A], B], items: dict[int, A], jobs: int) -> Iterator[tuple[int, B | Problem[A] | None]]:
     """Results as they come; None for what was not finished when a process died."""
-    context = multiprocessing.get_context("spawn")  # a forked process may inherit locks of torch and ITK
+    # A forked process may inherit locks of torch and ITK; a server that has only imported them has none.
+    served = "forkserver" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if served else "spawn")
+    if served:
+        context.set_forkserver_preload([type(function).__module__])
     with ProcessPoolExecutor(jobs, context, initializer=_start, initargs=(function,)) as pool:
         tasks = {pool.submit(_do, item): k for k, item in items.items()}
         for task in as_completed(tasks):
