@@ -31,7 +31,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _COMMANDS = (
-    *("apply", "atlas", "convert", "demo", "evaluate", "export", "optimize", "register"),
+    *("apply", "atlas", "convert", "demo", "evaluate", "export", "optimize", "prepare", "register"),
     *("segment", "strip", "tune"),
 )
 _FIELDS = ("compose", "integrate_velocity", "invert", "jacobian_determinant", "resize_field", "warp")

@@ -32,7 +32,8 @@ while step < steps:
     step += 1
     with open(folder / "curve.csv", "a") as curve:
         curve.write(("" if curve.tell() else "iteration,score\\n") + f"{step},{step / 100}\\n")
-    weights.write_text(str(step))
+    weights.with_suffix(".new").write_text(str(step))
+    weights.with_suffix(".new").replace(weights)  # it may be killed at any moment
 """
 WORDS = ["{output}", "{steps}", "{minutes}", "{initial}"]
 

@@ -22,7 +22,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.slow)
 
 
-@pytest.fixture(scope="session", params=BUNDLES, ids=lambda path: path.name)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """The bundles that register, or those that a test file names in `bundles`: one fixture for the whole session."""
+    if "bundle" in metafunc.fixturenames:
+        bundles = getattr(metafunc.module, "bundles", BUNDLES)
+        metafunc.parametrize("bundle", bundles, ids=lambda path: path.name, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
 def bundle(request: pytest.FixtureRequest) -> Path:
     return request.param
 

@@ -25,9 +25,7 @@ SCHEMA = REPOSITORY / "tests" / "data" / "meta_schema_20240725.json"
 SCHEMA_SHA256 = "341be94f63b0341bb8267d56a862879f13546fd542ea501054763d0dc27c55be"
 
 
-@pytest.fixture(params=EVERY_BUNDLE, ids=lambda path: path.name)
-def bundle(request: pytest.FixtureRequest) -> Path:
-    return request.param
+bundles = EVERY_BUNDLE
 
 
 def configs_of(bundle: Path) -> list[Path]:

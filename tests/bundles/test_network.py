@@ -10,9 +10,7 @@ from monai.bundle import ConfigParser, verify_net_in_out
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-@pytest.fixture(params=EVERY_BUNDLE, ids=lambda path: path.name)
-def bundle(request):
-    return request.param
+bundles = EVERY_BUNDLE
 
 
 def test_network_takes_and_gives_what_the_metadata_say(bundle):

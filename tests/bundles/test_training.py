@@ -10,9 +10,7 @@ from bundle_cases import EVERY_BUNDLE, messages, network_of, read_curve, read_js
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-@pytest.fixture(scope="session", params=EVERY_BUNDLE, ids=lambda path: path.name)
-def bundle(request):
-    return request.param
+bundles = EVERY_BUNDLE
 
 
 def test_training_lowers_the_loss(bundle, scans, trained, tmp_path):
