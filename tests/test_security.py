@@ -183,6 +183,16 @@ def test_settings_of_the_command_are_data(bundle, name, scan, canary):
 
 
 @pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("words", ["strip --weights", "segment --device", "prepare --pattern", "prepare --template"])
+def test_words_of_commands_that_register_nothing_are_data(words, text, scan, canary):
+    command, option = words.split()
+    (canary / "people").mkdir()
+    source = scan if command != "prepare" else "people"  # an empty folder: the configuration is read all the same
+    message = run(command, source, f"{option}={text}", f"--output={text}")
+    assert message.startswith("morphzoo: error: ")
+
+
+@pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("name", ["output", "weights", "affine", "device", "bundle", "spacing"])
 def test_words_of_the_command_line_are_data(name, text, scan, canary):
     message = run("register", scan, scan, f"--{name}={text}", "--affine=nowhere.tfm", "--spacing=20")

@@ -110,6 +110,7 @@ def images_in(given: Sequence[str], output: str | os.PathLike[str]) -> list[str]
         FileNotFoundError: if something is not there.
         ValueError: if a folder holds no images, or nothing is given.
     """
+    from ..data.tables import walk
     from ..space.writers import image_ending
 
     found: list[str] = []
@@ -120,7 +121,7 @@ def images_in(given: Sequence[str], output: str | os.PathLike[str]) -> list[str]
         if not os.path.isdir(one):
             found.append(one)
             continue
-        inside = [path for path in sorted(Path(one).rglob("*")) if path.is_file()]
+        inside = [Path(one, name) for name in walk(Path(one))]
         inside = [path for path in inside if not os.path.realpath(path).startswith(results + os.sep)]
         images = [str(path) for path in inside if image_ending(path)]
         if not images and not any(path.suffix.lower() in ("", ".dcm", ".ima") for path in inside):

@@ -55,8 +55,8 @@ class Template:
             ValueError: if they cannot be of one species.
         """
         both = mask is not None and self.mask is not None
-        own = volume_of(image, mask if both else None)
-        ratio = own / volume_of(self.image, self.mask if both else None)
+        own = head_volume(image, mask if both else None)
+        ratio = own / head_volume(self.image, self.mask if both else None)
         if not 1 / _SIZES_APART < ratio < _SIZES_APART:
             what = "brain" if both else "head"
             raise ValueError(
@@ -66,7 +66,7 @@ class Template:
         return ratio
 
 
-def volume_of(image: Volume, mask: Volume | None) -> float:
+def head_volume(image: Volume, mask: Volume | None) -> float:
     """Of the voxels in a mask, or of what is not background (mm^D)."""
     inside = mask.data[0].numpy() > 0 if mask is not None else foreground(image.data[0].numpy())
     return float(inside.sum()) * float(np.prod((mask or image).grid.spacing))
