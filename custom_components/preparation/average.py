@@ -18,8 +18,8 @@ from ..files import write_metrics
 from ..results import publishing
 from ..space.files import write_image
 from ..space.resampling import resample
+from ..tasks import Problem, each
 from ..vocabulary import Item
-from .processes import Problem, each
 from .sessions import Session
 from .stages import NATIVE, folder_of, read_log, read_native
 from .steps import ToTemplated, mask_of, present, volume_of

@@ -11,11 +11,11 @@ from monai.transforms import Compose
 
 from ..checks import check_number
 from ..results import check_place, publishing, retract
+from ..tasks import Problem, each
 from ..vocabulary import Row
 from . import intensities
 from .average import Target
 from .page import write_page
-from .processes import Problem, each
 from .sessions import Session
 from .stages import NATIVE, STANDARD, Stage, folder_of, read_log
 from .tables import ROOT_FILES, Lists, datalist_of, rows_of, write_tables

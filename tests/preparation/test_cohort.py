@@ -12,7 +12,7 @@ from preparation.cases import MASKS, preparation, write_person
 from preparation.workers import doubled
 
 from custom_components.data.lists import load_list
-from custom_components.preparation.processes import Problem, each
+from custom_components.tasks import Problem, each
 
 FAILED = r"^1 of 4 sessions failed, the others are done; sub-03: .*sub-03_T1w.nii.gz: cannot be read as an image"
 

@@ -13,7 +13,7 @@ from typing import Generic, TypeVar, cast
 
 from tqdm import tqdm
 
-from ..runs import sentence
+from .runs import sentence
 
 A = TypeVar("A")
 B = TypeVar("B")
