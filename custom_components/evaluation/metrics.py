@@ -214,6 +214,7 @@ def image_metrics(
     spacing_mm: Sequence[float],
     labels: Sequence[int] | None = None,
     surfaces: bool = False,
+    stages: tuple[str, str] = ("before", "after"),
 ) -> dict[str, float]:
     """How well images, label maps and landmarks of a registered pair agree; over a batch, the mean of its pairs.
 
@@ -231,6 +232,7 @@ def image_metrics(
         spacing_mm: voxel size of the grid along each axis.
         labels: ids for the overlap; by default those present in the fixed or moving label map.
         surfaces: compute the Hausdorff distances, too (slow).
+        stages: words for the moving and for the warped image in the keys.
     Returns:
         Name to number; NaN where a measure is not defined.
     Raises:
@@ -246,16 +248,17 @@ def image_metrics(
     if "moving" in batch and "fixed" in batch:
         mask = foreground_mask(batch)
         warped = pred["warped"] if "warped" in pred else warp(batch["moving"].float(), ddf)
-        for name, image in (("before", batch["moving"]), ("after", warped)):
+        for name, image in zip(stages, (batch["moving"], warped), strict=True):
             result[f"ncc_{name}"] = _mean(normalized_cross_correlation(image, batch["fixed"], mask))
             result[f"nmi_{name}"] = _mean(normalized_mutual_information(image, batch["fixed"], mask))
     if "label_moving" in batch and "label_fixed" in batch:
-        result |= _label_metrics(batch, pred, ddf, spacing, labels, surfaces)
+        result |= _label_metrics(batch, pred, ddf, spacing, labels, surfaces, stages)
     if "landmarks_moving" in batch and "landmarks_fixed" in batch:
         moving, fixed = batch["landmarks_moving"].to(ddf), batch["landmarks_fixed"].to(ddf)
-        result["landmark_error_before_mm"] = _mean(landmark_error_mm(fixed, moving, spacing_mm=spacing))
+        first, second = stages
+        result[f"landmark_error_{first}_mm"] = _mean(landmark_error_mm(fixed, moving, spacing_mm=spacing))
         mapped = transform_points(fixed, ddf)
-        result["landmark_error_after_mm"] = _mean(landmark_error_mm(mapped, moving, spacing_mm=spacing))
+        result[f"landmark_error_{second}_mm"] = _mean(landmark_error_mm(mapped, moving, spacing_mm=spacing))
     return result
 
 
@@ -266,16 +269,18 @@ def _label_metrics(
     spacing: list[float],
     labels: Sequence[int] | None,
     surfaces: bool,
+    stages: tuple[str, str],
 ) -> dict[str, float]:
     moving, fixed = integer_labels(batch["label_moving"]), integer_labels(batch["label_fixed"])
     warped = integer_labels(pred["label_warped"]) if "label_warped" in pred else warp(moving, ddf, mode="nearest")
     labels = present_labels(moving, fixed) if labels is None else list(labels)
     result: dict[str, float] = {}
-    overlaps = {"before": label_overlap(moving, fixed, labels), "after": label_overlap(warped, fixed, labels)}
+    maps = dict(zip(stages, (moving, warped), strict=True))
+    overlaps = {name: label_overlap(image, fixed, labels) for name, image in maps.items()}
     for name, overlap in overlaps.items():
         result[f"dice_{name}"] = _mean(overlap.nanmean(dim=1))
     if surfaces:
-        for name, image in (("before", moving), ("after", warped)):
+        for name, image in maps.items():
             result[f"hd95_{name}_mm"] = _mean(hausdorff95(image, fixed, labels, spacing_mm=spacing).nanmean(dim=1))
     for name, overlap in overlaps.items():
         result |= {f"dice_{name}_{label}": _mean(overlap[:, i]) for i, label in enumerate(labels)}

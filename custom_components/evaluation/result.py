@@ -15,6 +15,8 @@ from ..space.readers import Itk
 from ..space.transform import Transform
 from ..vocabulary import Entry, Metrics, Row
 
+MEASURED = ("before", "aligned", "after")  # by the headers, after the linear stages, through the whole transform
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -47,7 +49,8 @@ class Registration:
         files: path of each file, by kind: "warped", "transform", "metrics", "picture", ...
         metrics: measures by name, as in metrics.json, and the list `warnings`.
         captions: one line of text for each measure that a summary shows, in the order of the lines. A measure "x" may
-            stand in `metrics` as "x_before" and "x_after".
+            stand in `metrics` as "x_before" (as the headers place the images), "x_aligned" (after the linear stages
+            alone) and "x_after".
         arrays: images by kind with their affines (RAS mm), shape (C, *S).
         transforms: "transform" and, if the inverse is known, "inverse_transform".
         publish: writes this result into a folder of results; None for one that was read from files.
@@ -147,10 +150,9 @@ class Registration:
         """The most important measures and the warnings, one a line, and where the files are."""
         lines = []
         for key, text in self.captions.items():
-            if f"{key}_before" in self.metrics:
-                values = self.metrics[f"{key}_before"], self.metrics[f"{key}_after"]
-                lines.append(f"{text:44s} {values[0]:8.4f} -> {values[1]:.4f}")
-            elif key in self.metrics:
-                lines.append(f"{text:44s} {self.metrics[key]:8.4f}")
+            names = [name for name in (key, *(f"{key}_{stage}" for stage in MEASURED)) if name in self.metrics]
+            if names:
+                first, *others = (self.metrics[name] for name in names)
+                lines.append(f"{text:44s} {first:8.4f}" + "".join(f" -> {value:.4f}" for value in others))
         lines += [f"warning: {warning}" for warning in self.warnings]
         return "\n".join([*lines, *([] if self.folder is None else ["", f"results in {self.folder}"])])

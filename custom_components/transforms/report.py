@@ -5,15 +5,18 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
 from ..evaluation.metrics import image_metrics
-from ..evaluation.overlap import label_overlap, present_labels
+from ..evaluation.overlap import hausdorff95, label_overlap, present_labels
 from ..evaluation.pictures import pair_picture
+from ..evaluation.result import MEASURED
 from ..notices import warn
-from ..space.resampling import resample
+from ..space.grids import Grid
+from ..space.resampling import Step, resample
 from ..space.volumes import Volume
 from ..vocabulary import Row
 from .landmarks import landmark_metrics
@@ -42,12 +45,13 @@ _CAPTIONS = {
 class PairReport:
     """A reporter: the measures of a pair, and picture.png.
 
-    Similarity is measured on the model grid (see `image_metrics`) and between the images themselves (see
-    `image_likeness`, which warns where it fell). Folding, the spread of log J, displacements and inverse consistency
-    are those of the written fields at the voxels of the fixed image (see `WrittenField`). So is overlap: the warped
-    label map of an earlier reporter against the original fixed one (`dice_before`: placed by the headers alone; a
-    warning says if it fell). Landmarks go through the whole transform (see `landmark_metrics`, which warns where they
-    fell apart).
+    Names have the stage: `_before` is as the headers place the images, `_aligned` after the linear stages alone (the
+    same as before if there are none), `_after` through the whole transform. Similarity is measured on the model grid
+    (`ncc_aligned`, see `image_metrics`) and between the images themselves (see `image_likeness`, which warns where it
+    fell). Folding, the spread of log J, displacements and inverse consistency are those of the written fields at the
+    voxels of the fixed image (see `WrittenField`). So is overlap: the warped label map of an earlier reporter against
+    the original fixed one; a warning says if it fell. Landmarks go through the whole transform (see `landmark_metrics`,
+    which warns where they fell apart).
 
     Args:
         labels: ids for the overlap; by default those present in the pair, without the background.
@@ -68,7 +72,10 @@ class PairReport:
         if self.surfaces:
             batch |= {key: pair.images[key][None] for key in ("label_moving", "label_fixed") if key in pair.images}
         pred = {key: pair.pred[key][None] for key in ("ddf", "warped") if key in pair.pred}
-        metrics |= image_metrics(batch, pred, spacing_mm=pair.spacing_mm, labels=self.labels, surfaces=self.surfaces)
+        measure = partial(image_metrics, labels=self.labels, surfaces=self.surfaces, stages=MEASURED[1:])
+        metrics |= measure(batch, pred, spacing_mm=pair.spacing_mm)
+        if self.surfaces and "label_moving" in batch and "label_fixed" in batch:
+            metrics["hd95_before_mm"] = self._first_distance(pair, metrics["hd95_aligned_mm"])
         metrics |= pair.written.metrics
         warped = earlier.files["warped_label"].image if "warped_label" in earlier.files else None
         if warped is not None and "label_fixed" in pair.volumes:
@@ -82,10 +89,12 @@ class PairReport:
         return Report(metrics, files, _CAPTIONS)
 
     def _overlap(self, pair: RegisteredPair, after: Tensor) -> dict[str, float]:
-        target, before = (_on_grid(pair.volumes[f"label_{r}"], pair.volumes["fixed"]) for r in ("fixed", "moving"))
+        grid, moving = pair.volumes["fixed"].grid, pair.volumes["label_moving"]
+        target, before = (_on_grid(labels, grid) for labels in (pair.volumes["label_fixed"], moving))
+        aligned = _on_grid(moving, grid, [pair.world_matrix]) if pair.is_aligned else before
         labels = self.labels or present_labels(target, before)
         result: dict[str, float] = {}
-        for name, source in (("before", before), ("after", after)):
+        for name, source in zip(MEASURED, (before, aligned, after), strict=True):
             dice = label_overlap(source[None], target[None], labels)[0]
             result[f"dice_{name}"] = float(dice.nanmean())
             result |= {f"dice_{name}_{label}": float(value) for label, value in zip(labels, dice, strict=True)}
@@ -96,9 +105,17 @@ class PairReport:
             )
         return result
 
+    def _first_distance(self, pair: RegisteredPair, aligned: float) -> float:
+        """The mean distance of surfaces as the headers place them, on the model grid like the other two."""
+        if not pair.is_aligned:
+            return aligned
+        before, target = _on_grid(pair.volumes["label_moving"], pair.grid), pair.images["label_fixed"]
+        distances = hausdorff95(before[None], target[None], self.labels, spacing_mm=pair.spacing_mm)
+        return float(distances.nanmean())
 
-def _on_grid(labels: Volume, image: Volume) -> Tensor:
-    return resample(labels.data, labels.affine, image.grid, mode="nearest")
+
+def _on_grid(labels: Volume, grid: Grid, steps: Sequence[Step] = ()) -> Tensor:
+    return resample(labels.data, labels.affine, grid, steps=steps, mode="nearest")
 
 
 def _draw(pair: RegisteredPair, path: Path) -> None:
