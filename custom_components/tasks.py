@@ -1,26 +1,33 @@
-"""Do the same for many items, in this process or in several, and let none of them stop the others."""
+"""Do the same for many items, in this process or on a Dask cluster, and let none of them stop the others.
+
+Dask distributed (https://distributed.dask.org) starts the processes, hands out the items, and does again what a process
+that died had not finished. Nothing of that is done here.
+"""
 
 from __future__ import annotations
 
-import multiprocessing
+import contextlib
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.process import BaseProcess
-from typing import Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from tqdm import tqdm
 
+from .checks import check_number
 from .runs import sentence
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 A = TypeVar("A")
 B = TypeVar("B")
 
-_DIED = "its process died, as happens when memory is short: try --jobs 1"
+_BATCH = 1000  # items that are sent at once
 
-_function: Callable[..., object] | None = None  # what a process of the pool does with each item
+# Threads of one process share random numbers, warnings and what is printed.
+_one_at_a_time = threading.Lock()
 
 
 class Problem(Generic[A]):
@@ -30,76 +37,138 @@ class Problem(Generic[A]):
         self.item, self.reason = item, reason
 
 
-def each(function: Callable[[A], B], items: Sequence[A], *, jobs: int = 1, title: str = "") -> list[B | Problem[A]]:
-    """What a function gives for each item, in their order, or the problem that an item had.
+class Workers:
+    """Those who work on items: this process, processes of this machine, or those of a cluster.
+
+    As a context manager it keeps its processes for all calls inside of the block. They start with the first items.
 
     Args:
-        function: with what it refers to, can be pickled if there are several jobs.
-        jobs: processes, each of one thread; 1 works in this one, with its threads.
-        title: of the progress bar, which tells the time that is left.
+        jobs: processes on this machine, each of one thread; 1 works in this one, with its threads.
+        scheduler: address of a Dask scheduler (tcp://..., tls://...), or the file that it wrote (*.json), whose workers
+            do all. They need this package and the same paths; `jobs` has no meaning then.
+    Raises:
+        ValueError: if `jobs` is no whole number of at least 1.
     """
-    found: dict[int, B | Problem[A]] = {}
-    # A process that dies takes its pool along: what is left then gets a process for each item.
-    for k, result in tqdm(_results(function, items, jobs), total=len(items), desc=title, disable=not items):
-        found[k] = result
-    return [found[k] for k in range(len(items))]
 
+    def __init__(self, jobs: int = 1, scheduler: str | None = None) -> None:
+        check_number("jobs", jobs, least=1, whole=True)
+        self.jobs, self.scheduler = jobs, scheduler
+        self._opened = contextlib.ExitStack()
+        self._client: Client | None = None
 
-def _results(function: Callable[[A], B], items: Sequence[A], jobs: int) -> Iterator[tuple[int, B | Problem[A]]]:
-    if jobs <= 1 or len(items) < 2:
-        yield from ((k, _tried(function, item)) for k, item in enumerate(items))
-        return
-    left = dict(enumerate(items))
-    for k, result in _in_pool(function, left, min(jobs, len(items))):
-        if result is not None:
-            del left[k]
-            yield k, result
-    for k, item in left.items():
-        ((_, again),) = _in_pool(function, {k: item}, 1)
-        yield k, Problem(item, _DIED) if again is None else again
+    def __enter__(self) -> Workers:
+        return self
 
+    def __exit__(self, *error: object) -> None:
+        self._client = None
+        self._opened.close()
 
-def _in_pool(function: Callable[[A], B], items: dict[int, A], jobs: int) -> Iterator[tuple[int, B | Problem[A] | None]]:
-    """Results as they come; None for what was not finished when a process died."""
-    # A forked process may inherit locks of torch and ITK; a server that has only imported them has none.
-    served = "forkserver" in multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if served else "spawn")
-    if served:
-        context.set_forkserver_preload([type(function).__module__])
-    with ProcessPoolExecutor(jobs, context, initializer=_start, initargs=(function,)) as pool:
-        tasks = {pool.submit(_do, item): k for k, item in items.items()}
-        for task in as_completed(tasks):
+    def each(self, function: Callable[[A], B], items: Sequence[A], title: str = "") -> list[B | Problem[A]]:
+        """What a function gives for each item, in their order, or the problem that an item had.
+
+        Args:
+            function: with what it refers to, can be pickled. A process gets it once, so what it keeps is there for the
+                process's next item.
+            title: of the progress bar, which tells the time that is left. What an item prints or logs is not shown.
+        Raises:
+            OSError: if the scheduler cannot be reached.
+        """
+        alone = self.scheduler is None and (self.jobs == 1 or len(items) < 2)
+        results = _here(function, items) if alone else self._there(function, items)
+        found: dict[int, B | Problem[A]] = {}
+        for k, result in tqdm(results, total=len(items), desc=title, disable=not items):
+            found[k] = result
+        return [found[k] for k in range(len(items))]
+
+    def _there(self, function: Callable[[A], B], items: Sequence[A]) -> Iterator[tuple[int, B | Problem[A]]]:
+        from distributed import as_completed
+
+        client = self._connected()
+        # As the result of a task it goes to each process once, and Dask makes it again where one died with it.
+        shared = client.submit(_same, function, pure=False)
+        futures = client.map(_tried, items, function=shared, pure=False, batch_size=_BATCH)
+        places = {future.key: k for k, future in enumerate(futures)}
+        done = as_completed(futures, loop=client.loop, with_results=True, raise_errors=False)
+        del futures  # what was taken, nobody keeps
+        for future, result in done:
+            k = places[future.key]
+            yield k, result if future.status == "finished" else Problem(items[k], _reason(result))
+
+    def _connected(self) -> Client:
+        if self._client is None:
+            from distributed import Client
+
             try:
-                yield tasks[task], cast("B | Problem[A]", task.result())
-            except BrokenProcessPool:
-                yield tasks[task], None
+                where = {"scheduler_file" if str(self.scheduler).endswith(".json") else "address": self._where()}
+                self._client = self._opened.enter_context(Client(**where, set_as_default=False))
+            except (OSError, ValueError) as error:
+                raise OSError(f"{self.scheduler}: no Dask scheduler can be reached there ({error})") from error
+        return self._client
+
+    def _where(self) -> object:
+        """The scheduler that was named, or one of our own with its processes."""
+        if self.scheduler is not None:
+            return self.scheduler
+        from dask import config
+        from distributed import LocalCluster
+
+        # A process has one item at a time, else it would take those along that wait for it when it dies. Other
+        # programs hold Python's lock for minutes: that is no sign of death, and the end of a process is seen at once.
+        self._opened.enter_context(
+            config.set({"distributed.scheduler.worker-saturation": 1.0, "distributed.scheduler.worker-ttl": None})
+        )
+        cluster = LocalCluster(
+            n_workers=self.jobs,
+            threads_per_worker=1,
+            memory_limit=0,  # a process over Dask's limit would wait for memory that it holds itself
+            dashboard_address="127.0.0.1:0",
+            security=True,  # else whoever has an account on this machine could run code as us
+            silence_logs=logging.CRITICAL,
+            env={"ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1"},  # Dask itself sets OMP_NUM_THREADS and the like
+        )
+        return self._opened.enter_context(cluster)
 
 
-def _start(function: Callable[..., object]) -> None:
-    global _function
-    import torch
-
-    os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = "1"
-    torch.set_num_threads(1)
-    _function = function
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+def each(
+    function: Callable[[A], B], items: Sequence[A], *, jobs: int = 1, scheduler: str | None = None, title: str = ""
+) -> list[B | Problem[A]]:
+    """As `Workers.each`, with workers for this call alone; arguments as those of `Workers`."""
+    with Workers(jobs, scheduler) as workers:
+        return workers.each(function, items, title)
 
 
-def _end_with(parent: BaseProcess) -> None:
-    """A process of the pool does not outlive a run that was killed."""
-    parent.join()
-    os._exit(1)
+def _here(function: Callable[[A], B], items: Sequence[A]) -> Iterator[tuple[int, B | Problem[A]]]:
+    yield from ((k, _tried(item, function)) for k, item in enumerate(items))
 
 
-def _do(item: object) -> object:
-    assert _function is not None
-    return _tried(_function, item)
+def _same(function: Callable[[A], B]) -> Callable[[A], B]:
+    return function
 
 
-def _tried(function: Callable[[A], B], item: A) -> B | Problem[A]:
-    try:
-        return function(item)
-    except Exception as error:
-        return Problem(item, sentence(error))
+def _tried(item: A, function: Callable[[A], B]) -> B | Problem[A]:
+    with _one_at_a_time, _quiet():
+        try:
+            return function(item)
+        except Exception as error:
+            return Problem(item, sentence(error))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Warnings stand in each item's result; a thousand items that talk would bury the progress bar."""
+    before = logging.root.manager.disable
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(before)
+
+
+def _reason(failure: object) -> str:
+    from distributed import KilledWorker
+
+    error = failure[1] if isinstance(failure, tuple) else failure
+    if isinstance(error, KilledWorker):
+        return "its process died each time, as happens when memory is short: try fewer jobs"
+    return sentence(error) if isinstance(error, BaseException) else str(error)

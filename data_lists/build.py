@@ -1,6 +1,7 @@
 """Write a data list (see README.md beside this file) from a data set that was downloaded.
 
     python -m data_lists.build folder DIR --image "t1/{subject}.nii.gz" --label "seg/{subject}.nii.gz" -o list.json
+    python -m data_lists.build folder DIR --image "{subject}.nii.gz" --pair_kind atlas --atlas FILE -o list.json
     python -m data_lists.build labelmaps DIR --label "{subject}_seg.nii.gz" -o list.json
     python -m data_lists.build bids DIR --derivatives derivatives/fs --label_suffix desc-aseg_dseg -o list.json
     python -m data_lists.build neurite_oasis DIR -o list.json
@@ -329,6 +330,14 @@ def _list_of(value: Any) -> list[Any]:
     return [value] if isinstance(value, str | int) else list(value)
 
 
+def _relative_to(path: str, folder: str) -> str:
+    """A file as a list of this folder names it: relative where it lies in there, else whole."""
+    whole, root = Path(path).absolute(), Path(folder).absolute()
+    if not whole.exists():
+        raise FileNotFoundError(f"{path}: there is no such atlas")
+    return whole.relative_to(root).as_posix() if whole.is_relative_to(root) else str(whole)
+
+
 def _slice_name(name: str, level: int) -> str:
     if os.path.isabs(name) or os.path.normpath(name).startswith(".."):
         raise ValueError(f"expected paths inside of the list's folder, got {name}")
@@ -387,7 +396,8 @@ class Commands:
         output: the list.
         validation, test: shares of the people.
         seed: of the split and of the choice of pairs.
-        pair_kind: between_people, all, neighbours or same_person.
+        pair_kind: between_people, all, neighbours, same_person, or atlas: each scan to one image.
+        atlas, atlas_label: that image and its label map; they may lie anywhere.
         max_pairs: at most this many pairs in a section.
     """
 
@@ -399,19 +409,22 @@ class Commands:
         test: float = 0.0,
         seed: int = 0,
         pair_kind: str = "between_people",
+        atlas: str | None = None,
+        atlas_label: str | None = None,
         max_pairs: int = 100,
     ) -> None:
         self._output = str(output)
+        self._atlas = {"image": atlas, "label": atlas_label}
         self._split: dict[str, Any] = {"validation": validation, "test": test, "seed": seed}
         self._split |= {"pair_kind": pair_kind, "max_pairs": max_pairs}
 
     def folder(self, folder: str, image: str, label: str | None = None, mask: str | None = None) -> str:
         """Images of a plain folder by patterns with {subject}."""
-        return self._write(make_list(scans_from_folder(folder, image=image, label=label, mask=mask), **self._split))
+        return self._write_split(folder, scans_from_folder(folder, image=image, label=label, mask=mask))
 
     def labelmaps(self, folder: str, label: str) -> str:
         """Label maps without images, by a pattern with {subject}."""
-        return self._write(make_list(scans_from_folder(folder, label=label), **self._split))
+        return self._write_split(folder, scans_from_folder(folder, label=label))
 
     def bids(
         self,
@@ -425,11 +438,11 @@ class Commands:
         scans = scans_from_bids(
             folder, suffix=suffix, derivatives=derivatives, label_suffix=label_suffix, mask_suffix=mask_suffix
         )
-        return self._write(make_list(scans, **self._split))
+        return self._write_split(folder, scans)
 
     def neurite_oasis(self, folder: str, labels: int | None = 35) -> str:
         """The neurite-OASIS data set."""
-        return self._write(make_list(scans_from_neurite_oasis(folder, labels=labels), **self._split))
+        return self._write_split(folder, scans_from_neurite_oasis(folder, labels=labels))
 
     def learn2reg(self, path: str) -> str:
         """A Learn2Reg data set by its JSON file; the split is the challenge's own."""
@@ -453,6 +466,10 @@ class Commands:
     ) -> str:
         """A structure's share (%) of the labelled voxels as an attribute of the scans of a list, see `add_share`."""
         return self._write(add_share(data_list, name, labels, of, dataset_dir))
+
+    def _write_split(self, folder: str, scans: Sequence[Entry]) -> str:
+        atlas = {key: _relative_to(path, folder) for key, path in self._atlas.items() if path is not None}
+        return self._write(make_list(scans, **self._split, atlas=atlas or None))
 
     def _write(self, sections: Mapping[str, Any]) -> str:
         write_list(self._output, sections)

@@ -13,6 +13,7 @@ PARTS = {
     "exporting",
     "heads",
     "label_server_export",
+    "loaded",
     "monai_transforms",
     "registrar",
     "settings",

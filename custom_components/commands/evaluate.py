@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..vocabulary import Entry
 from .bundles import DEFAULT_BUNDLE, find_bundle, overlay_path, takes_scans
-from .workflow import as_list, check_settings, infer, spatial_dims
+from .loaded import Registering
+from .workflow import as_list, check_files, check_settings, check_takes_pairs, results_in, spatial_dims
 
 if TYPE_CHECKING:
-    from ..evaluation.cohort import Cohort
+    from ..evaluation.cohort import Cohort, CohortReport
+    from ..tasks import Workers
 
 
 def evaluate(
@@ -20,6 +24,8 @@ def evaluate(
     section: str = "validation_pairs",
     dataset_dir: str | None = None,
     again: bool = False,
+    jobs: int = 1,
+    scheduler: str | None = None,
     overlay: str | Sequence[str] = (),
     window: Sequence[float] | None = None,
     fill: float | None = None,
@@ -39,6 +45,8 @@ def evaluate(
         section: of the list; its items are pairs.
         dataset_dir: folder to which the list's paths are relative; default: the list's folder.
         again: do all pairs again.
+        jobs: processes, each of one thread; 1 uses all threads for one pair after the other.
+        scheduler: a Dask scheduler whose workers do the pairs instead, tcp://HOST:PORT or its file (docs/cohort.md).
         overlay: further config files, the last one wins.
         window, fill: intensities that are compared, and the value outside the moving image, as in `register`.
         **settings: any setting of the bundle's inference.json.
@@ -47,28 +55,58 @@ def evaluate(
     Raises:
         RuntimeError: after the others are done, if a pair failed.
     """
-    from ..data.lists import is_pair, load_list
-    from ..data.names import named
     from ..evaluation.cohort import CohortReport
+    from ..tasks import Workers
     from ..transforms.requests import finished, request_of
 
-    pairs = named(load_list(data_list, section, dataset_dir))
-    single = takes_scans(find_bundle(bundle))
-    if any(is_pair(pair) == single for pair in pairs):
-        kinds = ("single scans", "pairs of moving and fixed")
-        raise ValueError(f"section {section!r} of {data_list} holds {kinds[single]}, expected {kinds[not single]}")
-    overlays = [*as_list(overlay), overlay_path("evaluate")]
+    root, workers = find_bundle(bundle), Workers(jobs, scheduler)
+    pairs = _items(data_list, section, dataset_dir, root)
+    dimension, overlays = spatial_dims(pairs), [*as_list(overlay), overlay_path("evaluate")]
     settings |= {"output_dir": str(output), "window": window, "fill": fill}
-    root = find_bundle(bundle)
-    configs, given = check_settings(root, overlays, settings, spatial_dims(pairs))
+    configs, given = check_settings(root, overlays, settings, dimension)
     pairs = [{**pair, "request": request_of(pair, root, configs, given)} for pair in pairs]
     results = {} if again else {pair["id"]: finished(str(output), pair, pair["request"]) for pair in pairs}
-    earlier = [result for result in results.values() if result]
-    if earlier:
-        print(f"{len(earlier)} of {len(pairs)} pairs are done already (--again does them again)", flush=True)
+    report = CohortReport(output, [result for result in results.values() if result])
+    if done := len(report.registrations):
+        print(f"{done} of {len(pairs)} pairs are done already (--again does them again)", flush=True)
     missing = [pair for pair in pairs if not results.get(pair["id"])]
     if missing:
-        return infer(bundle, missing, overlays, settings, earlier=earlier)
-    report = CohortReport(output, earlier)
+        _register(missing, Registering(root, dimension, overlays, settings), report, workers)
     report.write()
+    if report.failures:
+        first = report.failures[0]
+        raise RuntimeError(
+            f"{len(report.failures)} of {len(missing)} pairs failed, the others are done; {first.id}: {first.reason}"
+        )
     return report.cohort
+
+
+def _items(data_list: str, section: str, dataset_dir: str | None, bundle: Path) -> list[Entry]:
+    """The items of a list, each with an id. Raises ValueError: if the bundle takes others."""
+    from ..data.lists import is_pair, load_list
+    from ..data.names import named
+
+    items = named(load_list(data_list, section, dataset_dir))
+    single = takes_scans(bundle)
+    if any(is_pair(item) == single for item in items):
+        kinds = ("single scans", "pairs of moving and fixed")
+        raise ValueError(f"section {section!r} of {data_list} holds {kinds[single]}, expected {kinds[not single]}")
+    if not single:
+        check_takes_pairs(bundle)
+    check_files(items)
+    return items
+
+
+def _register(pairs: list[Entry], registering: Registering, report: CohortReport, workers: Workers) -> None:
+    """Register pairs, and tell the report what became of each."""
+    from ..evaluation.result import Failure
+    from ..tasks import Problem
+
+    _ = registering.loaded  # what components refuse, they refuse before anything is written
+    with results_in(report.output_dir, pairs), workers:
+        report.check()
+        for pair, result in zip(pairs, workers.each(registering, pairs, "pairs"), strict=True):
+            if isinstance(result, Problem):
+                report.failures.append(Failure(pair["id"], pair, result.reason))
+            else:
+                report.registrations.append(result)

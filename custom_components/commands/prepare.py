@@ -28,6 +28,7 @@ def prepare(
     pattern: str | None = None,
     run: int | None = None,
     jobs: int | None = None,
+    scheduler: str | None = None,
     again: bool = False,
     overlay: str | Sequence[str] = (),
     **settings: object,
@@ -54,6 +55,7 @@ def prepare(
         pattern: which files are taken if not BIDS, for instance "{subject}/{session}_{contrast}.nii.gz".
         run: which run to take where a session has several.
         jobs: processes, each of one thread; default: 1.
+        scheduler: a Dask scheduler whose workers do the sessions instead, tcp://HOST:PORT or its file (docs/cohort.md).
         again: do all sessions again.
         overlay: further config files, the last one wins.
         **settings: any other setting of bundles/prepare/configs/prepare.json: --template_mask FILE, --stripped False,
@@ -71,6 +73,7 @@ def prepare(
     settings |= {"dataset_dir": str(folder), "output_dir": str(output), "template": template, "spacing": spacing}
     settings |= {"size": size, "normalize": normalize, "bias": bias, "brain": brain, "masks": masks}
     settings |= {"contrasts": contrasts, "pattern": pattern, "take_run": run, "jobs": jobs, "again": again}
+    settings["scheduler"] = scheduler
     configs = [str(root / "configs" / "prepare.json"), *as_list(overlay)]
     config = ConfigParser.load_config_files(configs)
     parser = ConfigParser(config)

@@ -4,48 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from ..vocabulary import Entry
 from .bundles import DEFAULT_BUNDLE, find_bundle
-from .workflow import as_list, check_files, check_settings, check_takes_pairs, load_workflow, results_in
+from .loaded import Loaded
+from .workflow import as_list, check_files, check_settings, check_takes_pairs, results_in
 
 if TYPE_CHECKING:
-    import torch
-    from monai.engines import SupervisedEvaluator
-
     from ..evaluation.result import Failure, Registration
-    from ..random_numbers import RandomState
     from ..space.memory_images import Image
-    from ..transforms.load import LoadPaird
-    from ..transforms.publish import Publishd
 
     Pair = Mapping[str, Image] | tuple[Image, Image]
-
-
-@dataclass(frozen=True)
-class _Loaded:
-    """What registers pairs of one dimension; `start` are the random numbers that each pair begins with."""
-
-    preprocessing: LoadPaird
-    evaluator: SupervisedEvaluator
-    publisher: Publishd
-    device: torch.device
-    start: RandomState
-
-    def register(self, pair: Entry) -> Registration:
-        """As the evaluator does it, in memory; its handlers do not run."""
-        import torch
-        from monai.data import decollate_batch, list_data_collate
-
-        batch = list_data_collate([self.preprocessing(cast("dict[object, object]", pair))])
-        image, _, positional, options = self.evaluator.prepare_batch(batch, self.device)
-        amp = torch.autocast(self.device.type, enabled=self.evaluator.amp)
-        with self.evaluator.mode(self.evaluator.network), amp:
-            pred = self.evaluator.inferer(image, self.evaluator.network, *positional, **options)
-        (item,) = decollate_batch({**batch, "pred": pred})
-        return self.publisher.registration(item)
 
 
 class Registrar:
@@ -66,7 +36,7 @@ class Registrar:
         self.bundle, self.overlays, self.settings = find_bundle(bundle), as_list(overlay), settings
         check_takes_pairs(self.bundle)
         check_settings(self.bundle, self.overlays, settings, 3)
-        self._loaded: dict[int, _Loaded] = {}
+        self._loaded: dict[int, Loaded] = {}
 
     def __call__(
         self,
@@ -113,9 +83,9 @@ class Registrar:
         pair |= {"id": id} if id is not None else {}
         loaded = self._load(spatial_dims_of(pair["fixed"]))
         if output is None:
-            return self._register(loaded, pair)
+            return loaded.register(pair)
         with results_in(output, [pair]):
-            return self._register(loaded, pair).save(output)
+            return loaded.register(pair).save(output)
 
     def pairs(
         self, pairs: Iterable[Pair], output: str | os.PathLike[str] | None = None, *, tolerant: bool = True
@@ -145,23 +115,7 @@ class Registrar:
             else:
                 yield result if output is None else result.in_files()
 
-    def _register(self, loaded: _Loaded, pair: Entry) -> Registration:
-        from ..random_numbers import own_random_numbers
-        from ..runs import unwrapped
-
-        with own_random_numbers(loaded.start), unwrapped():
-            return loaded.register(pair)
-
-    def _load(self, spatial_dims: int) -> _Loaded:
-        from ..random_numbers import RandomState, own_random_numbers
-        from ..runs import unwrapped
-
+    def _load(self, spatial_dims: int) -> Loaded:
         if spatial_dims not in self._loaded:
-            with own_random_numbers(), unwrapped():
-                no_pairs: Entry = {"dataset#data": []}  # they come one by one
-                workflow = load_workflow(self.bundle, spatial_dims, self.overlays, self.settings, no_pairs)
-                part = workflow.parser.get_parsed_content
-                self._loaded[spatial_dims] = _Loaded(
-                    part("preprocessing"), part("evaluator"), part("postprocessing"), part("device"), RandomState.now()
-                )
+            self._loaded[spatial_dims] = Loaded.of(self.bundle, spatial_dims, self.overlays, self.settings)
         return self._loaded[spatial_dims]

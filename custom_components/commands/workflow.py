@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from monai.bundle import ConfigParser, ConfigWorkflow
 
     from ..evaluation.cohort import Cohort
-    from ..evaluation.result import Registration
 
 QUALITIES = ("fast", "default", "best")
 
@@ -38,15 +37,13 @@ def infer(
     pairs: list[Entry],
     overlays: str | Sequence[str],
     settings: Mapping[str, object],
-    *,
-    earlier: Sequence[Registration] = (),
 ) -> Cohort:
-    """Run a bundle's inference.json on pairs; what became of each, after the results of an earlier run.
+    """Run a bundle's inference.json on pairs; what became of each.
 
     Arguments and errors as in `build_workflow`; `output_dir` must be among the settings. OSError: if it cannot be made,
     or holds the result of something else under an item's id.
     """
-    workflow = build_workflow(bundle, pairs, overlays, settings, earlier=earlier)
+    workflow = build_workflow(bundle, pairs, overlays, settings)
     workflow.parser.get_parsed_content("evaluator")  # what components refuse, they refuse before anything is written
     with results_in(workflow.parser.get_parsed_content("output_dir"), pairs):
         workflow.run()
@@ -79,8 +76,6 @@ def build_workflow(
     pairs: list[Entry],
     overlays: str | Sequence[str],
     settings: Mapping[str, object],
-    *,
-    earlier: Sequence[Registration] = (),
 ) -> ConfigWorkflow:
     """A bundle's inference.json, initialised for these pairs.
 
@@ -89,7 +84,6 @@ def build_workflow(
         pairs: items with paths of files; scans for a bundle with a template.
         overlays: further config files, the last one wins.
         settings: by id; those that are None are left out.
-        earlier: registrations that go into the cohort's tables, too.
     Raises:
         FileNotFoundError: if a file or the weights are missing.
         ValueError: if the bundle has no such setting, takes other items, or the weights are another network's.
@@ -98,8 +92,7 @@ def build_workflow(
     root = find_bundle(bundle)
     if any("moving" in pair for pair in pairs):
         check_takes_pairs(root)
-    more = {"dataset#data": pairs} | ({"cohort#earlier": list(earlier)} if earlier else {})
-    return load_workflow(root, spatial_dims(pairs), overlays, settings, more)
+    return load_workflow(root, spatial_dims(pairs), overlays, settings, {"dataset#data": pairs})
 
 
 def check_takes_pairs(bundle: Path) -> None:

@@ -66,6 +66,7 @@ def make_list(
     test: float = 0.0,
     seed: int = 0,
     pair_kind: str = "between_people",
+    atlas: Entry | None = None,
     max_pairs: int = 100,
 ) -> dict[str, list[Entry]]:
     """Make the sections of a data list: scans split by person, and fixed pairs for validation and test.
@@ -74,7 +75,7 @@ def make_list(
         scans: scan items.
         validation, test: shares of the people.
         seed: of the split and of the choice of pairs.
-        pair_kind: how the pairs are formed, see `make_pairs`.
+        pair_kind, atlas: how the pairs are formed, see `make_pairs`.
         max_pairs: at most this many pairs in a section.
     Returns:
         `training`, `validation` and `test` (scans), `validation_pairs` and `test_pairs`; empty ones are left out.
@@ -84,7 +85,7 @@ def make_list(
     shares = {"training": 1 - validation - test, "validation": validation, "test": test}
     sections = {name: items for name, items in split_by_person(scans, shares, seed).items() if items}
     pairs = {
-        f"{name}_pairs": make_pairs(sections[name], pair_kind, limit=max_pairs, seed=seed)
+        f"{name}_pairs": make_pairs(sections[name], pair_kind, atlas=atlas, limit=max_pairs, seed=seed)
         for name in ("validation", "test")
         if name in sections
     }

@@ -222,7 +222,7 @@ class CohortReport:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
         engine.add_event_handler(Events.COMPLETED, self.write)
 
-    def check(self, engine: Engine) -> None:
+    def check(self, engine: Engine | None = None) -> None:
         """Raises FileExistsError: if files of these names are in the folder that no run wrote."""
         check_place(self.output_dir, COHORT, ("index.html", "metrics.csv", "metrics.json"))
 

@@ -18,7 +18,7 @@ from ..files import write_metrics
 from ..results import publishing
 from ..space.files import write_image
 from ..space.resampling import resample
-from ..tasks import Problem, each
+from ..tasks import Problem, Workers
 from ..vocabulary import Item
 from .sessions import Session
 from .stages import NATIVE, folder_of, read_log, read_native
@@ -60,7 +60,7 @@ class Target:
             raise ValueError(f"--template: {error}") from error
 
     def average(
-        self, output: str, contrasts: Sequence[str], sessions: Sequence[Session], *, jobs: int, again: bool
+        self, output: str, contrasts: Sequence[str], sessions: Sequence[Session], *, workers: Workers, again: bool
     ) -> Template | None:
         """The average of sessions that the first stage has prepared, one of each person; None without sessions.
 
@@ -74,7 +74,7 @@ class Target:
         requests = [read_log(folder_of(output, one), NATIVE).get("request") for one in firsts]
         wanted = {"sessions": requests, "rounds": self.rounds}
         if again or not _is_there(folder, wanted):
-            template = self._average(output, contrasts, firsts, jobs)
+            template = self._average(output, contrasts, firsts, workers)
             with publishing(folder, _AVERAGE) as scratch:
                 write_image(scratch / _IMAGE, template.image.data, template.image.affine)
                 if template.mask is not None:
@@ -82,13 +82,15 @@ class Target:
                 write_metrics(scratch / _LOG, wanted)
         return template_of(folder / _IMAGE, folder / _MASK if (folder / _MASK).is_file() else None)
 
-    def _average(self, output: str, contrasts: Sequence[str], sessions: Sequence[Session], jobs: int) -> Template:
+    def _average(
+        self, output: str, contrasts: Sequence[str], sessions: Sequence[Session], workers: Workers
+    ) -> Template:
         item = read_native(folder_of(output, sessions[0]))
         template = first_template(volume_of(item, present(item, contrasts)[0]), mask_of(item))
         for k in range(self.rounds):
             align = _Aligned(output, contrasts, template)
             title = f"average {k + 1} of {self.rounds}"
-            good = [one for one in each(align, sessions, jobs=jobs, title=title) if not isinstance(one, Problem)]
+            good = [one for one in workers.each(align, sessions, title) if not isinstance(one, Problem)]
             if not good:
                 raise ValueError("no session could be aligned with the group's average")
             masks = [one[1] for one in good if one[1] is not None]

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from monai.transforms import Compose
 
-from ..checks import check_number
 from ..results import check_place, publishing, retract
-from ..tasks import Problem, each
+from ..tasks import Problem, Workers
 from ..vocabulary import Row
 from . import intensities
 from .average import Target
@@ -50,7 +49,7 @@ class Preparation:
         output_dir: folder of the derivatives.
         target: what scans are aligned with.
         lists: what is written about people.
-        jobs: processes, each of one thread.
+        workers: do the steps of the sessions.
         again: do all sessions again.
     """
 
@@ -60,7 +59,7 @@ class Preparation:
     output_dir: str
     target: Target = field(default_factory=Target)
     lists: Lists = field(default_factory=Lists)
-    jobs: int = 1
+    workers: Workers = field(default_factory=Workers)
     again: bool = False
 
     def __post_init__(self) -> None:
@@ -68,16 +67,18 @@ class Preparation:
 
     def run(self) -> Prepared:
         """Raises RuntimeError: at the end, if sessions failed; the others are done."""
-        check_number("jobs", self.jobs, least=1, whole=True)
         output = Path(self.output_dir)
         check_place(output, COHORT, ROOT_FILES)
         template = self.target.known()
         failures = {one.id: one.problem for one in self.sessions if one.problem}
-        left = self._stage(Stage(NATIVE, self.steps[NATIVE], self.contrasts, str(output)), self.sessions, failures)
-        if self.target.is_group:
-            template = self.target.average(str(output), self.contrasts, left, jobs=self.jobs, again=self.again)
-        given: dict[Hashable, object] = {"template": template, "scales": self._scales(left)}
-        self._stage(Stage(STANDARD, self.steps[STANDARD], self.contrasts, str(output), given), left, failures)
+        with self.workers:
+            left = self._stage(Stage(NATIVE, self.steps[NATIVE], self.contrasts, str(output)), self.sessions, failures)
+            if self.target.is_group:
+                template = self.target.average(
+                    str(output), self.contrasts, left, workers=self.workers, again=self.again
+                )
+            given: dict[Hashable, object] = {"template": template, "scales": self._scales(left)}
+            self._stage(Stage(STANDARD, self.steps[STANDARD], self.contrasts, str(output), given), left, failures)
         self.result = self._write(output, failures)
         if failures:
             print(self.result, flush=True)
@@ -94,7 +95,7 @@ class Preparation:
         missing = [one for one in wanted if self.again or not stage.is_done(one)]
         if len(missing) < len(wanted):
             logger.info("%s: %d of %d sessions are done already", stage.part, len(wanted) - len(missing), len(wanted))
-        for found in each(stage, missing, jobs=self.jobs, title=stage.part):
+        for found in self.workers.each(stage, missing, stage.part):
             if isinstance(found, Problem):
                 failures[found.item.id] = found.reason
         for one in self.sessions:

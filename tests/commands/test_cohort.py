@@ -2,15 +2,19 @@
 
 import csv
 import json
+import subprocess
+import sys
+import time
 
 import nibabel as nib
 import numpy as np
 import pytest
 from support import run
 
-from custom_components.data.phantoms import write_phantom_scans
+from custom_components.data.phantoms import phantom_pair, write_phantom_scans
 
 QUICK = ("--affine", "none", "--optimize", "0", "--spacing", "4", "--bundle", "voxelmorph")
+TINY = ("--affine", "none", "--optimize", "0", "--spacing", "2", "--average", "[]")
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +96,54 @@ def test_images_that_do_not_overlap_are_a_row_too(images, tmp_path):
     message = run("evaluate", tmp_path / "list.json", "-o", tmp_path / "out", *QUICK)
     assert "1 of 2 pairs failed, the others are done" in message
     assert [bool(row["failure"]) for row in table(tmp_path / "out").values()] == [False, True]
+
+
+@pytest.mark.slow
+def test_of_100_pairs_with_three_broken_scans_97_have_results_and_three_have_reasons(tmp_path, capfd):
+    images = _tiny(tmp_path / "images", 100)
+    for k in (7, 50, 99):
+        images[k].write_bytes(images[k].read_bytes()[:200])
+    pairs = [{"id": f"p{k:02d}", "moving": str(path), "fixed": str(images[0])} for k, path in enumerate(images)]
+    pairs[0]["moving"] = str(images[1])
+    (tmp_path / "list.json").write_text(json.dumps({"validation_pairs": pairs}))
+    out, words = tmp_path / "out", (*TINY, "--jobs", "2")
+    message = run("evaluate", tmp_path / "list.json", "-o", out, *words)
+    assert message.startswith("morphzoo: error: 3 of 100 pairs failed, the others are done; p07: ")
+    rows = table(out)
+    assert len(rows) == 100
+    assert sum(bool(row["ncc_after"]) for row in rows.values()) == 97
+    reasons = {name: row["failure"] for name, row in rows.items() if row["failure"]}
+    assert list(reasons) == ["p07", "p50", "p99"]
+    assert all("cannot be read" in reason for reason in reasons.values())
+    lines = {line.split(":")[0].strip() for line in capfd.readouterr().err.replace("\r", "\n").splitlines()}
+    assert lines <= {"", "pairs"}
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_half_way_goes_on_with_the_rest(tmp_path):
+    images = _tiny(tmp_path / "images", 40)
+    pairs = [{"id": f"p{k}", "moving": str(path), "fixed": str(images[0])} for k, path in enumerate(images[1:])]
+    (tmp_path / "list.json").write_text(json.dumps({"validation_pairs": pairs}))
+    out, words = tmp_path / "out", TINY
+    command = [sys.executable, "-m", "custom_components", "evaluate", tmp_path / "list.json", "-o", out, *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    while len(list(out.glob("*/metrics.json"))) < 5:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    done = {path: path.stat().st_mtime_ns for path in out.glob("*/metrics.json")}
+    assert 5 <= len(done) < 39
+    assert run("evaluate", tmp_path / "list.json", "-o", out, *words) is None
+    assert len(table(out)) == 39
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    assert not list(out.glob(".unfinished*"))
+
+
+def _tiny(folder, number):
+    """Slices of 32 x 32 pixels of one kind of people."""
+    folder.mkdir()
+    for k in range(number):
+        image = phantom_pair((32, 32), k)["fixed"][0, 0].numpy()
+        nib.save(nib.Nifti1Image(image[..., None], np.diag([4.0, 4, 4, 1])), folder / f"{k:03d}.nii.gz")
+    return sorted(folder.iterdir())

@@ -10,7 +10,7 @@ from monai.data import MetaTensor
 from monai.utils import get_seed, set_determinism
 
 import custom_components as mz
-from custom_components.commands import registrar
+from custom_components.commands import loaded
 from custom_components.space import load_image
 
 QUICK = {"optimize": 0, "affine": "none", "spacing": 4.0, "average": [], "report#picture": False}
@@ -81,8 +81,8 @@ def test_a_result_is_an_image_of_nibabel_and_of_itk(result):
 
 def test_the_network_is_loaded_once_for_many_pairs(scans, monkeypatch, tmp_path):
     calls = []
-    original = registrar.load_workflow
-    monkeypatch.setattr(registrar, "load_workflow", lambda *args: calls.append(args) or original(*args))
+    original = loaded.load_workflow
+    monkeypatch.setattr(loaded, "load_workflow", lambda *args: calls.append(args) or original(*args))
     registering = mz.Registrar("synthmorph", **QUICK)
     assert not calls
     images = [scan[0] for scan in scans]

@@ -109,6 +109,28 @@ def test_command_writes_a_list_that_can_be_read(tmp_path):
     assert {"label_moving", "label_fixed"} <= pair.keys()
 
 
+def test_each_scan_is_paired_with_an_atlas_inside_or_outside_of_the_folder(tmp_path, monkeypatch):
+    folder, elsewhere = tmp_path / "scans", tmp_path / "atlas.nii.gz"
+    touch(folder, *(f"{i}.nii.gz" for i in range(4)))
+    touch(tmp_path, "atlas.nii.gz", "atlas_seg.nii.gz")
+    monkeypatch.chdir(tmp_path)
+    words = ["folder", "scans", "--image", "{subject}.nii.gz", "--validation", "1", "--pair_kind", "atlas", "--atlas"]
+    fire.Fire(build.Commands, command=[*words, "scans/0.nii.gz", "-o", "scans/list.json"])
+    pairs = load_list(folder / "list.json", "validation_pairs")
+    assert {pair["fixed"] for pair in pairs} == {str(folder / "0.nii.gz")}
+    assert [pair["subject_moving"] for pair in pairs] == ["1", "2", "3"]
+    fire.Fire(
+        build.Commands, command=[*words, elsewhere.name, "--atlas_label", "atlas_seg.nii.gz", "-o", "scans/list.json"]
+    )
+    pairs = load_list(folder / "list.json", "validation_pairs")
+    assert {(pair["fixed"], pair["label_fixed"]) for pair in pairs} == {
+        (str(elsewhere), str(tmp_path / "atlas_seg.nii.gz"))
+    }
+    assert len(pairs) == 4
+    with pytest.raises(FileNotFoundError, match=r"lost.nii.gz: there is no such atlas"):
+        fire.Fire(build.Commands, command=[*words, "lost.nii.gz", "-o", "scans/list.json"])
+
+
 def test_command_line_writes_a_list_and_names_what_is_missing(tmp_path):
     touch(tmp_path, *(f"t1/{i}.nii.gz" for i in range(10)))
     run = [sys.executable, build.__file__, "folder", str(tmp_path), "--image"]

@@ -9,10 +9,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 from preparation.cases import MASKS, preparation, write_person
-from preparation.workers import doubled
 
 from custom_components.data.lists import load_list
-from custom_components.tasks import Problem, each
 
 FAILED = r"^1 of 4 sessions failed, the others are done; sub-03: .*sub-03_T1w.nii.gz: cannot be read as an image"
 
@@ -162,17 +160,3 @@ def test_a_mask_pattern_of_nobody_fails_each_session_alone(people, tmp_path):
         path.unlink()
     with pytest.raises(RuntimeError, match="2 of 4 sessions failed"):
         preparation(people, tmp_path / "out", masks=MASKS).run()
-
-
-def test_an_item_that_fails_is_a_problem_and_stops_nothing():
-    one, problem, two = each(doubled, [1, 3, 5])
-    assert (one, two) == (2, 10)
-    assert isinstance(problem, Problem)
-    assert problem.reason == "ValueError: three is no number"
-
-
-@pytest.mark.slow
-def test_a_process_that_dies_takes_only_its_own_item_along():
-    results = each(doubled, [1, 3, 4, 5], jobs=2)
-    assert [one for one in results if not isinstance(one, Problem)] == [2, 10]
-    assert "its process died" in results[2].reason
