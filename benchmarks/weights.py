@@ -36,7 +36,7 @@ from benchmarks.weights_sets import SETS, Part
 from benchmarks.weights_verdict import paired_interval, verdict
 from custom_components.commands.bundles import DEFAULT_BUNDLE, find_bundle, overlay_path, takes_scans
 from custom_components.commands.workflow import check_settings
-from custom_components.evaluation.cohort import summarize
+from custom_components.evaluation.summary import summarize
 from custom_components.files import read_state, save_tensors, write_table
 from custom_components.runs import sentence
 from custom_components.vocabulary import Config

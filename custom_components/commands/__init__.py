@@ -15,6 +15,7 @@ PARTS = {
     "label_server_export",
     "loaded",
     "monai_transforms",
+    "origin",
     "registrar",
     "settings",
     "subjects",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ..vocabulary import Entry
 from .bundles import DEFAULT_BUNDLE, find_bundle, overlay_path, takes_scans
 from .loaded import Registering
+from .origin import origin_of
 from .workflow import as_list, check_files, check_settings, check_takes_pairs, results_in, spatial_dims
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def evaluate(
     overlay: str | Sequence[str] = (),
     window: Sequence[float] | None = None,
     fill: float | None = None,
+    compare: str | Sequence[str] = (),
     **settings: object,
 ) -> Cohort:
     """Register all pairs of a data list and measure them: OUTPUT/metrics.csv, metrics.json and index.html.
@@ -49,6 +51,7 @@ def evaluate(
         scheduler: a Dask scheduler whose workers do the pairs instead, tcp://HOST:PORT or its file (docs/cohort.md).
         overlay: further config files, the last one wins.
         window, fill: intensities that are compared, and the value outside the moving image, as in `register`.
+        compare: folders of other runs, or their tables metrics.csv, which index.html shows beside this one.
         **settings: any setting of the bundle's inference.json.
     Returns:
         The registration of each pair.
@@ -66,7 +69,8 @@ def evaluate(
     configs, given = check_settings(root, overlays, settings, dimension)
     pairs = [{**pair, "request": request_of(pair, root, configs, given)} for pair in pairs]
     results = {} if again else {pair["id"]: finished(str(output), pair, pair["request"]) for pair in pairs}
-    report = CohortReport(output, [result for result in results.values() if result])
+    earlier, origin = [result for result in results.values() if result], origin_of(root, overlays, settings)
+    report = CohortReport(output, earlier, compare=as_list(compare), origin=origin)
     if done := len(report.registrations):
         print(f"{done} of {len(pairs)} pairs are done already (--again does them again)", flush=True)
     missing = [pair for pair in pairs if not results.get(pair["id"])]

@@ -127,6 +127,9 @@ def _scripts(configs: str) -> dict[str, bytes]:
         room, method = place.with_suffix("").parts[0], place.parts[1] if len(place.parts) > 2 else None
         if room not in NOT_VENDORED and (room != "methods" or method is None or method in methods):
             files[f"scripts/{place.as_posix()}"] = vendored(path.read_text("utf-8")).encode()
+    for path in (path for kind in ("html", "css", "js") for path in sorted(PACKAGE.rglob(f"*.{kind}"))):
+        if path.parent.name != "niivue":  # the viewer of volumes is large
+            files[f"scripts/{path.relative_to(PACKAGE).as_posix()}"] = path.read_bytes()
     return files
 
 

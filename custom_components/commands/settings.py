@@ -41,6 +41,7 @@ _PLACES = {
     "fill": "preprocessing#fill",
     "write_as": "save#write_as",
     "landmark_weight": "refinement#landmark_weight",
+    "page": "postprocessing#page",
 }
 
 

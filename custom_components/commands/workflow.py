@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..checks import writable_folder
 from ..vocabulary import Config, Entry
 from .bundles import abilities, aligner_weights, find_bundle, overlay_path, segments, settings_of, takes_scans
+from .origin import origin_of
 from .settings import give, typed_settings
 
 if TYPE_CHECKING:
@@ -132,13 +133,22 @@ def load_workflow(
         )
         # A spacing that was asked for is kept.
         given |= {"preprocessing#fit": False} if _fits_its_grid(root, given) else {}
-        give(workflow.parser, {**given, **more, "bundle_root": str(root)})
+        give(workflow.parser, {**given, **more, **_origins(workflow.parser, root, overlays, settings)})
         _fit_to_weights(workflow.parser, root, given)
         workflow.initialize()
         loader = workflow.parser.get_parsed_content("load_weights")
         if loader is not None:  # else there is no network
             loader.load()  # what cannot be loaded is refused before anything is written
     return workflow
+
+
+def _origins(
+    parser: ConfigParser, root: Path, overlays: str | Sequence[str], settings: Mapping[str, object]
+) -> dict[str, object]:
+    """Where the bundle is, and what its results are made with, for the components that say so on a page."""
+    origin = origin_of(root, as_list(overlays), settings)
+    places = [name for name in ("postprocessing", "cohort") if name in parser.config and "cohort" in parser.config]
+    return {"bundle_root": str(root), **{f"{name}#origin": origin for name in places}}
 
 
 def _fits_its_grid(root: Path, given: Mapping[str, object]) -> bool:

@@ -1,161 +1,21 @@
-"""Measures of a whole cohort: their summary, the tables, and the HTML page."""
+"""What became of a run over a cohort, and the handler that writes its tables and its page."""
 
 from __future__ import annotations
 
-import html
-import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeGuard
-from urllib.parse import quote
 
 from ignite.engine import Engine, Events
 
-from ..files import write_metrics, write_table
-from ..results import check_place, publishing, replacing
-from ..vocabulary import Metrics, Row
+from ..results import check_place, publishing
+from ..vocabulary import Row
+from .report.cohort import cohort_page
 from .result import Failure, Registration
+from .summary import read_runs, summarize, write_cohort
 
 COHORT = "cohort"  # the part of a folder's manifest that has the tables and the page
-
-
-def summarize(rows: Sequence[Metrics]) -> dict[str, dict[str, float]]:
-    """Mean, sample SD and number of each numeric column over the rows where it is finite.
-
-    Returns:
-        Column to `{"mean", "sd", "n"}` in the order of first appearance; the SD of a single number is NaN.
-    """
-    columns = dict.fromkeys(key for row in rows for key, value in row.items() if _is_number(value))
-    summary = {}
-    for key in columns:
-        found = (row.get(key) for row in rows)
-        values = [float(value) for value in found if _is_number(value) and math.isfinite(value)]
-        mean = math.fsum(values) / len(values) if values else math.nan
-        variance = math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1) if len(values) > 1 else math.nan
-        summary[key] = {"mean": mean, "sd": math.sqrt(variance), "n": len(values)}
-    return summary
-
-
-def write_cohort(folder: str | os.PathLike[str], rows: Sequence[Metrics]) -> dict[str, dict[str, float]]:
-    """Write the metrics of a cohort: `metrics.csv` (one row a pair) and `metrics.json` (rows, mean, SD, number).
-
-    Args:
-        folder: made if needed.
-        rows: one mapping for each pair: texts (`id`, ...) and numbers (of a pair); keys may differ.
-    Returns:
-        The summary, see `summarize`.
-    Raises:
-        ValueError: if there are no rows.
-    """
-    if not rows:
-        raise ValueError("expected at least one row of metrics, got none")
-    folder = Path(folder)
-    write_table(folder / "metrics.csv", rows)
-    summary = summarize(rows)
-    write_metrics(folder / "metrics.json", {"num_pairs": len(rows), "summary": summary, "pairs": list(rows)})
-    return summary
-
-
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def cohort_page(
-    folder: str | os.PathLike[str],
-    rows: Sequence[Metrics],
-    *,
-    title: str = "Registration report",
-    path: Path | None = None,
-) -> None:
-    """Write `index.html` for a cohort: mean and SD of each measure, one row for each pair, and the pictures.
-
-    The page needs no other file than the pictures and works from the disk.
-
-    Args:
-        folder: of the page.
-        rows: one mapping for each pair: `id`, numbers (of a pair), and `picture`, the path of a PNG, absolute
-            or relative to the folder. Other texts are shown in the table.
-        title: heading.
-        path: of the page, by default `folder/index.html`; links are relative to the folder all the same.
-    Raises:
-        ValueError: if there are no rows.
-    """
-    if not rows:
-        raise ValueError("expected at least one row, got none")
-    folder = Path(folder)
-    columns = _columns(rows)
-    numeric = summarize([{k: row[k] for k in columns if k in row} for row in rows])
-    parts = [
-        f"<h1>{html.escape(title)}</h1>",
-        f"<p>{_number_of_pairs(rows)}. Mean and standard deviation over the pairs.</p>",
-        _table(
-            ["measure", "mean", "SD", "n"],
-            [[k, _number(s["mean"]), _number(s["sd"]), str(s["n"])] for k, s in numeric.items()],
-        ),
-        "<h2>Pairs</h2>",
-        _table(columns, [[_number(row.get(key)) for key in columns] for row in rows]),
-        *[_figure(row, str(row.get("id", i)), folder) for i, row in enumerate(rows, 1) if "picture" in row],
-    ]
-    page = _PAGE.format(title=html.escape(title), body="\n".join(parts))
-    with replacing(path or folder / "index.html") as temporary:
-        temporary.write_text(page, encoding="utf-8")
-
-
-def _number_of_pairs(rows: Sequence[Metrics]) -> str:
-    failed = sum("failure" in row for row in rows)
-    return f"{len(rows)} pair{'s' if len(rows) > 1 else ''}" + (f", of which {failed} failed" if failed else "")
-
-
-def _columns(rows: Sequence[Metrics]) -> list[str]:
-    """The columns of the page. Measures of single labels are for the CSV file; here they would hide the others."""
-    columns = dict.fromkeys(key for row in rows for key, value in row.items() if key != "picture" and value != [])
-    return [name for name in columns if not name.rpartition("_")[2].isdigit()]
-
-
-def _figure(row: Metrics, name: str, folder: Path) -> str:
-    name = html.escape(name)
-    image = f'<img loading="lazy" src="{_link(str(row["picture"]), folder)}" alt="{name}">'
-    return f"<figure><figcaption>{name}</figcaption>{image}</figure>"
-
-
-def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in heading)
-    body = "\n".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
-
-
-def _number(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}" if math.isfinite(value) else "n/a"
-    if isinstance(value, list) and all(isinstance(one, str) for one in value):
-        return "; ".join(value)
-    return "" if value is None else str(value)
-
-
-def _link(picture: str | os.PathLike[str], folder: Path) -> str:
-    path = Path(picture)
-    return quote(Path(os.path.relpath(path, folder) if path.is_absolute() else path).as_posix())
-
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-body {{ font: 15px/1.45 system-ui, sans-serif; color: #1c2126; }}
-body {{ margin: 2rem auto; max-width: 1500px; padding: 0 1.2rem; }}
-h1 {{ font-size: 1.5rem; }} h2 {{ font-size: 1.15rem; margin-top: 2rem; }}
-.scroll {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.88rem; }}
-th, td {{ padding: 0.3rem 0.8rem; border-bottom: 1px solid #dfe3e8; text-align: right; white-space: nowrap; }}
-th:first-child, td:first-child {{ text-align: left; }} th {{ background: #f3f5f7; }}
-figure {{ margin: 1.6rem 0; }} figcaption {{ font-weight: 600; margin-bottom: 0.4rem; }}
-img {{ max-width: 100%; border-radius: 4px; }}
-</style></head><body>
-{body}
-</body></html>
-"""
 
 
 @dataclass(frozen=True)
@@ -193,6 +53,11 @@ class Cohort:
         """The measures of each pair; those that failed come last."""
         return [registration.row for registration in self.registrations] + [failure.row for failure in self.failures]
 
+    @property
+    def shown(self) -> list[Row]:
+        """The rows as the page takes them."""
+        return [registration.shown for registration in self.registrations] + [failure.row for failure in self.failures]
+
     def summary(self) -> dict[str, dict[str, float]]:
         """Mean, SD and number of each measure, see `summarize`."""
         return summarize(self.rows)
@@ -205,10 +70,22 @@ class CohortReport:
     Args:
         output_dir: folder of the run.
         earlier: registrations of an earlier run that belong to the same cohort.
+        compare: folders of other runs, or tables metrics.csv, whose measures the page shows beside.
+        origin: what the results are of, by heading, for the page.
+    Raises:
+        FileNotFoundError: if there is no such table.
     """
 
-    def __init__(self, output_dir: str | os.PathLike[str], earlier: Sequence[Registration] = ()) -> None:
+    def __init__(
+        self,
+        output_dir: str | os.PathLike[str],
+        earlier: Sequence[Registration] = (),
+        *,
+        compare: Sequence[str] = (),
+        origin: Mapping[str, str] | None = None,
+    ) -> None:
         self.output_dir = Path(output_dir)
+        self.others, self.origin = read_runs([compare] if isinstance(compare, str) else compare), origin
         self.registrations = list(earlier)
         self.failures: list[Failure] = []
 
@@ -235,4 +112,5 @@ class CohortReport:
         with publishing(self.output_dir, COHORT) as scratch:  # one pair leaves nothing, not even of an earlier run
             if len(rows) > 1:
                 write_cohort(scratch, rows)
-                cohort_page(self.output_dir, rows, path=scratch / "index.html")
+                page, shown = scratch / "index.html", self.cohort.shown
+                cohort_page(self.output_dir, shown, path=page, others=self.others, origin=self.origin)

@@ -143,8 +143,16 @@ class Registration:
 
     @property
     def row(self) -> Row:
-        """The measures as a row of a table, with the path of the picture if there is one."""
-        return {**self.metrics, **{key: str(self.files[key].absolute()) for key in ("picture",) if key in self.files}}
+        """The measures as a row of a table, with the paths of the picture and of the report if there are."""
+        return {**self.metrics, **self._paths({"picture": "picture", "report": "page"})}
+
+    @property
+    def shown(self) -> Row:
+        """The row as the page of a cohort takes it, with the path of its views."""
+        return {**self.row, **self._paths({"views": "views"})}
+
+    def _paths(self, kinds: Mapping[str, str]) -> dict[str, str]:
+        return {name: str(self.files[kind].absolute()) for name, kind in kinds.items() if kind in self.files}
 
     def __str__(self) -> str:
         """The most important measures and the warnings, one a line, and where the files are."""

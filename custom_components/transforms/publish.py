@@ -24,6 +24,7 @@ from ..space.dialects.vectors import write_displacement_field
 from ..space.files import write_image
 from ..space.volumes import Volume
 from ..vocabulary import Data, Item, Metrics
+from .page import PairPage, Writer
 from .registered import RegisteredPair
 from .scan_paths import release
 
@@ -117,11 +118,23 @@ class Publishd(Transform):
         output_dir: folder of the run.
         reporters: asked in this order; each gets the pair and what the earlier ones said.
         brain_only: judge the pair where the fixed label map is not 0, instead of in the image's foreground.
+        page, origin: of the pair's page, if there are measures, see `PairPage`.
+    Raises:
+        ValueError: for another kind of page.
     Returns (of the call): the item without the native volumes, with `registration`, a `Registration` in files.
     """
 
-    def __init__(self, output_dir: str, reporters: Sequence[Reporter], *, brain_only: bool = False) -> None:
+    def __init__(
+        self,
+        output_dir: str,
+        reporters: Sequence[Reporter],
+        *,
+        brain_only: bool = False,
+        page: str = "views",
+        origin: Mapping[str, str] | None = None,
+    ) -> None:
         self.output_dir, self.reporters, self.brain_only = output_dir, list(reporters), brain_only
+        self.page = PairPage(page, origin)
 
     def __call__(self, data: Data) -> Item:
         """Raises OSError: if the folder cannot be written to, or has another pair's result; ValueError: if the fields
@@ -141,14 +154,21 @@ class Publishd(Transform):
         warnings = list(dict.fromkeys([*str(data.get("warnings", "")).splitlines(), *warnings]))
         if report.metrics or warnings:
             report = report | Report({"warnings": warnings})
-        publish = partial(_publish, report, _origins(pair), data.get("id"), data.get("request"))
+        page = partial(self.page.files, pair)
+        publish = partial(_publish, report, page, _origins(pair), data.get("id"), data.get("request"))
         return Registration(
             pair.name, None, {}, report.metrics, report.captions, _arrays(pair, report), pair.transforms, publish
         )
 
 
 def _publish(
-    report: Report, origins: Mapping[str, str], name: object, request: object, result: Registration, output: Path
+    report: Report,
+    page: Callable[..., Mapping[str, tuple[str, Writer]]],
+    origins: Mapping[str, str],
+    name: object,
+    request: object,
+    result: Registration,
+    output: Path,
 ) -> Registration:
     """Write a result into a folder of results; the result with its files."""
     # A template that the run itself wrote into its folder is a result, too.
@@ -160,6 +180,9 @@ def _publish(
     files = dict(report.files)
     if metrics:
         files["metrics"] = OutputFile("metrics.json", partial(_write, metrics))
+        names = {kind: file.name for kind, file in files.items()}
+        shown = page(folder, metrics, result.captions, names)
+        files |= {kind: OutputFile(*file) for kind, file in shown.items()}
     if request:
         names = {kind: file.name for kind, file in files.items()}
         content = {"request": request, "files": names, "captions": result.captions}

@@ -24,6 +24,8 @@ PAIR_FILES = {
     "jacobian.nii.gz",
     "metrics.json",
     "picture.png",
+    "report.html",
+    "views.json",
 }
 ATLAS_FILES = {"warped_fixed.nii.gz", "warped_fixed_label.nii.gz"}
 UNCERTAINTY_FILES = {"displacement_sd.nii.gz", "velocity_sd.nii.gz", "label_entropy.nii.gz", "uncertainty.png"}

@@ -13,7 +13,6 @@ from monai.networks.utils import one_hot
 
 from custom_components.affine import affine_to_ddf
 from custom_components.data.phantoms import phantom_pair
-from custom_components.evaluation.cohort import write_cohort
 from custom_components.evaluation.metrics import (
     field_metrics,
     folding_fraction,
@@ -27,6 +26,7 @@ from custom_components.evaluation.metrics import (
     sd_log_jacobian,
 )
 from custom_components.evaluation.overlap import hausdorff95, label_overlap, mean_dice
+from custom_components.evaluation.summary import write_cohort
 from custom_components.fields import warp
 from custom_components.files import write_metrics
 from custom_components.methods.hypermorph.tuning import best_values

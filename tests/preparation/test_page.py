@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
+from browser import IMAGES, ask, needs_chromium
 from preparation.cases import preparation
 
 from custom_components.preparation.page import write_page
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 def test_failures_come_first_and_names_are_no_markup(tmp_path):
@@ -35,24 +31,11 @@ def test_failures_come_first_and_names_are_no_markup(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium")
+@needs_chromium
 def test_in_a_browser_every_picture_loads_and_nothing_is_logged(people, tmp_path):
     with pytest.raises(RuntimeError):
         preparation(people, tmp_path / "out").run()
-    page = tmp_path / "out" / "qc.html"
-    probe = "<script>onload = () => document.title = [...document.images].map(i => i.naturalWidth).join();</script>"
-    (page.parent / "probe.html").write_text(page.read_text() + probe)
-    loaded = browse(page.parent / "probe.html", "--dump-dom")
-    widths = re.search(r"<title>([\d,]+)</title>", loaded.stdout)[1].split(",")
+    widths, logged = ask(tmp_path / "out" / "qc.html", IMAGES)
     assert len(widths) == 3
-    assert min(map(int, widths)) > 300
-    assert "CONSOLE" not in loaded.stderr
-    picture = tmp_path / "page.png"
-    browse(page, f"--screenshot={picture}", "--window-size=1240,1000")
-    assert picture.stat().st_size > 20_000
-
-
-def browse(page: Path, *options: str) -> subprocess.CompletedProcess:
-    words = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0"]
-    words += ["--virtual-time-budget=5000", f"--user-data-dir={page.parent}/browser", *options, page.as_uri()]
-    return subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
+    assert min(widths) > 300
+    assert logged == []

@@ -88,7 +88,7 @@ def test_report_names_the_pair_its_files_and_the_time(metrics, registered):
 
 def test_report_without_a_picture_writes_the_numbers_alone(registered, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # importing it would fail
-    result = published(registered, tmp_path, PairReport(picture=False))
+    result = published(registered, tmp_path, PairReport(picture=False), page="none")
     assert {path.name for path in result.folder.iterdir()} == {"metrics.json", "files.json"}
     assert result.files == {"metrics": result.folder / "metrics.json"}
     assert json.loads((result.folder / "metrics.json").read_text()) == result.metrics

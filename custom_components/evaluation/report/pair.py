@@ -1,0 +1,77 @@
+"""The page of one pair: views to blink, on request volumes, measures, files and commands."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from ...vocabulary import Metrics, Row
+from ..result import MEASURED
+from ..summary import is_number
+from .pages import FOLDER, link, write_page
+from .stages import stage_table
+from .views import Views
+from .volumes import Volumes, packed_viewer
+
+
+def pair_page(
+    path: str | os.PathLike[str],
+    *,
+    title: str,
+    inputs: Mapping[str, str],
+    metrics: Metrics,
+    captions: Mapping[str, str],
+    files: Mapping[str, str],
+    commands: Mapping[str, str],
+    origin: Mapping[str, str],
+    views: Views | None = None,
+    volumes: Volumes | None = None,
+) -> None:
+    """Write the page of a pair, one file, which works from the disk.
+
+    Args:
+        path: of the page.
+        title: heading.
+        inputs: paths by role.
+        metrics: measures by name, and `warnings`.
+        captions: a line of text for measures, by their name without the stage.
+        files: names of the other files in the page's folder, by kind.
+        commands: what to type, by what it does.
+        origin: versions and settings by heading.
+        views, volumes: as `make_views` and `make_volumes` make them.
+    """
+    from markupsafe import Markup
+
+    numbers = {key: value for key, value in metrics.items() if is_number(value)}
+    warnings = metrics.get("warnings")
+    values = {"volumes": volumes, "niivue": "", "viewer": ""}
+    if volumes is not None:
+        viewer = (FOLDER / "viewer.js").read_text("utf-8")
+        values |= {"niivue": packed_viewer(), "viewer": Markup(viewer)}
+    write_page(
+        path,
+        "pair.html",
+        title=title,
+        inputs=inputs,
+        warnings=warnings if isinstance(warnings, list) else [],
+        measures=stage_table(numbers, [name for name in numbers if not name.rpartition("_")[2].isdigit()]),
+        labels=_labels(numbers),
+        captions=captions,
+        files={name: link(name, Path(path).parent) for name in files.values()},
+        commands=commands,
+        origin=origin,
+        views=views,
+        **values,
+    )
+
+
+def _labels(metrics: Metrics) -> dict[str, Row]:
+    """The Dice coefficient of each label, by stage."""
+    table: dict[str, Row] = {}
+    for name, value in metrics.items():
+        found = re.fullmatch(rf"dice_({'|'.join(MEASURED)})_(\d+)", name)
+        if found:
+            table.setdefault(found[2], {})[found[1]] = value
+    return table
