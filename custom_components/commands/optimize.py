@@ -36,8 +36,7 @@ def optimize(
     Returns:
         As `register`.
     """
-    if model is not None and model not in MODELS:
-        raise ValueError(f"there is no model {model!r}; there are {', '.join(MODELS)}")
+    overlays = training_free(model)
     network = ["optimize", "quality", "weights", "samples", "sweep", "correction"]
     for name in network if model is None else [*network, "hyper"]:
         if settings.get(name) is not None:
@@ -45,6 +44,16 @@ def optimize(
     settings = converted(register, settings)
     if settings.get("hyper") == "auto":
         raise ValueError("optimize uses no network, which --hyper auto needs: give a number")
-    overlays = [overlay_path(name) for name in ["training_free", *(MODELS[model] if model else [])]]
     overlays += as_list(settings.pop("overlay", ()))
     return register(moving, fixed, output, overlay=overlays, **settings)
+
+
+def training_free(model: str | None) -> list[str]:
+    """The overlays that optimise a model, or a bundle's own deformation, without a network.
+
+    Raises:
+        ValueError: if there is no such model.
+    """
+    if model is not None and model not in MODELS:
+        raise ValueError(f"there is no model {model!r}; there are {', '.join(MODELS)}")
+    return [overlay_path(name) for name in ["training_free", *(MODELS[model] if model else [])]]

@@ -52,6 +52,7 @@ class Registrar:
         channel_weights: Sequence[float] | None = None,
         landmarks_moving: str | os.PathLike[str] | None = None,
         landmarks_fixed: str | os.PathLike[str] | None = None,
+        affine: str | None = None,
     ) -> Registration:
         """Register one pair.
 
@@ -60,6 +61,7 @@ class Registrar:
                 nibabel or ITK, a MetaTensor (C, *S), or (array, affine); or a list of channels of one person.
             channel_weights: how much each channel counts in the refinement.
             landmarks_moving, landmarks_fixed: files of points or label maps.
+            affine: what aligns this pair, in place of the setting.
             output: folder for the results; None writes nothing.
             id: name of the result; default <fixed>__<moving>.
         Raises:
@@ -80,7 +82,7 @@ class Registrar:
         landmarks = {"landmarks_moving": landmarks_moving, "landmarks_fixed": landmarks_fixed}
         pair |= {key: os.path.abspath(path) for key, path in landmarks.items() if path is not None}
         check_files([pair])
-        pair |= {"id": id} if id is not None else {}
+        pair |= {key: value for key, value in (("id", id), ("affine", affine)) if value is not None}
         loaded = self._load(spatial_dims_of(pair["fixed"]))
         if output is None:
             return loaded.register(pair)
@@ -114,6 +116,10 @@ class Registrar:
                 yield Failure(str(images.get("id", f"pair {number}")), images, sentence(error))
             else:
                 yield result if output is None else result.in_files()
+
+    def __getstate__(self) -> dict[str, object]:
+        """Without what is loaded: another process loads its own."""
+        return {**vars(self), "_loaded": {}}
 
     def _load(self, spatial_dims: int) -> Loaded:
         if spatial_dims not in self._loaded:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..cohorts.middle import mean_stretch
 from ..data.names import file_stem
 from ..space.grids import canonical_grid
 from ..space.memory_images import source_of
@@ -125,23 +126,6 @@ def averaged(
         )
         inside = replace(before.mask, data=(share > 0.5).to(torch.int16))
     return Template(before.space, replace(before.image, data=mean), inside)
-
-
-def mean_stretch(maps: Sequence[np.ndarray], center: np.ndarray) -> np.ndarray:
-    """The mean of what maps stretch, without their rotations, about a point: a matrix (D + 1, D + 1).
-
-    Of M = R S, with a rotation R, it is the exponential of the mean of log S (Arsigny et al., 2006).
-    """
-    logs = []
-    for matrix in maps:
-        linear = matrix[:-1, :-1]
-        values, vectors = np.linalg.eigh(linear.T @ linear)
-        logs.append(vectors @ np.diag(np.log(values) / 2) @ vectors.T)
-    values, vectors = np.linalg.eigh(np.mean(logs, axis=0))
-    result = np.eye(len(center) + 1)
-    result[:-1, :-1] = vectors @ np.diag(np.exp(values)) @ vectors.T
-    result[:-1, -1] = center - result[:-1, :-1] @ center
-    return result
 
 
 def template_of(path: Path, mask: Path | None) -> Template:

@@ -26,11 +26,12 @@ def request_of(item: Entry, bundle: Path, configs: list[str], settings: Mapping[
     known = {key: value for key, value in settings.items() if key not in _NO_MATTER}
     files += [str(value) for value in (*item.values(), *known.values()) if isinstance(value, str | Path)]
     values = [{key: repr(value) for key, value in part.items()} for part in (item, known)]
-    text = json.dumps([*values, sorted(map(_state, files))])
+    text = json.dumps([*values, sorted(map(file_state, files))])
     return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
 
 
-def _state(path: str) -> list[object]:
+def file_state(path: str) -> list[object]:
+    """A file's path, size and time of the last change; the path alone if there is none."""
     try:
         found = Path(path).stat()
     except (OSError, ValueError):

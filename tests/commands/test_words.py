@@ -23,9 +23,9 @@ def test_flags_get_their_full_names_and_values():
 def test_o_is_the_output_and_b_the_bundle_of_every_command(command):
     words = (
         ["x", "y"]
-        if command in ("register", "optimize")
+        if command in ("register", "optimize", "longitudinal")
         else ["x"]
-        if command in ("evaluate", "tune", "prepare")
+        if command in ("evaluate", "tune", "prepare", "template")
         else []
     )
     if command not in ("optimize", "prepare"):

@@ -9,8 +9,9 @@ import torch
 from preparation.cases import MOVED, SIZE, SPACING, write_person
 from support import oriented
 
+from custom_components.cohorts.middle import mean_stretch
 from custom_components.preparation import steps
-from custom_components.preparation.template import Template, averaged, first_template, mean_stretch, named_template
+from custom_components.preparation.template import Template, averaged, first_template, named_template
 from custom_components.space.volumes import load_image, load_labels
 from custom_components.synthesis.noise import smooth_noise
 
