@@ -43,6 +43,7 @@ def refiner(
     similarity: str = "auto",
     robust: bool = False,
     landmark_weight: float = 0.0,
+    least_gain: float = 0.05,
     progress: bool = False,
 ) -> PairwiseOptimizer | RobustOptimizer:
     """Refine a deformation for a pair.
@@ -65,6 +66,7 @@ def refiner(
             gradients (NGF) otherwise. All but LNCC come with a larger weight of the regularisation.
         robust: find out first where the images do not show the same, and leave that out (`robust.RobustOptimizer`).
         landmark_weight: of the mean distance of the landmarks in mm, if the pair has some.
+        least_gain: what a field must gain to be taken, see `PairwiseOptimizer`.
         progress: show a progress bar.
     Raises:
         ValueError: for another word for the similarity, or a negative weight or smoothness.
@@ -93,7 +95,7 @@ def refiner(
         landmark_weight=landmark_weight,
         progress=progress,
     )
-    optimizer.exact = exact
+    optimizer.exact, optimizer.least_gain = exact, least_gain
     if not robust:
         return optimizer
     trust = Trust(_coarse(smoothness, similarity), _coarse(_STIFF * smoothness, similarity))
