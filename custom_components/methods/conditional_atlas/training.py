@@ -14,6 +14,10 @@ from ...evaluation.metrics import normalized_cross_correlation
 from ...evaluation.overlap import mean_dice
 from ...losses.overlap import label_indicators
 from ...networks.parallel import share_weights
+from ...space.grids import Grid
+from ...space.resampling import resample
+from ...space.volumes import load_image
+from ...transforms.intensities import scale_intensity
 from ...vocabulary import Entry, Output
 from ...weights import load_weights
 from .network import AtlasNetwork
@@ -49,6 +53,7 @@ class InitializeTemplate:
         dataloader: the training's data loader; its dataset lists the scans in `data`.
         prepare_batch: the training's `AtlasBatch`.
         registration_weights: file of weights for the registration network alone (another bundle's model.pt), or None.
+        initial_template: image that takes the place of the scans' mean, as `morphzoo template` makes it, or None.
         num_scans: scans in the regression.
     """
 
@@ -59,10 +64,12 @@ class InitializeTemplate:
         prepare_batch: Prepare,
         *,
         registration_weights: str | os.PathLike[str] | None = None,
+        initial_template: str | os.PathLike[str] | None = None,
         num_scans: int = 100,
     ) -> None:
         self.network, self.dataloader, self.prepare_batch = network, dataloader, prepare_batch
         self.registration_weights, self.num_scans = registration_weights, num_scans
+        self.initial_template = initial_template
 
     @torch.no_grad()
     def attach(self, engine: Engine) -> None:
@@ -75,6 +82,11 @@ class InitializeTemplate:
         regression = self._regress()
         template.initialize(*regression.coefficients())
         self.network.affine.copy_(regression.affine())
+        if self.initial_template is not None:
+            given = load_image(self.initial_template)
+            grid = Grid(self.network.affine.double().cpu().numpy(), tuple(template.size))
+            image = resample(scale_intensity(given.data), given.affine, grid, fill=0.0, antialias=True)
+            template.image.copy_(image[None])
         if self.registration_weights is not None:
             load_weights(self.network.registration, self.registration_weights, "registration")
         share_weights(self.network)

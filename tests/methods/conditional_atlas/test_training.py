@@ -28,6 +28,8 @@ from custom_components.losses.overlap import label_indicators
 from custom_components.methods.conditional_atlas.batches import AtlasBatch
 from custom_components.methods.conditional_atlas.training import InitializeTemplate, template_score
 from custom_components.networks.voxelmorph_unet import VoxelMorphUNet
+from custom_components.space.files import write_image
+from custom_components.transforms.intensities import scale_intensity
 
 kinds = pytest.mark.parametrize("attributes", [{"age": "numeric"}, ATTRIBUTES], ids=["number", "with category"])
 
@@ -51,6 +53,18 @@ def test_one_template_starts_as_the_mean_of_the_scans(size):
     shares = torch.stack([torch.cat([scan["label"] == k for k in range(5)]).float() for scan in scans]).mean(0)
     torch.testing.assert_close(network.template.logits.softmax(1)[0], shares, rtol=0, atol=0.05)
     torch.testing.assert_close(network.affine, torch.stack([scan["grid_affine"] for scan in scans]).mean(0))
+
+
+@both
+@torch.no_grad()
+def test_a_given_image_takes_the_place_of_the_mean(size, tmp_path):
+    scans = people(size)
+    image = random(1, *size, seed=9)
+    place = scans[0]["grid_affine"].double().numpy()
+    write_image(tmp_path / "template.nii.gz", image, place)
+    network = make_network(size, {})
+    initialize(network, scans, initial_template=tmp_path / "template.nii.gz")
+    torch.testing.assert_close(network.template.image[0], scale_intensity(image), rtol=0, atol=1e-4)
 
 
 def linear(size, attributes):
