@@ -85,7 +85,9 @@ function enlarge(row) {
     one.textContent = `${headings[cell.cellIndex].textContent.trim()} ${cell.textContent}`;
     return one;
   });
-  large.querySelector(".said").replaceChildren(...said, row.querySelector(".flags").cloneNode(true));
+  const notes = [...row.querySelectorAll(".flags .bad, .flags details")].map((note) => note.cloneNode(true));
+  for (const note of notes) note.open = true;
+  large.querySelector(".said").replaceChildren(...said, ...notes);
   const link = row.querySelector("a[href]");
   large.querySelector("a").hidden = !link;
   if (link) large.querySelector("a").href = link.href;

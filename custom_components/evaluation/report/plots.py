@@ -86,6 +86,9 @@ def dot_plots(runs: Mapping[str, Sequence[Metrics]], measures: Sequence[str], an
         axes.spines["left"].set_visible(False)
         axes.set_title(measure, size=9, color=INK, loc="left")
         axes.margins(x=0.08)
+        left, right = axes.get_xlim()
+        if min(axes.dataLim.intervalx) >= 0 > left:
+            axes.set_xlim(left=-0.03 * right)
     return _svg(figure, *panels)
 
 

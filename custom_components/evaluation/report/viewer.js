@@ -10,13 +10,13 @@
     script.textContent = await new Response(packed).text();
     document.head.append(script);
     const { Niivue, NVImage } = window.niivue;
-    const viewer = new Niivue({ backColor: [0, 0, 0, 1], isRadiologicalConvention: true, logLevel: "silent" });
+    const viewer = new Niivue({ backColor: [0, 0, 0, 1], isRadiologicalConvention: true, crosshairWidth: 0.5, crosshairColor: [0.2, 0.8, 0.9, 0.8], logLevel: "silent" });
     await viewer.attachToCanvas(canvas);
     viewer.setSliceType(viewer.sliceTypeMultiplanar);
     viewer.onLocationChange = (at) => { document.getElementById("place").textContent = at.string; };
     const { images, overlays } = JSON.parse(text("volumes"));
     const load = (name, options) => NVImage.loadFromBase64({ base64: images[name] || overlays[name], name: `${name}.nii.gz`, ...options });
-    const signed = { colormap: "warm", colormapNegative: "winter", cal_min: 0.05, cal_max: 1 };
+    const signed = { colormap: "warm", colormapNegative: "winter", cal_min: 0.1, cal_max: 1 };
     const styles = (name) => (name in images ? { colormap: "red" } : name === "log2 J" ? signed : { colormap: "random" });
     const below = document.getElementById("below");
     const above = document.getElementById("above");
