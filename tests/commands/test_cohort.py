@@ -2,9 +2,11 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 import time
+from urllib.parse import unquote
 
 import nibabel as nib
 import numpy as np
@@ -54,6 +56,10 @@ def test_a_damaged_scan_is_a_row_and_a_second_call_does_only_that_pair(data_list
     page = (out / "index.html").read_text()
     assert "<b>3</b> pairs</button>" in page
     assert "<b>1</b> failed</button>" in page
+    assert page.count('class="views"') == 2
+    reports = re.findall(r'href="([^"#:]+)"', page)
+    assert [unquote(report) for report in reports] == ["p0/report.html", "p2/report.html"]
+    assert "morphzoo register" in (out / "p0" / "report.html").read_text()
     before = {path: path.stat().st_mtime_ns for i in (0, 2) for path in (out / f"p{i}").iterdir()}
 
     assert run("evaluate", data_list, "-o", out, *QUICK).startswith("morphzoo: error: 1 of 1 pairs failed")

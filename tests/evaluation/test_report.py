@@ -23,6 +23,7 @@ from custom_components.evaluation.report.volumes import make_volumes
 from custom_components.evaluation.summary import read_runs, write_cohort
 from custom_components.fields import warp
 from custom_components.space.grids import Grid
+from custom_components.transforms.page import PairPage
 
 HOSTILE = "</script><img src=x onerror=\"document.body.id='owned'\">&"
 
@@ -170,6 +171,13 @@ class TestPages:
         assert re.search(r"(?s)<td>dice</td>.*<td>0\.25</td></tr>", (tmp_path / "index.html").read_text())
         with pytest.raises(FileNotFoundError, match="--compare: there is no table"):
             read_runs([str(tmp_path / "nobodys")])
+
+    def test_other_kinds_of_pages_and_a_viewer_that_is_not_there_are_refused(self, tmp_path, monkeypatch):
+        with pytest.raises(ValueError, match="--page: expected none, views, volumes, got 'movies'"):
+            PairPage("movies")
+        monkeypatch.setattr("custom_components.evaluation.report.volumes._VIEWER", tmp_path / "niivue.umd.js")
+        with pytest.raises(FileNotFoundError, match="not of an exported bundle"):
+            PairPage("volumes")
 
     @pytest.mark.parametrize("name", ["a b", "a#b", "a?b", "a%20b", "ä"])
     def test_links_lead_to_files_of_any_name(self, name, tmp_path, monkeypatch):
