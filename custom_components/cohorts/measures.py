@@ -50,10 +50,10 @@ def agreement(template: str, carried: Path, people: Sequence[Subject], votes: Te
     head = foreground_mask({"fixed": image[None]})[0, 0]
     rows: list[Row] = []
     for one in people:
-        rows.append({"ncc": _correlation(carried / f"{one.id}.npy", image, head)})
+        rows.append({"ncc_after": _correlation(carried / f"{one.id}.npy", image, head)})
         if votes is not None and one.label is not None:
             labels = torch.from_numpy(np.load(carried / f"{one.id}_label.npy"))
-            rows[-1]["dice"] = float(mean_dice(labels[None].int(), votes[None]))
+            rows[-1]["dice_after"] = float(mean_dice(labels[None].int(), votes[None]))
     return rows
 
 

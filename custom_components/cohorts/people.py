@@ -5,6 +5,7 @@ Each is a function of a person that several processes can call; what it found li
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,19 +14,23 @@ from typing import Protocol
 import numpy as np
 
 from ..evaluation.metrics import gradient_energy
+from ..evaluation.report.views import Views, make_views
 from ..evaluation.result import Registration
+from ..files import write_metrics
 from ..results import publishing, replacing
 from ..space.affine import register_affine
 from ..space.dialects.itk import write_affine_transform
 from ..space.grids import Grid
 from ..space.memory_images import Image
-from ..space.resampling import DisplacementField
-from ..space.volumes import load_channels, load_image, load_labels, load_mask
+from ..space.resampling import DisplacementField, dense_field
+from ..space.volumes import Volume, load_channels, load_image, load_labels, load_mask
 from ..space.warping import warp_image, warp_to_grid
 from ..transforms.intensities import scale_intensity
 from .maps import PersonsMap, kept
 from .place import Place
 from .subjects import Subject
+
+VIEWS = "views.json"
 
 MIDDLE = "middle.pt"  # of a round: from the new template's points to those of the one before
 
@@ -167,17 +172,33 @@ class Carry:
 
 
 @dataclass(frozen=True)
-class WriteTransforms:
-    """Write people's maps as ITK has them: FOLDER/<id>/transform.h5, from the template's points, and its inverse."""
+class WritePerson:
+    """Write what a person has of their own into FOLDER/<id>: transform.h5, from the template's points, its inverse, and
+    views.json, for the page, if Pillow is there.
 
+    Args:
+        template: image.
+    """
+
+    template: str
     place: Place
     answer: Answer
     folder: Path
 
     def __call__(self, subject: Subject) -> None:
-        maps = (self.answer.middle, self.answer.of(subject))
-        forth = [step for one in maps for step in one.forth]
-        back = [step for one in reversed(maps) for step in one.back]
+        middle, own = self.answer.middle, self.answer.of(subject)
+        volume = load_image(subject.images[0])
         with publishing(self.folder / subject.id, "template") as scratch:
             names = [scratch / "transform.h5", scratch / "inverse_transform.h5"]
-            self.place.write_transforms(names, load_image(subject.images[0]), forth, back)
+            self.place.write_transforms(names, volume, [*middle.forth, *own.forth], [*own.back, *middle.back])
+            if importlib.util.find_spec("PIL") is not None:
+                write_metrics(scratch / VIEWS, self._views(volume, middle, own))
+
+    def _views(self, volume: Volume, middle: PersonsMap, own: PersonsMap) -> Views:
+        """The template, the person as aligned and as deformed."""
+        grid, fixed = self.place.grid, load_image(self.template).data
+        scaled = replace(volume, data=scale_intensity(volume.data))
+        dense = [*middle.forth, *own.forth[:-1]]
+        aligned, after = (warp_image(scaled, grid, [*steps, own.matrix]) for steps in ((), dense))
+        ddf = dense_field(dense, grid).ddf
+        return make_views(aligned, fixed, after, ddf, spacing_mm=list(grid.spacing))

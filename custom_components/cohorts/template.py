@@ -18,6 +18,7 @@ from typing import TypeVar
 import numpy as np
 from torch import Tensor
 
+from ..evaluation.report.cohort import cohort_page
 from ..files import write_metrics, write_table
 from ..results import aside, check_place, publishing
 from ..space.affine import register_affine
@@ -30,7 +31,7 @@ from .averages import averaged, majority, sharpened, voted
 from .maps import PersonsMap
 from .measures import agreement, round_measures
 from .middle import half_rigid, middle_of
-from .people import MIDDLE, Answer, Carry, MatchAffine, MatchDeformable, Register, WriteTransforms
+from .people import MIDDLE, VIEWS, Answer, Carry, MatchAffine, MatchDeformable, Register, WritePerson
 from .place import Place
 from .plan import Plan, TemplateResult
 from .subjects import Subject
@@ -230,9 +231,18 @@ class TemplateBuilder:
                 rows[name]["failure"] = reason
             write_table(scratch / "rounds.csv", state.rows)
             write_table(scratch / "people.csv", list(rows.values()))
+        people = self.output / "people"
         if state.last is not None:
-            self._each(state, WriteTransforms(state.place, state.last, self.output / "people"), "transforms")
+            self._each(state, WritePerson(state.images[0], state.place, state.last, people), "people")
+        self._page(list(rows.values()), people)
         return TemplateResult(self.output, state.rows, list(rows.values()))
+
+    def _page(self, rows: list[Row], people: Path) -> None:
+        """index.html: people, those who fit worst first."""
+        views = {row["id"]: (people / row["id"] / VIEWS).absolute() for row in rows}
+        shown = [{**row, "views": str(views[row["id"]])} if views[row["id"]].is_file() else row for row in rows]
+        with publishing(self.output, "page") as scratch:
+            cohort_page(self.output, shown, title="People on their template", path=scratch / "index.html")
 
     def _vote(self, state: _State, carried: Path, scratch: Path) -> Tensor | None:
         """Write the shares of labels, if people have labels, and the most frequent ones, which are returned."""

@@ -59,8 +59,15 @@ def test_labels_become_shares_and_the_most_frequent_ones(made):
     voted = load(made / "labels.nii.gz")
     np.testing.assert_array_equal(voted.squeeze(), np.array(ids)[shares.argmax(-1)].squeeze())
     table = (made / "people.csv").read_text().splitlines()
-    assert table[0] == "id,weight,ncc,dice"
+    assert table[0] == "id,weight,ncc_after,dice_after"
     assert all(float(line.split(",")[3]) > 0.8 for line in table[1:])
+
+
+def test_the_page_shows_every_person_on_the_template(made):
+    page = (made / "index.html").read_text()
+    assert "People on their template" in page
+    assert all(f"phantom_0{k}" in page for k in range(4))
+    assert page.count("data:image/jpeg") >= 12
 
 
 def test_each_person_has_the_transforms_to_and_from_the_template(people, made):
@@ -126,6 +133,7 @@ def test_a_damaged_scan_is_left_out_and_said_at_the_end(people, tmp_path):
     assert "\n" not in said
     assert "broken.nii.gz" in (tmp_path / "out" / "people.csv").read_text().splitlines()[-1]
     assert len(list((tmp_path / "out" / "people").iterdir())) == 4
+    assert "broken.nii.gz" in (tmp_path / "out" / "index.html").read_text()
 
 
 def test_a_symmetric_template_is_its_own_mirror_image(people, tmp_path):
