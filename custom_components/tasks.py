@@ -98,6 +98,8 @@ class Workers:
         if self._client is None:
             from distributed import Client
 
+            for name in ("distributed", "distributed.client"):  # their import sets a level of its own
+                logging.getLogger(name).setLevel(logging.CRITICAL)
             try:
                 where = {"scheduler_file" if str(self.scheduler).endswith(".json") else "address": self._where()}
                 self._client = self._opened.enter_context(Client(**where, set_as_default=False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -85,6 +86,24 @@ def test_a_cluster_that_others_run_does_the_work(tmp_path):
         assert cluster.workers  # it is not ours to end
 
 
+_SAYS = """
+import logging
+from workers import doubled
+from custom_components.tasks import each
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO)
+    each(doubled, [1, 2], jobs=2, title="pairs")
+"""
+
+
+@pytest.mark.slow
+def test_what_dask_logs_is_not_shown_by_a_program_that_logs(tmp_path):
+    (tmp_path / "run.py").write_text(_SAYS)
+    done = subprocess.run([sys.executable, tmp_path / "run.py"], capture_output=True, text=True, env=_environment())
+    assert done.returncode == 0
+    assert {line.partition(":")[0].strip() for line in done.stderr.replace("\r", "\n").splitlines()} <= {"", "pairs"}
+
+
 _RUN = """
 from workers import Counted
 from custom_components.tasks import each
@@ -103,12 +122,18 @@ if __name__ == "__main__":
 def test_no_process_outlives_a_run_that_is_killed(tmp_path):
     (tmp_path / "run.py").write_text(_RUN)
     (done := tmp_path / "done").mkdir()
-    run = subprocess.Popen([sys.executable, tmp_path / "run.py", done], stderr=subprocess.DEVNULL)
+    command = [sys.executable, tmp_path / "run.py", done]
+    run = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=_environment())
     _until(lambda: len(list(done.iterdir())) > 3)
     run.kill()
     run.wait()
     processes = {Path("/proc", line) for path in done.iterdir() for line in path.read_text().split()}
     _until(lambda: not any(process.exists() for process in processes))
+
+
+def _environment() -> dict[str, str]:
+    tests = Path(__file__).parent
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)])}
 
 
 def _until(ready, seconds: float = 60) -> None:

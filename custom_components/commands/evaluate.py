@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from ..vocabulary import Entry
 from .bundles import DEFAULT_BUNDLE, find_bundle, overlay_path, takes_scans
+from .listed import run_list
 from .loaded import Registering
 from .origin import origin_of
-from .workflow import as_list, check_files, check_settings, check_takes_pairs, results_in, spatial_dims
+from .workflow import as_list, check_files, check_settings, check_takes_pairs, spatial_dims
 
 if TYPE_CHECKING:
-    from ..evaluation.cohort import Cohort, CohortReport
-    from ..tasks import Workers
+    from ..evaluation.cohort import Cohort
 
 
 def evaluate(
@@ -60,7 +60,7 @@ def evaluate(
     """
     from ..evaluation.cohort import CohortReport
     from ..tasks import Workers
-    from ..transforms.requests import finished, request_of
+    from ..transforms.requests import request_of
 
     root, workers = find_bundle(bundle), Workers(jobs, scheduler)
     pairs = _items(data_list, section, dataset_dir, root)
@@ -68,21 +68,9 @@ def evaluate(
     settings |= {"output_dir": str(output), "window": window, "fill": fill}
     configs, given = check_settings(root, overlays, settings, dimension)
     pairs = [{**pair, "request": request_of(pair, root, configs, given)} for pair in pairs]
-    results = {} if again else {pair["id"]: finished(str(output), pair, pair["request"]) for pair in pairs}
-    earlier, origin = [result for result in results.values() if result], origin_of(root, overlays, settings)
-    report = CohortReport(output, earlier, compare=as_list(compare), origin=origin)
-    if done := len(report.registrations):
-        print(f"{done} of {len(pairs)} pairs are done already (--again does them again)", flush=True)
-    missing = [pair for pair in pairs if not results.get(pair["id"])]
-    if missing:
-        _register(missing, Registering(root, dimension, overlays, settings), report, workers)
-    report.write()
-    if report.failures:
-        first = report.failures[0]
-        raise RuntimeError(
-            f"{len(report.failures)} of {len(missing)} pairs failed, the others are done; {first.id}: {first.reason}"
-        )
-    return report.cohort
+    report = CohortReport(output, compare=as_list(compare), origin=origin_of(root, overlays, settings))
+    registering = Registering(root, dimension, overlays, settings)
+    return run_list(pairs, registering, report, workers, title="pairs", again=again, load=registering.load)
 
 
 def _items(data_list: str, section: str, dataset_dir: str | None, bundle: Path) -> list[Entry]:
@@ -99,18 +87,3 @@ def _items(data_list: str, section: str, dataset_dir: str | None, bundle: Path) 
         check_takes_pairs(bundle)
     check_files(items)
     return items
-
-
-def _register(pairs: list[Entry], registering: Registering, report: CohortReport, workers: Workers) -> None:
-    """Register pairs, and tell the report what became of each."""
-    from ..evaluation.result import Failure
-    from ..tasks import Problem
-
-    _ = registering.loaded  # what components refuse, they refuse before anything is written
-    with results_in(report.output_dir, pairs), workers:
-        report.check()
-        for pair, result in zip(pairs, workers.each(registering, pairs, "pairs"), strict=True):
-            if isinstance(result, Problem):
-                report.failures.append(Failure(pair["id"], pair, result.reason))
-            else:
-                report.registrations.append(result)

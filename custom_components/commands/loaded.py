@@ -80,14 +80,21 @@ class Registering:
     overlays: Sequence[str]
     settings: Mapping[str, object]
 
-    @cached_property
-    def loaded(self) -> Loaded:
+    def load(self) -> Loaded:
         """The bundle; errors as those of `load_workflow`."""
+        return self._loaded
+
+    def register(self, item: Entry) -> Registration:
+        """The result in memory."""
+        return self._loaded.register(item)
+
+    def __call__(self, item: Entry) -> Registration:
+        """The result in its files."""
+        return self.register(item).save(str(self.settings["output_dir"])).in_files()
+
+    @cached_property
+    def _loaded(self) -> Loaded:
         return Loaded.of(self.bundle, self.spatial_dims, self.overlays, self.settings)
 
     def __getstate__(self) -> dict[str, object]:
-        return {name: value for name, value in vars(self).items() if name != "loaded"}  # a network does not travel
-
-    def __call__(self, item: Entry) -> Registration:
-        """The result, in its files."""
-        return self.loaded.register(item).save(str(self.settings["output_dir"])).in_files()
+        return {name: value for name, value in vars(self).items() if name != "_loaded"}  # a network does not travel
