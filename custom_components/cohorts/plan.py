@@ -64,11 +64,6 @@ class TemplateResult:
     rounds: Sequence[Row]
     people: Sequence[Row]
 
-    @property
-    def path(self) -> Path:
-        """Of the image of the first contrast."""
-        return self.folder / "template.nii.gz"
-
     def __str__(self) -> str:
         failed = sum("failure" in row for row in self.people)
         return f"template of {len(self.people) - failed} people; results in {self.folder}"
