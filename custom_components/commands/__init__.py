@@ -11,6 +11,7 @@ PARTS = {
     "bundles",
     "export_checks",
     "exporting",
+    "guides",
     "heads",
     "label_server_export",
     "listed",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ..vocabulary import Entry
 from .bundles import DEFAULT_BUNDLE, find_bundle
+from .guides import LabelFinder
 from .loaded import Loaded
 from .workflow import as_list, check_files, check_settings, check_takes_pairs, results_in
 
@@ -37,6 +38,8 @@ class Registrar:
         check_takes_pairs(self.bundle)
         check_settings(self.bundle, self.overlays, settings, 3)
         self._loaded: dict[int, Loaded] = {}
+        device = settings.get("device")
+        self._find_labels = LabelFinder(None if device is None else str(device))
 
     def __call__(
         self,
@@ -49,6 +52,9 @@ class Registrar:
         label_fixed: Image | None = None,
         mask_moving: Image | None = None,
         mask_fixed: Image | None = None,
+        guide: Literal["labels"] | None = None,
+        guide_moving: Image | None = None,
+        guide_fixed: Image | None = None,
         channel_weights: Sequence[float] | None = None,
         landmarks_moving: str | os.PathLike[str] | None = None,
         landmarks_fixed: str | os.PathLike[str] | None = None,
@@ -57,8 +63,10 @@ class Registrar:
         """Register one pair.
 
         Args:
-            moving, fixed, label_moving, label_fixed, mask_moving, mask_fixed: as in `register`: a path, an image of
-                nibabel or ITK, a MetaTensor (C, *S), or (array, affine); or a list of channels of one person.
+            moving, fixed, label_moving, label_fixed, mask_moving, mask_fixed, guide_moving, guide_fixed: as in
+                `register`: a path, an image of nibabel or ITK, a MetaTensor (C, *S), or (array, affine); or a list of
+                channels of one person.
+            guide: "labels" finds label maps that guide the refinement.
             channel_weights: how much each channel counts in the refinement.
             landmarks_moving, landmarks_fixed: files of points or label maps.
             affine: what aligns this pair, in place of the setting.
@@ -74,6 +82,7 @@ class Registrar:
 
         images = {"label_moving": label_moving, "label_fixed": label_fixed}
         images |= {"mask_moving": mask_moving, "mask_fixed": mask_fixed}
+        images |= {"guide_moving": guide_moving, "guide_fixed": guide_fixed}
         pair: Entry = dict(sources_of(images))
         for role, image in (("moving", moving), ("fixed", fixed)):
             first, *others = channels_of(as_list(image) if isinstance(image, str) else image, role)
@@ -83,6 +92,8 @@ class Registrar:
         pair |= {key: os.path.abspath(path) for key, path in landmarks.items() if path is not None}
         check_files([pair])
         pair |= {key: value for key, value in (("id", id), ("affine", affine)) if value is not None}
+        if guide == "labels":
+            pair |= self._find_labels(pair)
         loaded = self._load(spatial_dims_of(pair["fixed"]))
         if output is None:
             return loaded.register(pair)

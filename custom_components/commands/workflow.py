@@ -29,7 +29,7 @@ _DEFORMING = ("quality", "optimize", "samples", "sweep", "hyper", "weights", "sm
 
 _FILE_KEYS = (
     *("moving", "fixed", "label_moving", "label_fixed", "mask_moving", "mask_fixed", "channels_moving"),
-    *("channels_fixed", "image", "label", "mask"),
+    *("channels_fixed", "image", "label", "mask", "guide_moving", "guide_fixed"),
 )
 
 

@@ -22,7 +22,7 @@ Prepare = Callable[..., Prepared]
 PAIR_KEYS = (
     *("moving", "fixed", "label_moving", "label_fixed", "mask_moving", "mask_fixed"),
     *("distance_moving", "distance_fixed", "momentum", "channel_weights"),
-    *("landmarks_moving", "landmarks_fixed", "landmarks_mm"),
+    *("landmarks_moving", "landmarks_fixed", "landmarks_mm", "guide_moving", "guide_fixed"),
 )
 
 
@@ -35,11 +35,11 @@ def prepare_pair_batch(
         batch: has "image" (B, 2C, *S), moving then fixed, and any of `PAIR_KEYS`.
     Returns:
         The image, a dictionary of the `PAIR_KEYS` that the batch has, no positional arguments, and "masks", with the
-        landmarks, if any, and "finer", if the grid is finer than a network's.
+        landmarks and guides, if any, and "finer", if the grid is finer than a network's.
     """
     targets = {key: plain(batch[key]) for key in PAIR_KEYS if isinstance(batch.get(key), Tensor)}
     targets = {key: value.to(device, non_blocking=non_blocking, **kwargs) for key, value in targets.items()}
-    looks = ("mask_", "landmarks_", "channel_weights")
+    looks = ("mask_", "landmarks_", "guide_", "channel_weights")
     masks = {key: value for key, value in targets.items() if key.startswith(looks)}
     if "image" not in batch:
         raise ValueError(f"this bundle needs scans with an image, got {', '.join(sorted(targets)) or 'nothing'} alone")

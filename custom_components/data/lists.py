@@ -2,8 +2,9 @@
 
 A data list is a JSON file with sections (`training`, `validation`, `test`, or any other name), each a list of
 
-- scans: `{"image"?, "label"?, "mask"?, "landmarks"?, "contrast"?, "subject"?, ...}` with at least an image or a label
-  (`contrast` is another image of the same person, aligned with the first), or
+- scans: `{"image"?, "label"?, "mask"?, "landmarks"?, "guide"?, "contrast"?, "subject"?, ...}` with at least an
+  image or a label (`contrast` is another image of the same person, aligned with the first; `guide` a label map that
+  guides the refinement), or
 - pairs: `{"moving", "fixed", "label_moving"?, "label_fixed"?, "mask_moving"?, ..., "id"?, ...}`; the first two
   may be lists of channels of one person, with `"channel_weights"?`.
 
@@ -24,11 +25,13 @@ import numpy as np
 from ..vocabulary import Entry
 from .names import check_ids, distinct_names
 
-SCAN_FILES = ("image", "contrast", "label", "mask", "landmarks", "affine")
+SCAN_FILES = ("image", "contrast", "label", "mask", "landmarks", "guide", "affine")
 
 
 PAIR_FILES = tuple(
-    f"{prefix}{side}" for prefix in ("", "contrast_", "label_", "mask_", "landmarks_") for side in ("moving", "fixed")
+    f"{prefix}{side}"
+    for prefix in ("", "contrast_", "label_", "mask_", "landmarks_", "guide_")
+    for side in ("moving", "fixed")
 )
 
 

@@ -43,7 +43,7 @@ def _twice(value: object) -> object:
 def _both_masks(masks: Masks) -> dict[str, Tensor]:
     """The masks of the doubled batch; where a role has none, its image counts everywhere."""
     doubled = {key: torch.cat([masks[key]] * 2) for key in ("channel_weights", "landmarks_mm") if key in masks}
-    for kind in ("mask", "landmarks"):
+    for kind in ("mask", "landmarks", "guide"):
         given = [masks[f"{kind}_{role}"] for role in ("moving", "fixed") if f"{kind}_{role}" in masks]
         if given:
             moving, fixed = (masks.get(f"{kind}_{role}", torch.ones_like(given[0])) for role in ("moving", "fixed"))

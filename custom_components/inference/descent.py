@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..deformations.base import Deformation, Fields
 from ..fields import per_channel
-from ..losses.landmarks import WithLandmarks
+from ..losses.guidance import Guided
 from .level import Evaluation, Loss
 
 _UNIT_SHARE = 0.5  # of each axis, about the middle, where a level finds the strength of its forces
@@ -37,8 +37,8 @@ class Diffused(nn.Module):
 
     @property
     def images_alone(self) -> Loss:
-        """The loss without the landmarks' term."""
-        return self.loss.loss if isinstance(self.loss, WithLandmarks) else self.loss
+        """The loss without the terms of landmarks and guides."""
+        return self.loss.loss if isinstance(self.loss, Guided) else self.loss
 
     @property
     def similarity(self) -> object:

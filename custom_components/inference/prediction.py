@@ -55,7 +55,7 @@ class Predictor(Protocol):
             image: shape (B, 2C, *S), moving, then fixed.
             network: the one the engine runs.
             deformation: what the parameters are for.
-            masks: "mask_moving", "mask_fixed", shape (B, 1, *S), and landmarks (`losses.landmarks`).
+            masks: "mask_moving", "mask_fixed", shape (B, 1, *S), landmarks and guides (`losses`).
             **options: what else a batch brings for its network ("hyper").
         """
 

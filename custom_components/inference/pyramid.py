@@ -8,24 +8,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..losses.guidance import GUIDES, nearest_at
 from ..losses.landmarks import LANDMARKS, landmarks_at
 
 _NOTHING = 1e-3  # share of a voxel that counts, below which it tells nothing
 
 
 def at_level(batch: Mapping[str, Tensor], factor: int) -> dict[str, Tensor]:
-    """A batch whose images are shrunk by a factor, and landmarks in the voxels of the level.
+    """A batch whose images are shrunk by a factor, guides thinned out, and landmarks in the voxels of the level.
 
     What a mask leaves out gets into no voxel that counts: an image with a mask is the mean of what counts, and the
     moving image's mask loses its rim, where interpolation blends in what lies beyond.
     """
-    images = {key: shrink(value, factor) for key, value in batch.items() if key not in LANDMARKS}
+    images = {key: shrink(value, factor) for key, value in batch.items() if key not in (*LANDMARKS, *GUIDES)}
     for role in ("moving", "fixed"):
         if f"mask_{role}" in batch and factor > 1:
             counted, share = shrink(batch[role] * batch[f"mask_{role}"], factor), images[f"mask_{role}"]
             images[role] = torch.where(share > _NOTHING, counted / share.clamp(min=_NOTHING), images[role])
     if "mask_moving" in images:
         images["mask_moving"] = without_rim(images["mask_moving"])
+    images |= {key: nearest_at(batch[key], images["fixed"].shape[2:]) for key in GUIDES if key in batch}
     sizes = [batch["fixed"].new_tensor(one["fixed"].shape[2:]) - 1 for one in (images, batch)]
     return images | landmarks_at(batch, sizes[0] / sizes[1].clamp_min(1))
 

@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from ..checks import check_number
 from ..deformations.base import Deformation
-from ..losses.landmarks import WithLandmarks
+from ..losses.guidance import Guided, LabelGuide
+from ..losses.landmarks import LandmarkDistance
 from .contrast import LossByContrast
 from .descent import Diffused, SmoothDescent, StepRule, force_of_a_voxel, loss_of_a_voxel
 from .level import DirectEvaluation, Evaluation, Loss
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 
 _MOST_SMOOTH = 20  # of "auto" where steps shrink to nothing: with more planned, a level would end at full steps
+# By name: what a pair must bring along, and the term.
+_TERMS = {"landmarks": ("landmarks_fixed", LandmarkDistance), "labels": ("guide_fixed", LabelGuide)}
 _AT_THE_END = 10**9  # iterations after which no schedule changes any more
 
 
@@ -85,7 +88,8 @@ class PairwiseOptimizer:
             many as are worth it, see above.
         learning_rate: Adam's step, about the voxels of the parameters' grid that a vector moves in an iteration.
         method: "adam" or "lbfgs"; a `Diffused` loss is minimised by `SmoothDescent`.
-        landmark_weight: of the mean distance in mm of the landmarks, if the pair has some; 0 leaves them out.
+        guidance: what terms that a pair brings along weigh: its "landmarks", a millimetre of their mean distance, and
+            its "labels", 1 - the mean Dice of the label maps that guide it. 0 leaves them out.
         progress: show a progress bar.
     Raises:
         ValueError: if there are not as many iterations as levels, or the method or a word for iterations is unknown.
@@ -108,10 +112,12 @@ class PairwiseOptimizer:
         iterations: int | Sequence[int] | str = (30, 30, 20),
         learning_rate: float = 0.2,
         method: str = "adam",
-        landmark_weight: float = 0.0,
+        guidance: Mapping[str, float] | None = None,
         progress: bool = False,
     ) -> None:
-        check_number("landmark_weight", landmark_weight, least=0)
+        self.guidance = dict(guidance or {})
+        for name, number in self.guidance.items():
+            check_number(f"the weight of the {name}", number, least=0)
         if isinstance(iterations, str) and iterations != "auto":
             raise ValueError(f"expected iterations as numbers or 'auto', got {iterations!r}")
         self.auto = isinstance(iterations, str)
@@ -128,7 +134,6 @@ class PairwiseOptimizer:
         self.deformation, self.loss = deformation, loss
         self.levels, self.iterations = levels, iterations
         self.learning_rate, self.method, self.progress = learning_rate, method, progress
-        self.landmark_weight = landmark_weight
 
     @torch.enable_grad()
     def __call__(
@@ -148,7 +153,8 @@ class PairwiseOptimizer:
             parameters: start, shape (B, P, *S'), any resolution; None for zero. Channels beyond the deformation's own
                 (for example a log variance) are passed through unchanged; their grid must be the deformation's.
                 Channels that are missing start at zero.
-            masks: "mask_moving", "mask_fixed", shape (B, 1, *S), and the landmarks of `losses.landmarks`.
+            masks: "mask_moving", "mask_fixed", shape (B, 1, *S), the landmarks of `losses.landmarks`, and the guides of
+                `losses.guidance`.
             constants: what else the loss needs of the batch and has no resolution ("hyper").
             deformation: in place of the optimiser's own, for one that depends on the pair.
             finer: the start was found with so many times fewer voxels along each axis; a contrast is judged there.
@@ -244,12 +250,13 @@ class PairwiseOptimizer:
         return [Level(round(factor), int(min(count, most)), below) for factor, count, below in levels if factor >= 1]
 
     def _loss(self, objective: Loss, batch: Mapping[str, Tensor]) -> Loss:
-        """The objective, with the landmarks' distance if the pair has landmarks and they weigh something."""
-        if not self.landmark_weight or "landmarks_fixed" not in batch:
+        """The objective, with the terms that the pair brings along and that weigh something."""
+        terms = {name: make() for name, (key, make) in _TERMS.items() if self.guidance.get(name) and key in batch}
+        if not terms:
             return objective
         if isinstance(objective, Diffused):
-            return Diffused(WithLandmarks(objective.loss, self.landmark_weight), objective.variance)
-        return WithLandmarks(objective, self.landmark_weight)
+            return Diffused(Guided(objective.loss, terms, self.guidance), objective.variance)
+        return Guided(objective, terms, self.guidance)
 
     def _steps(self, evaluation: Evaluation, iterations: int) -> Callable[[], Tensor]:
         """A function that makes one step and returns the loss before it."""

@@ -44,6 +44,7 @@ def refiner(
     robust: bool = False,
     landmark_weight: float = 0.0,
     least_gain: float = 0.05,
+    guide_weight: float = 1.0,
     progress: bool = False,
 ) -> PairwiseOptimizer | RobustOptimizer:
     """Refine a deformation for a pair.
@@ -67,6 +68,7 @@ def refiner(
         robust: find out first where the images do not show the same, and leave that out (`robust.RobustOptimizer`).
         landmark_weight: of the mean distance of the landmarks in mm, if the pair has some.
         least_gain: what a field must gain to be taken, see `PairwiseOptimizer`.
+        guide_weight: of 1 - the mean Dice of the label maps that guide the pair, if it has some.
         progress: show a progress bar.
     Raises:
         ValueError: for another word for the similarity, or a negative weight or smoothness.
@@ -92,7 +94,7 @@ def refiner(
         levels=factors,
         iterations=counts,
         method="lbfgs" if is_momentum else "adam",
-        landmark_weight=landmark_weight,
+        guidance={"landmarks": landmark_weight, "labels": guide_weight},
         progress=progress,
     )
     optimizer.exact, optimizer.least_gain = exact, least_gain

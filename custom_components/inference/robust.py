@@ -49,9 +49,9 @@ class Trust:
 
         Args:
             moving, fixed: shape (B, C, *S), in [0, 1].
-            masks: as for `PairwiseOptimizer`; landmarks do not count.
+            masks: as for `PairwiseOptimizer`; landmarks and guides do not count.
         """
-        given = {key: value for key, value in (masks or {}).items() if "landmark" not in key}
+        given = {key: value for key, value in (masks or {}).items() if "landmark" not in key and "guide" not in key}
         there, stiff = (self._field(optimizer, moving, fixed, given) for optimizer in (self.loose, self.stiff))
         back = self._field(self.loose, fixed, moving, _swapped(given))
         a, b = warp(moving, stiff).mean(1, keepdim=True), fixed.mean(1, keepdim=True)

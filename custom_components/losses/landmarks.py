@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checks import check_number
 from ..fields import transform_points
-from ..vocabulary import Batch, Result
+from ..vocabulary import Batch
 
 LANDMARKS = ("landmarks_moving", "landmarks_fixed", "landmarks_mm")
 
@@ -48,26 +48,6 @@ class LandmarkDistance(nn.Module):
             ddf = pool(ddf, kernel, 1, [k // 2 for k in kernel], count_include_pad=False)
         squares = ((transform_points(fixed, ddf) - moving) * mm).square().sum(-1)
         return ((squares + _SMOOTH_MM**2).sqrt() - _SMOOTH_MM).mean()
-
-
-class WithLandmarks(nn.Module):
-    """A loss, and the landmarks' distance times a weight.
-
-    Args:
-        loss: called as `loss(pred, batch)`.
-        weight: of a millimetre.
-    """
-
-    def __init__(self, loss: Callable[[dict[str, Tensor], dict[str, Tensor]], Tensor], weight: float) -> None:
-        super().__init__()
-        self.loss, self.weight, self.distance = loss, weight, LandmarkDistance()
-
-    def forward(self, pred: Result, batch: dict[str, Tensor]) -> Tensor:
-        """The sum; the term stands in `pred["terms"]`, if the loss tells its own."""
-        total, term = self.loss(pred, batch), self.weight * self.distance(pred["ddf"], batch)
-        if "terms" in pred:
-            pred["terms"] = {**pred["terms"], "landmarks": term.detach()}
-        return total + term
 
 
 def landmarks_at(batch: Mapping[str, Tensor], ratio: Tensor) -> dict[str, Tensor]:

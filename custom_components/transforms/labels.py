@@ -20,13 +20,20 @@ from .scan_paths import ScanPath, source_in
 logger = logging.getLogger(__name__)
 
 
-def labels_on_grid(data: Data, role: str, image: Volume, grid: Grid, world_matrix: np.ndarray | None) -> Item:
-    """The label map of an image on the model grid, if the item names one."""
-    if not data.get(f"label_{role}"):
+def labels_on_grid(data: Data, key: str, image: Volume, grid: Grid, world_matrix: np.ndarray | None) -> Item:
+    """An image's label map, which stands under `key`, on the model grid, if the item names one."""
+    if not data.get(key):
         return {}
-    labels = load_labels_for(source_in(data, f"label_{role}"), image)
+    labels = load_labels_for(source_in(data, key), image)
     values = resample(labels.data, labels.affine, grid, world_matrix=world_matrix, mode="nearest")
-    return {f"label_{role}": values, f"label_{role}_path": ScanPath(labels)}
+    return {key: values, f"{key}_path": ScanPath(labels)}
+
+
+def check_guides(data: Data) -> None:
+    """Raises ValueError: if an item names a label map that guides one image, and none of the other."""
+    given = [str(data[f"guide_{role}"]) for role in ("moving", "fixed") if data.get(f"guide_{role}")]
+    if len(given) == 1:
+        raise ValueError(f"{given[0]}: expected guides of both images, got that of one")
 
 
 def masks_of(data: Data, images: Mapping[str, Volume]) -> dict[str, Volume]:

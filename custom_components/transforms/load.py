@@ -1,7 +1,8 @@
 """The dictionary transform that loads pairs onto a model grid.
 
 Convention: a loaded item holds tensors (1, *S) on one grid under `moving`, `fixed` and, where the list gives them,
-`label_moving`, `label_fixed`, `mask_moving`, `mask_fixed`, and points (N, D) in its voxels under `landmarks_moving`,
+`label_moving`, `label_fixed`, `mask_moving`, `mask_fixed`, `guide_moving`, `guide_fixed` (label maps that guide the
+refinement), and points (N, D) in its voxels under `landmarks_moving`,
 `landmarks_fixed`; the network's input `image` (2, *S) is moving, then fixed. Beside them travels what is needed to go
 back to the files: `grid_affine`, `world_matrix`, and `*_path`, where the paths of a pair carry the volumes that were
 read (`ScanPath`), so that nobody reads a scan twice. `warnings` holds the lines that loading a pair gave rise to (see
@@ -27,7 +28,7 @@ from .alignment import Aligner, Alignment, world_matrix_of
 from .channels import channel_weights, load_with_channels
 from .field_of_view import seen_by
 from .intensities import check_window, compared, scale_intensity
-from .labels import labels_on_grid, mask_on_grid, masks_of
+from .labels import check_guides, labels_on_grid, mask_on_grid, masks_of
 from .landmarks import landmarks_on_grid
 from .scan_paths import ScanPath
 from .surroundings import warn_of_one_skull
@@ -113,13 +114,15 @@ class LoadPaird(Transform):
         check_overlap(fixed, moving, world_matrix, alignment.affine)
         grid, found = self._grid(fixed, moving)
         result |= found
+        check_guides(data)
         for role, volume in volumes.items():
             matrix = world_matrix if role == "moving" else None
             image = resample(scaled[role].data, volume.affine, grid, world_matrix=matrix, antialias=True)
             if image.min() == image.max():
                 raise ValueError(f"{volume.path}: nothing of it shows on the model grid, which lies in {fixed.path}")
             result |= {role: image, f"{role}_path": ScanPath(volume), f"label_{role}_path": ""}
-            result |= labels_on_grid(data, role, volume, grid, matrix)
+            result |= labels_on_grid(data, f"label_{role}", volume, grid, matrix)
+            result |= labels_on_grid(data, f"guide_{role}", volume, grid, matrix)
             if role in masks:
                 result |= mask_on_grid(role, masks[role], grid, matrix)
         seen = seen_by(moving.first, grid, world_matrix, result["fixed"][:1])
