@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +84,8 @@ def main(words: Sequence[str] | None = None) -> None:
     pairs = shuffled(load_list(datalist, "validation_pairs", args.slices), args.pairs)
     rows: list[dict[str, Any]] = []
     for name, (number, seed) in variants.items():
-        found = measure_once(
-            args.output / name / "measures.json", lambda: evaluate(args.output / name, pairs, args.spacing)
-        )
+        folder = args.output / name
+        found = measure_once(folder / "measures.json", partial(evaluate, folder, pairs, args.spacing))
         rows.append({"people": number, "seed": seed, **found})
     write_table(args.output / "results.csv", rows)
     write_and_print(args.output / "tables.md", table(rows))

@@ -108,6 +108,6 @@ def register(
     registrar = Registrar(bundle, overlay=overlay, **settings)
     images = {"label_moving": label_moving, "label_fixed": label_fixed, "mask_moving": mask_moving}
     images |= {"mask_fixed": mask_fixed, "guide_moving": guide_moving, "guide_fixed": guide_fixed}
-    more = {"landmarks_moving": landmarks_moving, "landmarks_fixed": landmarks_fixed, "guide": guide}
-    more = {**images, **more, "channel_weights": channel_weights}
-    return registrar(moving, fixed, output, id=id, **more)  # type: ignore[arg-type]
+    more: dict[str, object] = {"landmarks_moving": landmarks_moving, "landmarks_fixed": landmarks_fixed}
+    more |= {"guide": guide, "channel_weights": channel_weights}
+    return registrar(moving, fixed, output, id=id, **images, **more)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ..checks import check_number
 from ..deformations.base import Deformation
-from ..losses.guidance import Guided, LabelGuide
+from ..losses.guidance import GUIDES, Guided, LabelGuide
 from ..losses.landmarks import LandmarkDistance
 from .contrast import LossByContrast
 from .descent import Diffused, SmoothDescent, StepRule, force_of_a_voxel, loss_of_a_voxel
@@ -226,7 +226,6 @@ class PairwiseOptimizer:
     ) -> Tensor | None:
         """Level by level; the parameters on the last level's grid."""
         parameters, size = start, batch["fixed"].shape[2:]
-        loss = self._loss(objective, batch)
         on_iteration = objective.on_iteration if isinstance(objective, ScheduledLoss) else _unchanged
         total, done = sum(level.iterations for level in plan), 0 if start is None else _AT_THE_END
         with tqdm(total=total, desc="optimizing", disable=not self.progress, leave=False) as bar:
@@ -237,6 +236,7 @@ class PairwiseOptimizer:
                 kind = (
                     DirectEvaluation if is_finer and not self.exact and isinstance(objective, Diffused) else Evaluation
                 )
+                loss = self._loss(objective, _without_guides(batch) if is_finer else batch)
                 evaluation = kind(coarse, loss, level, begin, keeps_best=self.auto)
                 self._minimize(evaluation, range(done, done + iterations), on_iteration, bar)
                 parameters, done = evaluation.found(), done + iterations
@@ -307,6 +307,11 @@ class PairwiseOptimizer:
 def _unchanged(iteration: int) -> bool:
     """For a loss without a schedule."""
     return False
+
+
+def _without_guides(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What levels finer than the start's see: label maps take most of the time there and tell no more."""
+    return {key: value for key, value in batch.items() if key not in GUIDES}
 
 
 def _split(parameters: Tensor | None, image: Tensor, deformation: Deformation) -> tuple[Tensor | None, list[Tensor]]:
