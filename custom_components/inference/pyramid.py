@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..losses.guidance import GUIDES, nearest_at
+from ..losses.guidance import GUIDES, soft_maps
 from ..losses.landmarks import LANDMARKS, landmarks_at
 
 _NOTHING = 1e-3  # share of a voxel that counts, below which it tells nothing
 
 
 def at_level(batch: Mapping[str, Tensor], factor: int) -> dict[str, Tensor]:
-    """A batch whose images are shrunk by a factor, guides thinned out, and landmarks in the voxels of the level.
+    """A batch whose images are shrunk by a factor, guides as soft maps, and landmarks in the voxels of the level.
 
     What a mask leaves out gets into no voxel that counts: an image with a mask is the mean of what counts, and the
     moving image's mask loses its rim, where interpolation blends in what lies beyond.
@@ -27,7 +27,7 @@ def at_level(batch: Mapping[str, Tensor], factor: int) -> dict[str, Tensor]:
             images[role] = torch.where(share > _NOTHING, counted / share.clamp(min=_NOTHING), images[role])
     if "mask_moving" in images:
         images["mask_moving"] = without_rim(images["mask_moving"])
-    images |= {key: nearest_at(batch[key], images["fixed"].shape[2:]) for key in GUIDES if key in batch}
+    images |= {key: shrink(value, factor) for key, value in soft_maps(batch).items()}
     sizes = [batch["fixed"].new_tensor(one["fixed"].shape[2:]) - 1 for one in (images, batch)]
     return images | landmarks_at(batch, sizes[0] / sizes[1].clamp_min(1))
 

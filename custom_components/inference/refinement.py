@@ -169,7 +169,7 @@ class PairwiseOptimizer:
         deformation = self.deformation if deformation is None else deformation
         batch = {"moving": moving.detach(), "fixed": fixed.detach(), **(masks or {})}
         start, passed_through = _split(parameters, fixed, deformation)
-        objective = self._objective(at_level(batch, finer), start, deformation)
+        objective = self._objective(at_level(_without_guides(batch), finer), start, deformation)
         plan = self._plan(objective, finer)
         if start is not None and isinstance(objective, Diffused):
             start = self._or_none(start, plan[0].factor, deformation, objective, batch, constants or {})
@@ -230,13 +230,14 @@ class PairwiseOptimizer:
         total, done = sum(level.iterations for level in plan), 0 if start is None else _AT_THE_END
         with tqdm(total=total, desc="optimizing", disable=not self.progress, leave=False) as bar:
             for factor, iterations, is_finer in plan:
-                level = at_level(batch, factor) | dict(constants)
+                seen = _without_guides(batch) if is_finer else batch
+                level = at_level(seen, factor) | dict(constants)
                 coarse = deformation.on_grid(size, level["fixed"].shape[2:])
                 begin = _fitted(parameters, level["fixed"], deformation)
                 kind = (
                     DirectEvaluation if is_finer and not self.exact and isinstance(objective, Diffused) else Evaluation
                 )
-                loss = self._loss(objective, _without_guides(batch) if is_finer else batch)
+                loss = self._loss(objective, seen)
                 evaluation = kind(coarse, loss, level, begin, keeps_best=self.auto)
                 self._minimize(evaluation, range(done, done + iterations), on_iteration, bar)
                 parameters, done = evaluation.found(), done + iterations

@@ -7,25 +7,34 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from ..fields import warp
 from ..vocabulary import Batch, Result
-from .overlap import LabelDice
+from .overlap import label_indicators
 
 GUIDES = ("guide_moving", "guide_fixed")
+MOST_LABELS = 64  # each takes memory as an image does
 
 
 class LabelGuide(nn.Module):
-    """1 - mean Dice of the label maps that guide a pair; 0, the background, does not count."""
+    """1 - mean Dice of the soft label maps that guide a pair, 2 sum(m f) / (sum(m^2) + sum(f^2)) for each label.
+
+    With the squares it is best where the maps are equal. With plain sums soft maps would rather be sharp, and be drawn
+    to where the voxels of one lie on those of the other.
+    """
 
     def forward(self, ddf: Tensor, batch: Batch) -> Tensor:
         """The term, a scalar.
 
         Args:
             ddf: shape (B, D, *S), voxels, fixed to moving.
-            batch: "guide_moving", "guide_fixed", integer label maps (B, 1, *S).
+            batch: "guide_moving", "guide_fixed", shape (B, K, *S), as `soft_maps` gives them.
         """
         moving, fixed = (batch[key] for key in GUIDES)
-        last = int(torch.maximum(moving.max(), fixed.max()))
-        return LabelDice(range(1, last + 1))(ddf, moving, fixed) if last > 0 else 0 * ddf.sum()
+        if not moving.shape[1]:
+            return 0 * ddf.sum()
+        warped, axes = warp(moving, ddf), tuple(range(2, ddf.ndim))
+        size = (warped.square() + fixed.square()).sum(axes)
+        return 1 - (2 * (warped * fixed).sum(axes) / size.clamp(min=1e-3)).mean()
 
 
 class Guided(nn.Module):
@@ -56,9 +65,31 @@ class Guided(nn.Module):
         return sum(terms.values(), total)
 
 
-def nearest_at(maps: Tensor, size: torch.Size) -> Tensor:
-    """Label maps (B, 1, *S) on another grid with the same corners, by their nearest voxels."""
-    for axis, (n, m) in enumerate(zip(maps.shape[2:], size, strict=True), start=2):
-        index = torch.linspace(0, n - 1, m, device=maps.device).round().long()
-        maps = maps.index_select(axis, index)
+def soft_maps(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Label maps (B, 1, *S) as one channel for each label above 0 that both show, (B, K, *S), blurred by a voxel.
+
+    The blur keeps a motion of less than a voxel from being drawn to whole ones.
+
+    Raises:
+        ValueError: if they have more than `MOST_LABELS` labels in common.
+    """
+    if not all(key in batch for key in GUIDES):
+        return {}
+    shown = [set(batch[key].unique().tolist()) for key in GUIDES]
+    ids = sorted(label for label in shown[0] & shown[1] if label > 0)
+    if len(ids) > MOST_LABELS:
+        raise ValueError(
+            f"expected guides of at most {MOST_LABELS} labels, got {len(ids)}: merge some, or leave them out"
+        )
+    return {key: blurred(label_indicators(batch[key], ids).float()) for key in GUIDES}
+
+
+def blurred(maps: Tensor) -> Tensor:
+    """The mean of each voxel and its neighbours along each axis, weighted 1, 2, 1; (B, K, *S)."""
+    for axis in range(2, maps.ndim):
+        n = maps.shape[axis]
+        if n > 1:
+            ends = [maps.narrow(axis, 0, 1), maps, maps.narrow(axis, n - 1, 1)]
+            padded = torch.cat(ends, axis)
+            maps = (padded.narrow(axis, 0, n) + 2 * maps + padded.narrow(axis, 2, n)) / 4
     return maps

@@ -21,7 +21,7 @@ def untrained(monkeypatch):
 
 def test_given_maps_guide_the_refinement(scans):
     (moving, label_moving), (fixed, label_fixed) = scans[:2]
-    registrar = mz.Registrar("synthmorph", optimize=10, **QUICK, guide_weight=10.0)
+    registrar = mz.Registrar("synthmorph", optimize=10, **QUICK)
     labels = {"label_moving": label_moving, "label_fixed": label_fixed}
     guided = registrar(moving, fixed, guide_moving=label_moving, guide_fixed=nib.load(label_fixed), **labels)
     alone = registrar(moving, fixed, **labels)
