@@ -8,17 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..losses.guidance import GUIDES, soft_maps
+from ..losses.guidance import GUIDES
 from ..losses.landmarks import LANDMARKS, landmarks_at
 
 _NOTHING = 1e-3  # share of a voxel that counts, below which it tells nothing
 
 
 def at_level(batch: Mapping[str, Tensor], factor: int) -> dict[str, Tensor]:
-    """A batch whose images are shrunk by a factor, guides as soft maps, and landmarks in the voxels of the level.
+    """A batch whose images are shrunk by a factor, and landmarks in the voxels of the level.
 
     What a mask leaves out gets into no voxel that counts: an image with a mask is the mean of what counts, and the
-    moving image's mask loses its rim, where interpolation blends in what lies beyond.
+    moving image's mask loses its rim, where interpolation blends in what lies beyond. Guides are soft maps, whose grid
+    may be coarser than the images'; a level that is finer than they are has none.
     """
     images = {key: shrink(value, factor) for key, value in batch.items() if key not in (*LANDMARKS, *GUIDES)}
     for role in ("moving", "fixed"):
@@ -27,9 +28,18 @@ def at_level(batch: Mapping[str, Tensor], factor: int) -> dict[str, Tensor]:
             images[role] = torch.where(share > _NOTHING, counted / share.clamp(min=_NOTHING), images[role])
     if "mask_moving" in images:
         images["mask_moving"] = without_rim(images["mask_moving"])
-    images |= {key: shrink(value, factor) for key, value in soft_maps(batch).items()}
+    images |= _guides_at(batch, factor)
     sizes = [batch["fixed"].new_tensor(one["fixed"].shape[2:]) - 1 for one in (images, batch)]
     return images | landmarks_at(batch, sizes[0] / sizes[1].clamp_min(1))
+
+
+def _guides_at(batch: Mapping[str, Tensor], factor: int) -> dict[str, Tensor]:
+    found = {key: batch[key] for key in GUIDES if key in batch}
+    steps = [
+        round(n / m) for value in found.values() for n, m in zip(batch["fixed"].shape[2:], value.shape[2:], strict=True)
+    ]
+    coarser = max(steps, default=1)
+    return {key: shrink(value, factor // coarser) for key, value in found.items()} if factor >= coarser else {}
 
 
 def without_rim(mask: Tensor) -> Tensor:

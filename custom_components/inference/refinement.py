@@ -14,12 +14,12 @@ from tqdm import tqdm
 
 from ..checks import check_number
 from ..deformations.base import Deformation
-from ..losses.guidance import GUIDES, Guided, LabelGuide
+from ..losses.guidance import GUIDES, Guided, LabelGuide, soft_maps
 from ..losses.landmarks import LandmarkDistance
 from .contrast import LossByContrast
 from .descent import Diffused, SmoothDescent, StepRule, force_of_a_voxel, loss_of_a_voxel
 from .level import DirectEvaluation, Evaluation, Loss
-from .pyramid import at_level
+from .pyramid import at_level, shrink
 
 logger = logging.getLogger(__name__)
 
@@ -168,14 +168,20 @@ class PairwiseOptimizer:
             return parameters
         deformation = self.deformation if deformation is None else deformation
         batch = {"moving": moving.detach(), "fixed": fixed.detach(), **(masks or {})}
+        if self.guidance.get("labels"):
+            batch |= soft_maps(batch, lambda indicator: shrink(indicator, finer))
+        else:
+            batch = {key: value for key, value in batch.items() if key not in GUIDES}
         start, passed_through = _split(parameters, fixed, deformation)
-        objective = self._objective(at_level(_without_guides(batch), finer), start, deformation)
+        objective = self._objective(at_level(batch, finer), start, deformation)
         plan = self._plan(objective, finer)
         if start is not None and isinstance(objective, Diffused):
             start = self._or_none(start, plan[0].factor, deformation, objective, batch, constants or {})
         found = self._descend(plan, start, deformation, objective, batch, constants or {})
         if found is not None and isinstance(objective, Diffused):
-            found = self._or_none(found, plan[-1].factor, deformation, objective, batch, constants or {})
+            # Where guides count, too: they are no finer than the grid on which the start was found.
+            last = max(plan[-1].factor, finer) if GUIDES[0] in batch else plan[-1].factor
+            found = self._or_none(found, last, deformation, objective, batch, constants or {})
         return torch.cat([_fitted(found, fixed, deformation), *passed_through], 1)
 
     @torch.no_grad()
@@ -203,7 +209,7 @@ class PairwiseOptimizer:
         """
         level = at_level(batch, factor) | dict(constants)
         coarse = deformation.on_grid(batch["fixed"].shape[2:], level["fixed"].shape[2:])
-        loss = self._loss(objective, batch)
+        loss = self._loss(objective, level)
         better = parameters.clone()
         for i in range(len(parameters)):
             one = {key: value[i : i + 1] if len(value) == len(parameters) else value for key, value in level.items()}
@@ -230,14 +236,13 @@ class PairwiseOptimizer:
         total, done = sum(level.iterations for level in plan), 0 if start is None else _AT_THE_END
         with tqdm(total=total, desc="optimizing", disable=not self.progress, leave=False) as bar:
             for factor, iterations, is_finer in plan:
-                seen = _without_guides(batch) if is_finer else batch
-                level = at_level(seen, factor) | dict(constants)
+                level = at_level(batch, factor) | dict(constants)
                 coarse = deformation.on_grid(size, level["fixed"].shape[2:])
                 begin = _fitted(parameters, level["fixed"], deformation)
                 kind = (
                     DirectEvaluation if is_finer and not self.exact and isinstance(objective, Diffused) else Evaluation
                 )
-                loss = self._loss(objective, seen)
+                loss = self._loss(objective, level)
                 evaluation = kind(coarse, loss, level, begin, keeps_best=self.auto)
                 self._minimize(evaluation, range(done, done + iterations), on_iteration, bar)
                 parameters, done = evaluation.found(), done + iterations
@@ -308,11 +313,6 @@ class PairwiseOptimizer:
 def _unchanged(iteration: int) -> bool:
     """For a loss without a schedule."""
     return False
-
-
-def _without_guides(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What levels finer than the start's see: label maps take most of the time there and tell no more."""
-    return {key: value for key, value in batch.items() if key not in GUIDES}
 
 
 def _split(parameters: Tensor | None, image: Tensor, deformation: Deformation) -> tuple[Tensor | None, list[Tensor]]:

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from ..fields import warp
 from ..vocabulary import Batch, Result
-from .overlap import label_indicators
 
 GUIDES = ("guide_moving", "guide_fixed")
 MOST_LABELS = 64  # each takes memory as an image does
@@ -65,11 +64,14 @@ class Guided(nn.Module):
         return sum(terms.values(), total)
 
 
-def soft_maps(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Label maps (B, 1, *S) as one channel for each label above 0 that both show, (B, K, *S), blurred by a voxel.
+def soft_maps(batch: Mapping[str, Tensor], make: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """Guides (B, 1, *S) as one channel for each label above 0 that both show, (B, K, *S'), blurred by a voxel.
 
     The blur keeps a motion of less than a voxel from being drawn to whole ones.
 
+    Args:
+        batch: "guide_moving", "guide_fixed"; without both there are no maps.
+        make: from a label's indicator (B, 1, *S) to the map on another grid (B, 1, *S').
     Raises:
         ValueError: if they have more than `MOST_LABELS` labels in common.
     """
@@ -81,7 +83,8 @@ def soft_maps(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         raise ValueError(
             f"expected guides of at most {MOST_LABELS} labels, got {len(ids)}: merge some, or leave them out"
         )
-    return {key: blurred(label_indicators(batch[key], ids).float()) for key in GUIDES}
+    maps = {key: [blurred(make((batch[key] == label).float())) for label in ids] for key in GUIDES}
+    return {key: torch.cat(found, 1) if found else batch[key][:, :0].float() for key, found in maps.items()}
 
 
 def blurred(maps: Tensor) -> Tensor:

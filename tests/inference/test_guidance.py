@@ -41,11 +41,13 @@ def test_guides_move_tissue_that_the_images_say_nothing_about(d):
     assert not unguided(image, image, masks=guides).any()
 
 
-def test_a_coarser_level_has_guides_of_its_size():
-    guides = boxes(3)
-    level = at_level({"fixed": guides["guide_fixed"].float(), **guides}, 2)
-    assert level["guide_fixed"].shape == level["fixed"].shape
-    assert float(level["guide_fixed"].sum()) == pytest.approx(float((guides["guide_fixed"] > 0).sum()) / 8, rel=0.1)
+def test_levels_have_guides_down_to_the_guides_own_grid():
+    soft = torch.rand(2, 5, 20, 18, 17)
+    batch = {"fixed": torch.rand(2, 1, 40, 36, 34), "guide_moving": soft, "guide_fixed": soft}
+    assert "guide_fixed" not in at_level(batch, 1)
+    assert torch.equal(at_level(batch, 2)["guide_fixed"], soft)
+    level = at_level(batch, 4)
+    assert level["guide_moving"].shape[2:] == level["fixed"].shape[2:]
 
 
 def test_the_way_back_is_guided_by_the_swapped_maps():
