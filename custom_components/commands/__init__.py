@@ -11,7 +11,6 @@ PARTS = {
     "bundles",
     "export_checks",
     "exporting",
-    "guides",
     "heads",
     "label_server_export",
     "listed",

@@ -31,7 +31,6 @@ def register(
     landmarks_moving: str | None = None,
     landmarks_fixed: str | None = None,
     landmark_weight: float | None = None,
-    guide: Literal["labels"] | None = None,
     guide_moving: str | Image | None = None,
     guide_fixed: str | Image | None = None,
     guide_weight: float | None = None,
@@ -75,9 +74,8 @@ def register(
             TSV with x, y, z (mm, RAS) or i, j, k (voxels), Slicer's fcsv or mrk.json, row by row; or label maps.
         landmark_weight: let the refinement also bring the landmarks together: what a millimetre of their mean distance
             weighs against 1 - LNCC, for instance 0.01; a few points need more, as 0.3.
-        guide: "labels" finds the brain's structures in both images, 3-D heads, by the bundle brain_extraction; the
-            refinement brings them together, too.
-        guide_moving, guide_fixed: label maps with common ids that guide it instead; they are not measured.
+        guide_moving, guide_fixed: label maps with common ids, which the refinement brings together, too. They are not
+            measured.
         guide_weight: what 1 - the mean Dice of the guiding label maps weighs against 1 - LNCC; default: 1.
         id: name of the result.
         spacing: of the model grid, mm; default: the bundle's, for which its weights were trained.
@@ -109,5 +107,5 @@ def register(
     images = {"label_moving": label_moving, "label_fixed": label_fixed, "mask_moving": mask_moving}
     images |= {"mask_fixed": mask_fixed, "guide_moving": guide_moving, "guide_fixed": guide_fixed}
     more: dict[str, object] = {"landmarks_moving": landmarks_moving, "landmarks_fixed": landmarks_fixed}
-    more |= {"guide": guide, "channel_weights": channel_weights}
+    more |= {"channel_weights": channel_weights}
     return registrar(moving, fixed, output, id=id, **images, **more)  # type: ignore[arg-type]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from ..vocabulary import Entry
 from .bundles import DEFAULT_BUNDLE, find_bundle
-from .guides import LabelFinder
 from .loaded import Loaded
 from .workflow import as_list, check_files, check_settings, check_takes_pairs, results_in
 
@@ -38,8 +37,6 @@ class Registrar:
         check_takes_pairs(self.bundle)
         check_settings(self.bundle, self.overlays, settings, 3)
         self._loaded: dict[int, Loaded] = {}
-        device = settings.get("device")
-        self._find_labels = LabelFinder(None if device is None else str(device))
 
     def __call__(
         self,
@@ -52,7 +49,6 @@ class Registrar:
         label_fixed: Image | None = None,
         mask_moving: Image | None = None,
         mask_fixed: Image | None = None,
-        guide: Literal["labels"] | None = None,
         guide_moving: Image | None = None,
         guide_fixed: Image | None = None,
         channel_weights: Sequence[float] | None = None,
@@ -66,7 +62,6 @@ class Registrar:
             moving, fixed, label_moving, label_fixed, mask_moving, mask_fixed, guide_moving, guide_fixed: as in
                 `register`: a path, an image of nibabel or ITK, a MetaTensor (C, *S), or (array, affine); or a list of
                 channels of one person.
-            guide: "labels" finds label maps that guide the refinement.
             channel_weights: how much each channel counts in the refinement.
             landmarks_moving, landmarks_fixed: files of points or label maps.
             affine: what aligns this pair, in place of the setting.
@@ -92,8 +87,6 @@ class Registrar:
         pair |= {key: os.path.abspath(path) for key, path in landmarks.items() if path is not None}
         check_files([pair])
         pair |= {key: value for key, value in (("id", id), ("affine", affine)) if value is not None}
-        if guide == "labels":
-            pair |= self._find_labels(pair)
         loaded = self._load(spatial_dims_of(pair["fixed"]))
         if output is None:
             return loaded.register(pair)

@@ -76,10 +76,9 @@ def refiner(
     if similarity not in ("auto", *SIMILARITIES):
         raise ValueError(f"expected similarity auto, {', '.join(SIMILARITIES)}, got {similarity!r}")
     is_momentum = regularized == "energy"
-    if weight is None:
-        weight = 0.003 if is_momentum else 1.0
-    check_number("weight", weight, least=0)
-    check_number("smoothness", smoothness, least=0)
+    weight = weight if weight is not None else 0.003 if is_momentum else 1.0
+    for key, number in (("weight", weight), ("smoothness", smoothness)):
+        check_number(key, number, least=0)
     same, across = (
         _loss(name, weight * smoothness, regularized)
         for name in (("lncc", "ngf") if similarity == "auto" else (similarity,) * 2)
