@@ -8,6 +8,7 @@ import torch
 from custom_components.cohorts.fusion import FUSIONS, fuse, joint_weights, local_weights
 
 SIZES = [(20, 18), (14, 12, 10)]
+EVERY = [pytest.param(one, marks=pytest.mark.slow) if one == "staple" else one for one in FUSIONS]  # ITK loads slowly
 
 
 def scene(size, seed=0):
@@ -23,7 +24,7 @@ def moved(tensor, by):
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("fusion", EVERY)
 def test_where_all_agree_the_answer_is_theirs(size, fusion):
     if fusion == "staple":
         pytest.importorskip("itk")
@@ -32,14 +33,14 @@ def test_where_all_agree_the_answer_is_theirs(size, fusion):
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("fusion", EVERY)
 def test_one_atlas_alone_is_the_answer(size, fusion):
     truth, target, _ = scene(size)
     assert torch.equal(fuse(moved(truth, 2)[None], target[None], target, fusion), moved(truth, 2))
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("fusion", ["best", "majority", "local", "joint", "staple"])
+@pytest.mark.parametrize("fusion", EVERY)
 def test_two_good_atlases_outvote_a_bad_one(size, fusion):
     if fusion == "staple":
         pytest.importorskip("itk")
