@@ -1,6 +1,6 @@
 """How well the labels of 1, 4 and 8 atlases fit other people, by each fusion.
 
-    python -m benchmarks.fusion BIDS OUT [--atlases 8] [--people 4] [--quality default] [--affine none]
+    python -m benchmarks.fusion BIDS OUT [--atlases 8] [--people 4] [--quality default] [--affine torch]
 
 BIDS is what `benchmarks.rendered_bids` writes. The first people are atlases, the last ones are labelled. Each atlas is
 registered once to each person; the fusions then see the same. Dice is the mean over the brain's structures that are
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--atlases", type=int, default=8)
     parser.add_argument("--people", type=int, default=4)
     parser.add_argument("--quality", default="default", help="as of morphzoo register")
-    parser.add_argument("--affine", default="none", help="the maps lie in one affine space")
+    parser.add_argument("--affine", default="torch", help="as of morphzoo register")
     given = parser.parse_args()
     names = sorted(path.name for path in given.bids.glob("sub-*"))
     atlases = [scan(given.bids, name) for name in names[: given.atlases]]
