@@ -242,7 +242,8 @@ class TemplateBuilder:
         views = {row["id"]: (people / row["id"] / VIEWS).absolute() for row in rows}
         shown = [{**row, "views": str(views[row["id"]])} if views[row["id"]].is_file() else row for row in rows]
         with publishing(self.output, "page") as scratch:
-            cohort_page(self.output, shown, title="People on their template", path=scratch / "index.html")
+            page, nouns = scratch / "index.html", ("person", "people")
+            cohort_page(self.output, shown, title="People on their template", path=page, nouns=nouns)
 
     def _vote(self, state: _State, carried: Path, scratch: Path) -> Tensor | None:
         """Write the shares of labels, if people have labels, and the most frequent ones, which are returned."""

@@ -83,7 +83,8 @@ def propagate(
     ]
     registering = Registering(root, dimension, overlays, settings)
     propagating = Propagating(labelled, registering.register, str(output), fusion)
-    report, tables = CohortReport(output, origin=origin_of(root, overlays, settings)), partial(write_volumes, output)
+    report = CohortReport(output, origin=origin_of(root, overlays, settings), nouns=("scan", "scans"))
+    tables = partial(write_volumes, output)
     return run_list(
         scans, propagating, report, workers, title="scans", again=again, load=registering.load, tables=tables
     )

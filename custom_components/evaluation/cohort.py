@@ -72,6 +72,7 @@ class CohortReport:
         earlier: registrations of an earlier run that belong to the same cohort.
         compare: folders of other runs, or tables metrics.csv, whose measures the page shows beside.
         origin: what the results are of, by heading, for the page.
+        nouns: what a result is of, and several are, for the page.
     Raises:
         FileNotFoundError: if there is no such table.
     """
@@ -83,10 +84,11 @@ class CohortReport:
         *,
         compare: Sequence[str] = (),
         origin: Mapping[str, str] | None = None,
+        nouns: tuple[str, str] = ("pair", "pairs"),
     ) -> None:
         self.output_dir = Path(output_dir)
         self.others, self.origin = read_runs([compare] if isinstance(compare, str) else compare), origin
-        self.registrations = list(earlier)
+        self.registrations, self.nouns = list(earlier), nouns
         self.failures: list[Failure] = []
 
     @property
@@ -113,4 +115,4 @@ class CohortReport:
             if len(rows) > 1:
                 write_cohort(scratch, rows)
                 page, shown = scratch / "index.html", self.cohort.shown
-                cohort_page(self.output_dir, shown, path=page, others=self.others, origin=self.origin)
+                cohort_page(self.output_dir, shown, path=page, others=self.others, origin=self.origin, nouns=self.nouns)

@@ -162,6 +162,14 @@ class TestPages:
         assert page.count('class="views"') == 2  # the first one failed
         assert page.count("report.html") == 10
 
+    def test_rows_are_called_what_they_are(self, tmp_path):
+        rows = [{"id": name, "dice_after": 0.8} for name in ("ann", "ben")]
+        cohort_page(tmp_path, rows, nouns=("person", "people"))
+        text = (tmp_path / "index.html").read_text()
+        assert "<b>2</b> people" in text
+        assert "<button>person</button>" in text
+        assert " pairs</button>" not in text
+
     def test_other_runs_stand_beside(self, tmp_path):
         (tmp_path / "theirs").mkdir()
         write_cohort(tmp_path / "theirs", [{"id": "a", "dice_after": 0.25, "dice_after_3": 0.2}])

@@ -41,6 +41,7 @@ def cohort_page(
     path: Path | None = None,
     others: Mapping[str, Sequence[Metrics]] | None = None,
     origin: Mapping[str, str] | None = None,
+    nouns: tuple[str, str] = ("pair", "pairs"),
 ) -> None:
     """Write `index.html` over the results of a cohort. The page needs no other file and works from the disk.
 
@@ -53,6 +54,7 @@ def cohort_page(
         path: of the page, by default `folder/index.html`; links are relative to the folder all the same.
         others: rows of other runs by their name, to compare with.
         origin: what the results are of, by heading: versions, a command.
+        nouns: what a row is, and what several are.
     Raises:
         ValueError: if there are no rows.
     """
@@ -76,6 +78,7 @@ def cohort_page(
         plots=_plots(rows, others, measures),
         limit=LIMIT,
         origin=dict(origin or {}),
+        nouns=nouns,
     )
 
 
