@@ -26,6 +26,7 @@ test-fast: $(STAMP)  ## the tests that are not marked slow: two minutes
 
 lint: $(STAMP)  ## format, style, types, layers
 	$(BIN)/ruff check .
+	$(BIN)/ruff check --preview --select PLW1514 custom_components data_lists  # no encoding but UTF-8
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports

@@ -50,7 +50,7 @@ _CGROUPS = (
 
 def _machine() -> float:
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         return next(float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         return math.inf
@@ -58,8 +58,8 @@ def _machine() -> float:
 
 def _container(limit: str, usage: str, stat: str) -> float:
     try:
-        free = float(Path(limit).read_text()) - float(Path(usage).read_text())
-        counts = dict(line.split() for line in Path(stat).read_text().splitlines())
+        free = float(Path(limit).read_text(encoding="utf-8")) - float(Path(usage).read_text(encoding="utf-8"))
+        counts = dict(line.split() for line in Path(stat).read_text(encoding="utf-8").splitlines())
     except (OSError, ValueError):
         return math.inf
     # Files that were read lie in memory as long as nobody else needs it.

@@ -159,7 +159,11 @@ def _tried(item: A, function: Callable[[A], B]) -> B | Problem[A]:
 def _quiet() -> Iterator[None]:
     """Warnings stand in each item's result; a thousand items that talk would bury the progress bar."""
     before = logging.root.manager.disable
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+    with (
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
         logging.disable(logging.WARNING)
         try:
             yield

@@ -228,7 +228,7 @@ def cut_slices(
 
     source, target = Path(data_list), Path(output)
     along = "RAS".index(axis)
-    lists = json.loads(source.read_text())
+    lists = json.loads(source.read_text(encoding="utf-8"))
     sections: dict[str, list[Entry]] = {}
     levels = 0
     for section in ("training", "validation", "test"):
@@ -246,7 +246,7 @@ def cut_slices(
                     nib.save(nib.Nifti1Image(np.take(volume.dataobj, [level], axis=along), affine), target / item[key])
                 sections.setdefault(section, []).append(item)
     if pairs is not None:
-        drawn = json.loads(Path(pairs).read_text())[pairs_section]
+        drawn = json.loads(Path(pairs).read_text(encoding="utf-8"))[pairs_section]
         names = distinct_names([pair[f"{side}_image"] for pair in drawn for side in ("moving", "fixed")])
         sections["validation_pairs"] = [
             {key: _slice_name(value, level) if "." in value else value for key, value in pair.items()}
@@ -318,7 +318,7 @@ def add_share(
 
 def _extend(data_list: str | os.PathLike, entries: Callable[[Entry], Entry]) -> dict[str, Any]:
     """A list with further entries for each of its scans; all else stays."""
-    lists = json.loads(Path(data_list).read_text())
+    lists = json.loads(Path(data_list).read_text(encoding="utf-8"))
     for section in ("training", "validation", "test"):
         if section in lists:
             lists[section] = [{**item, **entries(item)} for item in lists[section]]

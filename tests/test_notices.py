@@ -94,12 +94,12 @@ def test_the_tables_and_the_page_of_a_cohort_show_warnings(tmp_path):
     cohort_page(tmp_path, cohort.rows)
     assert (tmp_path / "metrics.csv").read_text().splitlines() == ["ncc,warnings", "1,a < b; second", "2,"]
     assert json.loads((tmp_path / "metrics.json").read_text())["pairs"] == list(metrics.values())
-    page = (tmp_path / "index.html").read_text()
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert page.index("</summary>a &lt; b</details>") < page.index("</summary>second</details>")
     assert "warning: one: a < b" in str(cohort).splitlines()
 
 
 def test_a_page_without_warnings_has_no_column_for_them(tmp_path):
     cohort_page(tmp_path, [{"id": "one", "ncc": 1.0, "warnings": []}])
-    assert "with warnings" not in (tmp_path / "index.html").read_text()
-    assert "<summary>warning" not in (tmp_path / "index.html").read_text()
+    assert "with warnings" not in (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "<summary>warning" not in (tmp_path / "index.html").read_text(encoding="utf-8")

@@ -155,7 +155,7 @@ def write_bundle(files: Mapping[str, bytes], name: str, output: Path, zipped: bo
         if zipped:
             partial, sums = (stack.enter_context(replacing(path)) for path in (archive, checksum))
             _write_zip(partial, name, files)
-            sums.write_text(f"{hashlib.sha256(partial.read_bytes()).hexdigest()}  {archive.name}\n")
+            sums.write_text(f"{hashlib.sha256(partial.read_bytes()).hexdigest()}  {archive.name}\n", encoding="utf-8")
         os.replace(whole, folder)
     return written
 

@@ -87,7 +87,7 @@ class TrainingCurve:
     def _earlier_rows(self, epoch: int) -> list[dict[str, str]]:
         if epoch == 1 or not self.path.exists():
             return []
-        with open(self.path, newline="") as file:
+        with open(self.path, encoding="utf-8", newline="") as file:
             return [line for line in csv.DictReader(file) if int(line["epoch"]) < epoch]
 
 

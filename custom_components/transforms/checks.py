@@ -44,5 +44,5 @@ class CheckLabelsd(MapTransform):
 def _ids_of(known: Sequence[int] | str | os.PathLike[str]) -> list[int]:
     if not isinstance(known, str | os.PathLike):
         return [int(i) for i in known]
-    with open(known, newline="") as file:
+    with open(known, encoding="utf-8", newline="") as file:
         return [int(row["id"]) for row in csv.DictReader(file)]

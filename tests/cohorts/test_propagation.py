@@ -107,7 +107,7 @@ def test_two_processes_give_what_one_gives(people):
         words = (people / "atlases.json", "--to", people / "list.json", "-o", out, "--jobs", jobs, *FAST)
         assert run("propagate", *words) is None
         made.append([nib.load(out / name / "labels.nii.gz").get_fdata() for name in ("s2", "s3")])
-        assert "s3" in (out / "index.html").read_text()
+        assert "s3" in (out / "index.html").read_text(encoding="utf-8")
     np.testing.assert_array_equal(*made)
 
 

@@ -64,7 +64,7 @@ def test_labels_become_shares_and_the_most_frequent_ones(made):
 
 
 def test_the_page_shows_every_person_on_the_template(made):
-    page = (made / "index.html").read_text()
+    page = (made / "index.html").read_text(encoding="utf-8")
     assert "People on their template" in page
     assert all(f"phantom_0{k}" in page for k in range(4))
     assert page.count("data:image/jpeg") >= 12
@@ -133,7 +133,7 @@ def test_a_damaged_scan_is_left_out_and_said_at_the_end(people, tmp_path):
     assert "\n" not in said
     assert "broken.nii.gz" in (tmp_path / "out" / "people.csv").read_text().splitlines()[-1]
     assert len(list((tmp_path / "out" / "people").iterdir())) == 4
-    assert "broken.nii.gz" in (tmp_path / "out" / "index.html").read_text()
+    assert "broken.nii.gz" in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
 
 
 def test_a_symmetric_template_is_its_own_mirror_image(people, tmp_path):

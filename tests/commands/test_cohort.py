@@ -53,13 +53,13 @@ def test_a_damaged_scan_is_a_row_and_a_second_call_does_only_that_pair(data_list
     assert not rows["p1"]["ncc_after"]
     assert rows["p0"]["ncc_after"]
     assert json.loads((out / "metrics.json").read_text())["summary"]["ncc_after"]["n"] == 2
-    page = (out / "index.html").read_text()
+    page = (out / "index.html").read_text(encoding="utf-8")
     assert "<b>3</b> pairs</button>" in page
     assert "<b>1</b> failed</button>" in page
     assert page.count('class="views"') == 2
     reports = re.findall(r'href="([^"#:]+)"', page)
     assert [unquote(report) for report in reports] == ["p0/report.html", "p2/report.html"]
-    assert "morphzoo register" in (out / "p0" / "report.html").read_text()
+    assert "morphzoo register" in (out / "p0" / "report.html").read_text(encoding="utf-8")
     before = {path: path.stat().st_mtime_ns for i in (0, 2) for path in (out / f"p{i}").iterdir()}
 
     assert run("evaluate", data_list, "-o", out, *QUICK).startswith("morphzoo: error: 1 of 1 pairs failed")

@@ -33,7 +33,7 @@ def test_cohort_report_writes_a_table_numbers_and_a_page(tmp_path):
     result = json.loads((tmp_path / "metrics.json").read_text())
     assert result["num_pairs"] == 2
     assert result["summary"]["dice_after"]["mean"] == pytest.approx(0.6)
-    assert "dice_after" in (tmp_path / "index.html").read_text()
+    assert "dice_after" in (tmp_path / "index.html").read_text(encoding="utf-8")
 
 
 def test_one_pair_needs_no_cohort_report(tmp_path):
@@ -68,7 +68,7 @@ def test_the_page_shows_pictures_of_a_relative_folder(tmp_path, monkeypatch):
         picture.write_bytes(b"png")
         pairs.append({"registration": Registration(name, picture.parent, {"picture": picture}, {"id": name})})
     run_cohort("evaluated", [pairs])
-    page = (tmp_path / "evaluated" / "index.html").read_text()
+    page = (tmp_path / "evaluated" / "index.html").read_text(encoding="utf-8")
     links = re.findall('src="([^"]+)"', page)
     assert [(tmp_path / "evaluated" / link).read_bytes() for link in links] == [b"png", b"png"]
 

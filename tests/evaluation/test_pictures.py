@@ -132,7 +132,7 @@ def test_page_holds_every_pair_and_links_its_picture(tmp_path):
         {"id": "d", "dice_after": math.nan},
     ]
     cohort_page(tmp_path, rows, title="Test & more")
-    page = (tmp_path / "index.html").read_text()
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert "Test &amp; more" in page
     assert "a&lt;b" in page
     assert 'src="pictures/a%20b.png"' in page

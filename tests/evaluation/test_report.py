@@ -144,28 +144,28 @@ class TestPages:
         write_pair(tmp_path / "report.html", title=HOSTILE, metrics={"warnings": [HOSTILE], HOSTILE: 1.0},
                    files={"a": HOSTILE}, commands={HOSTILE: HOSTILE}, inputs={HOSTILE: HOSTILE})  # fmt: skip
         for name in ("index.html", "report.html"):
-            page = (tmp_path / name).read_text()
+            page = (tmp_path / name).read_text(encoding="utf-8")
             assert "<img" not in page
             assert page.count("</script>") == page.count("<script")
 
     def test_pages_need_no_network_and_are_the_same_again(self, views, tmp_path):
         for name in ("a", "b"):
             cohort(tmp_path / name, views)
-        pages = [(tmp_path / name / "index.html").read_text() for name in ("a", "b")]
+        pages = [(tmp_path / name / "index.html").read_text(encoding="utf-8") for name in ("a", "b")]
         assert pages[0] == pages[1]
         assert not re.search(r"https?:", pages[0])
 
     def test_of_many_pairs_only_the_worst_have_their_views_in_the_page(self, views, tmp_path, monkeypatch):
         monkeypatch.setattr("custom_components.evaluation.report.cohort._MOST_VIEWS", 3)
         cohort(tmp_path, views)
-        page = (tmp_path / "index.html").read_text()
+        page = (tmp_path / "index.html").read_text(encoding="utf-8")
         assert page.count('class="views"') == 2  # the first one failed
         assert page.count("report.html") == 10
 
     def test_rows_are_called_what_they_are(self, tmp_path):
         rows = [{"id": name, "dice_after": 0.8} for name in ("ann", "ben")]
         cohort_page(tmp_path, rows, nouns=("person", "people"))
-        text = (tmp_path / "index.html").read_text()
+        text = (tmp_path / "index.html").read_text(encoding="utf-8")
         assert "<b>2</b> people" in text
         assert "<button>person</button>" in text
         assert " pairs</button>" not in text
@@ -176,7 +176,9 @@ class TestPages:
         found = read_runs([str(tmp_path / "theirs")])
         assert found == {"theirs": [{"id": "a", "dice_after": 0.25, "dice_after_3": 0.2}]}
         cohort_page(tmp_path, [{"id": "a", "dice_after": 0.5, "dice_after_3": 0.5}], others=found)
-        assert re.search(r"(?s)<td>dice</td>.*<td>0\.25</td></tr>", (tmp_path / "index.html").read_text())
+        assert re.search(
+            r"(?s)<td>dice</td>.*<td>0\.25</td></tr>", (tmp_path / "index.html").read_text(encoding="utf-8")
+        )
         with pytest.raises(FileNotFoundError, match="--compare: there is no table"):
             read_runs([str(tmp_path / "nobodys")])
 

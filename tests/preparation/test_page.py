@@ -21,7 +21,7 @@ def test_failures_come_first_and_names_are_no_markup(tmp_path):
         {"id": "sub-01", "status": "good", **row},
     ]
     write_page(tmp_path / "qc.html", tmp_path, rows, ["Load: all"])
-    page = (tmp_path / "qc.html").read_text()
+    page = (tmp_path / "qc.html").read_text(encoding="utf-8")
     places = [page.index(f"<h3>sub-0{k}</h3>") for k in (3, 2, 1)]
     assert places == sorted(places)
     assert "&lt;b&gt;: no image" in page

@@ -25,6 +25,7 @@ from ...evaluation.drawing import (
 )
 from ...evaluation.metrics import image_metrics
 from ...evaluation.overlap import label_overlap, present_labels
+from ...evaluation.result import MEASURED
 from ...fields import warp
 from ...files import write_table
 from ...results import replacing
@@ -96,7 +97,7 @@ class HyperReport:
         for values, ddf, one in zip(pair.pred["sweep_hyper"].tolist(), pair.pred["sweep_ddf"], warped, strict=True):
             row = {k: round(v, 4) for k, v in zip(self.names, values, strict=True)}
             pred = {"ddf": ddf[None], "warped": one[None]}
-            found = image_metrics(image, pred, spacing_mm=pair.spacing_mm)
+            found = image_metrics(image, pred, spacing_mm=pair.spacing_mm, stages=MEASURED[1:])
             rows.append(row | found | pair.as_written(ddf).metrics)
         return rows
 

@@ -33,7 +33,7 @@ def _to_cardinal(image: Volume | None) -> np.ndarray:
 
 
 def _read(path: str, frames: Frames) -> list[Step]:
-    rows = numbers_in(Path(path).read_text(errors="replace"))
+    rows = numbers_in(Path(path).read_text(encoding="utf-8", errors="replace"))
     if rows is None or [len(row) for row in rows] not in ([12], [4] * 3):
         found = "no numbers" if not rows else f"{len(rows)} rows of {len(rows[0])}"
         raise ValueError(f"{path}: expected one affine transform of 12 numbers, got {found}")
@@ -49,7 +49,7 @@ def _write(path: Path, steps: list[Step], frames: Frames) -> None:
     lps = flip_lps(3) @ cardinal @ flip_lps(3)
     numbers = "  ".join(f"{x:.12g}" for x in lps[:3].ravel())
     with replacing(path) as temporary:
-        temporary.write_text(f"# 3dAllineate matrices (DICOM-to-DICOM, row-by-row):\n {numbers}\n")
+        temporary.write_text(f"# 3dAllineate matrices (DICOM-to-DICOM, row-by-row):\n {numbers}\n", encoding="utf-8")
 
 
 AFNI = Dialect("afni", _ENDINGS, (), lambda path: path.upper().endswith((".AFF12.1D", ".1D")), _read, _write)

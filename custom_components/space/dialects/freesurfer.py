@@ -55,7 +55,7 @@ def _read(path: str, frames: Frames) -> list[Step]:
 
 
 def _read_lta(path: str) -> np.ndarray:
-    text = Path(path).read_text(errors="replace")
+    text = Path(path).read_text(encoding="utf-8", errors="replace")
     head, found, rest = text.partition("1 4 4\n")
     entries = dict(line.partition("#")[0].split("=", 1) for line in head.splitlines() if "=" in line.partition("#")[0])
     entries = {key.strip(): value.strip() for key, value in entries.items()}
@@ -147,7 +147,7 @@ def _write_lta(path: Path, matrix: np.ndarray, fixed: Grid, moving: Grid) -> Non
         lines += [f"{axis}ras   = {_spaced(row)}" for axis, row in zip("xyz", place["axes"], strict=True)]
         lines += [f"cras   = {_spaced(place['center'])}"]
     with replacing(path) as temporary:
-        temporary.write_text("\n".join(lines) + "\n")
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _spaced(numbers: np.ndarray) -> str:

@@ -43,7 +43,7 @@ def _is_fsl(path: str) -> bool:
         return len(image.shape) == 4 and image.shape[3] == 3
     if os.path.getsize(path) > 10_000:
         return False
-    rows = numbers_in(Path(path).read_text(errors="replace"))
+    rows = numbers_in(Path(path).read_text(encoding="utf-8", errors="replace"))
     return rows is not None and [len(row) for row in rows] == [4] * 4
 
 
@@ -51,7 +51,7 @@ def _read(path: str, frames: Frames) -> list[Step]:
     if path.lower().endswith(_NIFTI):
         return [_read_warp(path, frames)]
     fixed, moving = frames.both(path)
-    rows = numbers_in(Path(path).read_text(errors="replace"))
+    rows = numbers_in(Path(path).read_text(encoding="utf-8", errors="replace"))
     if rows is None or [len(row) for row in rows] != [4] * 4:
         raise ValueError(f"{path}: expected FLIRT's matrix of 4 rows of 4 numbers")
     return [np.linalg.inv(np.array(rows) @ _from_world(moving)) @ _from_world(fixed)]
@@ -95,7 +95,7 @@ def _write(path: Path, steps: list[Step], frames: Frames) -> None:
         return
     matrix = np.linalg.inv(_from_world(moving) @ one_matrix(steps, path) @ np.linalg.inv(_from_world(fixed)))
     with replacing(path) as temporary:
-        temporary.write_text("".join("  ".join(f"{x:.12g}" for x in row) + "\n" for row in matrix))
+        temporary.write_text("".join("  ".join(f"{x:.12g}" for x in row) + "\n" for row in matrix), encoding="utf-8")
 
 
 def _write_warp(path: Path, steps: list[Step], frames: Frames) -> None:

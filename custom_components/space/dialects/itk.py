@@ -36,7 +36,7 @@ def write_affine_transform(path: str | os.PathLike[str], world_matrix: np.ndarra
         f"Transform: AffineTransform_double_{d}_{d}\nParameters: {numbers}\nFixedParameters: {' '.join(['0'] * d)}\n"
     )
     with replacing(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _read(path: str, frames: Frames) -> list[Step]:
@@ -56,7 +56,11 @@ def _read(path: str, frames: Frames) -> list[Step]:
 
 def _parse_affine_text(path: str) -> np.ndarray | None:
     """World matrix of an ITK text file with a single matrix transform; None if it holds something else."""
-    lines = [line.partition(":") for line in Path(path).read_text(errors="replace").splitlines() if ":" in line]
+    lines = [
+        line.partition(":")
+        for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+        if ":" in line
+    ]
     entries = {key.strip(): value.strip() for key, _, value in lines}
     kind = entries.get("Transform", "").split("_")
     if sum(key.strip() == "Transform" for key, _, _ in lines) != 1 or kind[0] not in _AFFINE_CLASSES:

@@ -134,7 +134,7 @@ def test_table_has_a_line_for_each_value_with_what_its_field_does(swept, ddfs):
         expected = {f"dice_{label}": value for label, value in zip(LABELS, dice, strict=True)}
         written = RegisteredPair.of(item).as_written(ddf[0]).metrics  # at the voxels of the fixed image
         expected |= {"dice": np.mean(dice), **{key: written[key] for key in ("folding_percent", "sd_log_jacobian")}}
-        expected["ncc_before"] = float(normalized_cross_correlation(item["moving"][None], fixed, mask))
+        expected["ncc_aligned"] = float(normalized_cross_correlation(item["moving"][None], fixed, mask))
         expected["ncc_after"] = float(normalized_cross_correlation(warp(item["moving"][None], ddf), fixed, mask))
         assert {key: row[key] for key in expected} == pytest.approx(expected, rel=1e-4)
 
@@ -250,7 +250,10 @@ def test_sweep_adds_exactly_the_documented_files_and_names_them(loaded, ddfs, tm
 
 def test_what_is_not_written_of_the_pair_is_not_written_of_the_sweep(loaded, ddfs, tmp_path):
     full_report(registered(loaded, ddfs[1], ddfs), tmp_path, ())
-    assert names(tmp_path) == {"metrics.json", "files.json", "sweep.csv", "sweep_structures.csv"}
+    assert names(tmp_path) == {
+        *("metrics.json", "files.json", "views.json", "report.html"),
+        *("sweep.csv", "sweep_structures.csv"),
+    }
 
 
 def test_metrics_get_the_value_and_the_time_and_keep_the_others(swept, tmp_path):
