@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
-from packaging.version import Version
+from packaging.version import InvalidVersion, Version
 
 tomllib = pytest.importorskip("tomllib", reason="Python 3.10 cannot read pyproject.toml by itself")
 
@@ -49,6 +49,15 @@ def pip(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
+def is_version(word: str) -> bool:
+    """An index may list names of files, as 1.6.1.linux-x86_64, among the releases."""
+    try:
+        Version(word)
+    except InvalidVersion:
+        return False
+    return True
+
+
 @functools.cache
 def lowest(name: str) -> str:
     """The lowest release that a requirement allows, as the package index has it."""
@@ -56,7 +65,7 @@ def lowest(name: str) -> str:
     found = re.search(r"Available versions: (.+)", done.stdout)
     if done.returncode or not found:
         pytest.skip(f"no package index is reachable: {(done.stderr or 'no answer').strip().splitlines()[-1]}")
-    releases = [Version(word) for word in found[1].split(", ")]
+    releases = [Version(word) for word in found[1].split(", ") if is_version(word)]
     return str(min(version for version in releases if version in requirements()[name].specifier))
 
 
