@@ -26,6 +26,19 @@ B = TypeVar("B")
 
 _BATCH = 1000  # items that are sent at once
 
+_KEPT = 2**32  # bytes: what is freed stays with a process, as it takes as much for the next large array at once
+
+# Of Dask. A process has one item at a time, else it would take those along that wait for it when it dies. Others hold
+# Python's lock for minutes: that is no sign of death, and the end of a process is seen at once. Without the last three,
+# Linux hands out the memory of each large array of a thread anew, filled with zeros, which takes half of all time.
+_SETTINGS = {
+    "distributed.scheduler.worker-saturation": 1.0,
+    "distributed.scheduler.worker-ttl": None,
+    "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": _KEPT,
+    "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": _KEPT,
+    "distributed.nanny.pre-spawn-environ.MALLOC_ARENA_MAX": 1,
+}
+
 # Threads of one process share random numbers, warnings and what is printed.
 _one_at_a_time = threading.Lock()
 
@@ -114,11 +127,7 @@ class Workers:
         from dask import config
         from distributed import LocalCluster
 
-        # A process has one item at a time, else it would take those along that wait for it when it dies. Other
-        # programs hold Python's lock for minutes: that is no sign of death, and the end of a process is seen at once.
-        self._opened.enter_context(
-            config.set({"distributed.scheduler.worker-saturation": 1.0, "distributed.scheduler.worker-ttl": None})
-        )
+        self._opened.enter_context(config.set(_SETTINGS))
         cluster = LocalCluster(
             n_workers=self.jobs,
             threads_per_worker=1,

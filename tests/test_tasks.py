@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from workers import Counted, Loaded, doubled
+from workers import Counted, Loaded, doubled, page_faults
 
 from custom_components.tasks import Problem, Workers, each
 
@@ -69,6 +70,13 @@ def test_a_process_that_dies_takes_only_its_own_item_along():
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are those of glibc")
+def test_a_process_keeps_the_memory_of_its_large_arrays():
+    pages = 10_000_000 * 4 // 4096  # of one array
+    assert max(each(page_faults, [1, 2], jobs=2)) < pages
+
+
+@pytest.mark.slow
 def test_of_two_processes_one_may_be_killed_half_way(tmp_path):
     items = range(60)
     assert each(Counted(tmp_path, fatal=30), items, jobs=2) == [2 * item for item in items]
@@ -88,7 +96,7 @@ def test_a_cluster_that_others_run_does_the_work(tmp_path):
 
 _SAYS = """
 import logging
-from workers import doubled
+from workers import doubled, page_faults
 from custom_components.tasks import each
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO)
@@ -105,7 +113,7 @@ def test_what_dask_logs_is_not_shown_by_a_program_that_logs(tmp_path):
 
 
 _RUN = """
-from workers import Counted
+from workers import Counted, page_faults
 from custom_components.tasks import each
 import pathlib, sys, time
 class Slow(Counted):
