@@ -19,41 +19,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-import numpy as np
-import torch
-
 from benchmarks.experiments import REPOSITORY, markdown
-from custom_components.data.lists import load_list
+from benchmarks.rendered_bids import write_people
 from custom_components.files import write_table
-from custom_components.synthesis.brains import BrainContrast
-from custom_components.synthesis.pairs import SynthesizePair
-from custom_components.synthesis.warp import RandomWarp
 
 OFF_MM = (3.0, -4.0, 0.0)  # of each T2w image, by its header
 KEPT_BYTES = 20_000  # of the broken file
 
 
-def render(data: Path, folder: Path, number: int) -> None:
+def write_damaged(label_maps: Path, folder: Path, number: int) -> None:
     """Write so many people as BIDS; of the third one the T1w is broken."""
-    listed = data / "datalist.json"
-    scans = [scan for section in ("training", "validation") for scan in load_list(listed, section, data)]
-    if number > len(scans):
-        raise ValueError(f"expected at most {len(scans)} people, as there are, got {number}")
-    table = {"statistics": data / "labels.csv", "std": (2, 8), "background_std": (0, 3), "bias": 0.3, "gamma": 0.1}
-    sides = [BrainContrast(contrast=name, zero_background=0.0, **table) for name in ("t1", "t2")]
-    synthesis = SynthesizePair(RandomWarp(0.0), *sides, flip=0.0, strip=0.0)
-    for k, scan in enumerate(scans[:number], start=1):
-        image = nib.load(scan["label"])
-        labels = torch.from_numpy(np.asarray(image.dataobj).astype(np.int16))[None, None]
-        draw = synthesis.draw(1, labels.shape[2:], torch.Generator().manual_seed(k))
-        made = synthesis(labels, labels, draw)
-        anat = folder / f"sub-{k:02d}" / "anat"
-        anat.mkdir(parents=True, exist_ok=True)
-        off = nib.affines.from_matvec(np.eye(3), OFF_MM)
-        for role, contrast, affine in (("moving", "T1w", image.affine), ("fixed", "T2w", off @ image.affine)):
-            values = (1000 * made[role][0, 0].numpy()).astype(np.int16)
-            nib.save(nib.Nifti1Image(values, affine), anat / f"sub-{k:02d}_{contrast}.nii.gz")
+    write_people(label_maps, folder, number, t2_off_mm=OFF_MM)
     broken = folder / "sub-03" / "anat" / "sub-03_T1w.nii.gz"
     if broken.exists():
         broken.write_bytes(broken.read_bytes()[:KEPT_BYTES])
@@ -88,14 +64,14 @@ LOGS = {"cleaned": "log_native.json", "done": "log.json"}
 
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("data", type=Path, help="folder of label maps with a data list and labels.csv")
+    parser.add_argument("data", type=Path, help="folder of label maps with labels.csv")
     parser.add_argument("output", type=Path, help="folder of the images and results")
     parser.add_argument("--people", type=int, default=20)
     parser.add_argument("--jobs", default="1,2", help="numbers of processes, separated by commas")
     parser.add_argument("--kill_after", type=float, default=45.0, help="seconds")
     args = parser.parse_args(words)
     bids = args.output / "bids"
-    render(args.data, bids, args.people)
+    write_damaged(args.data, bids, args.people)
     numbers = [int(number) for number in args.jobs.split(",")]
     rows = [{"run": "new", **prepare(bids, args.output / f"jobs_{jobs}", jobs)} for jobs in numbers]
     last = numbers[-1]

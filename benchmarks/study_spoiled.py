@@ -28,7 +28,7 @@ from scipy import ndimage
 
 import custom_components as mz
 from benchmarks.experiments import at_once, chosen_variants, markdown, measure_once, write_and_print
-from benchmarks.study_t1t2 import measure, smoothness_weights, train
+from benchmarks.study_t1t2 import measure, smoothness_weights, test_pairs, train
 from custom_components.fields import warp
 from custom_components.files import write_table
 from custom_components.synthesis.warp import RandomWarp
@@ -131,16 +131,11 @@ def _same(values: Array, rng: np.random.Generator) -> Array:
 
 def pairs_of(folder: Path) -> list[Entry]:
     """All ordered pairs of the validation people of a spoiled folder, and the clean T1s to measure."""
-    people = json.loads((folder / "datalist.json").read_text())["validation"]
-    pairs: list[Entry] = []
-    for moving in people:
-        for fixed in people:
-            if moving is not fixed:
-                files = {"moving": moving["image_t1"], "fixed": fixed["image_t1"]}
-                files |= {"moving_t1": moving["image_t2"], "fixed_t1": fixed["image_t2"]}
-                id = f"{moving['subject']}-to-{fixed['subject']}"
-                pairs.append({"kind": folder.name, "id": id, **{k: str(folder / v) for k, v in files.items()}})
-    return pairs
+    worse, clean = ([pair for pair in test_pairs(folder) if pair["kind"] == kind] for kind in ("t1-t1", "t2-t2"))
+    return [
+        {**pair, "kind": folder.name, "moving_t1": other["moving"], "fixed_t1": other["fixed"]}
+        for pair, other in zip(worse, clean, strict=True)
+    ]
 
 
 def organ_pairs(folder: Path, organs: Path) -> list[Entry]:

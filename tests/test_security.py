@@ -11,6 +11,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,28 @@ def test_words_of_commands_that_register_nothing_are_data(words, text, scan, can
     (canary / "people").mkdir()
     source = scan if command != "prepare" else "people"  # an empty folder: the configuration is read all the same
     message = run(command, source, f"{option}={text}", f"--output={text}")
+    assert message.startswith("morphzoo: error: ")
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize(
+    "words",
+    ["propagate --to", "propagate --fusion", "template --initial", "template --contrasts", "longitudinal --affine"],
+)
+def test_words_of_commands_for_groups_are_data(words, text, scan, canary):
+    command, option = words.split()
+    given = {"propagate": [f"{scan},{scan}", f"--to={scan}"], "template": ["people"], "longitudinal": [scan, scan]}
+    (canary / "people").mkdir()
+    for name in "ab":
+        shutil.copy(scan, canary / "people" / f"{name}{''.join(Path(scan).suffixes)}")
+    message = run(command, *given[command], f"{option}={text}", f"--output={text}", "--spacing=20")
+    assert message.startswith("morphzoo: error: ")
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("name", ["guide_moving", "guide_fixed", "guide_weight", "page"])
+def test_words_on_guides_and_pages_are_data(name, text, scan, canary):
+    message = run("register", scan, scan, f"--{name}={text}", "--affine=none", "--spacing=20", "--optimize=0")
     assert message.startswith("morphzoo: error: ")
 
 

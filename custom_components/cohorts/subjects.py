@@ -59,7 +59,7 @@ def _subject(item: Entry, name: str, base: Path, contrasts: Sequence[str]) -> Su
     missing = [key for key in contrasts if key not in item]
     if missing:
         raise ValueError(f"{name}: there is no contrast {missing[0]!r} in its item of the list")
-    check_number(f"weight of {name}", item.get("weight", 1.0), least=0)
+    check_number(f"weight of {name}", item.get("weight", 1.0), above=0)
     others = [str(base / item[key]) for key in contrasts]
     for one in others:
         if not os.path.exists(one):

@@ -69,7 +69,6 @@ class CohortReport:
 
     Args:
         output_dir: folder of the run.
-        earlier: registrations of an earlier run that belong to the same cohort.
         compare: folders of other runs, or tables metrics.csv, whose measures the page shows beside.
         origin: what the results are of, by heading, for the page.
         nouns: what a result is of, and several are, for the page.
@@ -80,7 +79,6 @@ class CohortReport:
     def __init__(
         self,
         output_dir: str | os.PathLike[str],
-        earlier: Sequence[Registration] = (),
         *,
         compare: Sequence[str] = (),
         origin: Mapping[str, str] | None = None,
@@ -88,7 +86,8 @@ class CohortReport:
     ) -> None:
         self.output_dir = Path(output_dir)
         self.others, self.origin = read_runs([compare] if isinstance(compare, str) else compare), origin
-        self.registrations, self.nouns = list(earlier), nouns
+        self.nouns = nouns
+        self.registrations: list[Registration] = []
         self.failures: list[Failure] = []
 
     @property

@@ -11,6 +11,13 @@ SIZES = [(20, 18), (14, 12, 10)]
 EVERY = [pytest.param(one, marks=pytest.mark.slow) if one == "staple" else one for one in FUSIONS]  # ITK loads slowly
 
 
+@pytest.fixture(params=EVERY)
+def fusion(request):
+    if request.param == "staple":
+        pytest.importorskip("itk")
+    return request.param
+
+
 def scene(size, seed=0):
     """A target with two regions, of labels 1 and 2, and texture."""
     generator = torch.Generator().manual_seed(seed)
@@ -24,26 +31,19 @@ def moved(tensor, by):
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("fusion", EVERY)
 def test_where_all_agree_the_answer_is_theirs(size, fusion):
-    if fusion == "staple":
-        pytest.importorskip("itk")
     truth, target, _ = scene(size)
     assert torch.equal(fuse(torch.stack([truth] * 3), torch.stack([target] * 3), target, fusion), truth)
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("fusion", EVERY)
 def test_one_atlas_alone_is_the_answer(size, fusion):
     truth, target, _ = scene(size)
     assert torch.equal(fuse(moved(truth, 2)[None], target[None], target, fusion), moved(truth, 2))
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("fusion", EVERY)
 def test_two_good_atlases_outvote_a_bad_one(size, fusion):
-    if fusion == "staple":
-        pytest.importorskip("itk")
     truth, target, _ = scene(size)
     labels, images = ([moved(one, 3), one, one] for one in (truth, target))
     assert torch.equal(fuse(torch.stack(labels), torch.stack(images), target, fusion), truth)
