@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -48,6 +50,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return group_of(nodeid)
 
     return ByGroup(config, log)
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers() -> None:
+    """A test draws the same numbers at every run, whatever ran before it."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 (MONAI's transforms and scipy draw from it)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
