@@ -16,23 +16,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..evaluation.metrics import foreground_mask, normalized_cross_correlation
 from ..evaluation.overlap import present_labels
 from ..fields import integrate_velocity, jacobian_determinant
-from ..files import write_metrics, write_table
-from ..results import publishing
 from ..space.affine import register_affine
 from ..space.grids import Grid, canonical_grid
 from ..space.resampling import DisplacementField, Step, field_rows, resample, rows_on_grid
-from ..space.volumes import Volume, load_labels
+from ..space.volumes import Volume
 from ..space.warping import warp_image, warp_to_grid
 from ..vocabulary import Row
 from .middle import half_rigid
 from .people import Register, dense_map
 from .place import Place
 
-_PART = "longitudinal"
-_NAMES = ("first", "second")
+SCANS = ("first", "second")
 
 
 @dataclass(frozen=True)
@@ -100,7 +96,7 @@ class Halfway:
         Raises:
             ValueError: as the bundle.
         """
-        paths, mask = [str(scratch / f"{name}.nii.gz") for name in _NAMES], str(scratch / "seen.nii.gz")
+        paths, mask = [str(scratch / f"{name}.nii.gz") for name in SCANS], str(scratch / "seen.nii.gz")
         for path, image, matrix in zip(paths, (self.a, self.b), self.rigid, strict=True):
             self.place.write(path, warp_image(image, self.place.grid, [matrix]))
         self.place.write(mask, self.seen)
@@ -155,21 +151,23 @@ class Change:
         a, b = (warp_image(v, self.halfway.place.grid, s) for v, s in zip(volumes, self.steps, strict=True))
         return a, b
 
-    def volumes(self, labels: Sequence[Volume | None]) -> list[Row]:
-        """The volume of each label in A and in B, and its change.
+    def carried(self, labels: Sequence[Volume | None]) -> dict[str, Tensor]:
+        """Label maps of A and of B in the middle, (1, *S) each, by the name of the scan, as far as there are some."""
+        sides = zip(SCANS, labels, self.steps, strict=True)
+        return {
+            name: warp_to_grid(one.data, one.affine, self.halfway.place.grid, steps, mode="nearest")
+            for name, one, steps in sides
+            if one is not None
+        }
 
-        A label's place in the middle is that of A's label map, or of B's, or the mean of both. mL, in 2-D cm2.
+    def volumes(self, carried: Sequence[Tensor]) -> list[Row]:
+        """The volume of each label in A and in B, and its change. mL, in 2-D cm2.
 
         Args:
-            labels: of A and of B, as far as there are some.
+            carried: label maps in the middle (1, *S), that of A or of B; of both each counts half.
         """
-        place = self.halfway.place.grid
-        carried = [
-            warp_to_grid(one.data, one.affine, place, steps, mode="nearest")
-            for one, steps in zip(labels, self.steps, strict=True)
-            if one is not None
-        ]
-        voxel = float(np.prod(place.spacing)) / 10 ** len(place.size)
+        spacing = self.halfway.place.grid.spacing
+        voxel = float(np.prod(spacing)) / 10 ** len(spacing)
         rows: list[Row] = []
         for label in present_labels(*carried) if carried else []:
             share = torch.stack([(one == label).float() for one in carried]).mean(0)
@@ -177,53 +175,3 @@ class Change:
             changes = {"percent": 100 * (b / a - 1), "symmetric_percent": 200 * (b - a) / (a + b)}
             rows.append({"label": label, "volume_first": a, "volume_second": b, **changes})
         return rows
-
-
-@dataclass(frozen=True)
-class LongitudinalResult:
-    """What changed, in files."""
-
-    folder: Path
-    measures: Row
-    volumes: Sequence[Row]
-
-    def __str__(self) -> str:
-        lines = [f"label {row['label']:4d}: {row['percent']:+7.2f} %" for row in self.volumes]
-        return "\n".join([*lines, f"results in {self.folder}"])
-
-
-def write_change(output: Path, found: Change, labels: Sequence[Volume | None]) -> LongitudinalResult:
-    """Write OUTPUT: both scans and their average in the middle, the map of percent change, transforms and tables."""
-    halfway, place = found.halfway, found.halfway.place
-    a, b = found.images()
-    rigid = [warp_image(v, place.grid, [m]) for v, m in zip((halfway.a, halfway.b), halfway.rigid, strict=True)]
-    seen = halfway.seen > 0
-    inside = foreground_mask({"fixed": (a + b)[None]}) & seen[None]
-    spacing = torch.tensor(found.velocity.grid.spacing).float().view(-1, *[1] * len(place.grid.size))
-    measures: Row = {
-        "ncc_aligned": float(normalized_cross_correlation(rigid[0][None], rigid[1][None], inside)),
-        "ncc_after": float(normalized_cross_correlation(a[None], b[None], inside)),
-        "moved_mm": float((found.velocity.ddf * spacing).norm(dim=0).mean()),
-        "percent_mean": float(found.percent[inside[0]].mean()),
-        "percent_sd": float(found.percent[inside[0]].std()),
-        "folding_percent": 100 * float((torch.minimum(*found.sizes)[inside[0]] <= 0).float().mean()),
-    }
-    rows = found.volumes(labels)
-    with publishing(output, _PART, dict(zip(_NAMES, (halfway.a.origin, halfway.b.origin), strict=True))) as scratch:
-        images = {"first": a, "second": b, "average": (a + b) / 2, "percent_change": found.percent * seen}
-        for name, image in images.items():
-            place.write(scratch / f"{name}.nii.gz", image)
-        sides = zip(_NAMES, (halfway.a, halfway.b), halfway.rigid, (-0.5, 0.5), strict=True)
-        for name, volume, matrix, time in sides:
-            forth: list[Step] = [found.part(time), matrix]
-            home: list[Step] = [np.linalg.inv(matrix), found.part(-time)]
-            names = [scratch / f"middle_to_{name}.h5", scratch / f"{name}_to_middle.h5"]
-            place.write_transforms(names, volume, forth, home)
-        write_metrics(scratch / "metrics.json", {**measures, "volumes": rows})
-        write_table(scratch / "volumes.csv", rows)
-    return LongitudinalResult(output, measures, rows)
-
-
-def labels_of(paths: Sequence[str | None]) -> list[Volume | None]:
-    """Label maps, as far as there are some. Errors as `load_labels`."""
-    return [None if path is None else load_labels(path) for path in paths]

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .bundles import DEFAULT_BUNDLE, overlay_path
+from .origin import origin_of
 from .registrar import Registrar
 from .workflow import as_list
 
 if TYPE_CHECKING:
-    from ..cohorts.longitudinal import LongitudinalResult
+    from ..cohorts.longitudinal_files import LongitudinalResult
 
 
 def longitudinal(
@@ -24,6 +25,7 @@ def longitudinal(
     affine: str = "torch",
     bundle: str = DEFAULT_BUNDLE,
     spacing: float = 1.0,
+    page: str = "views",
     overlay: str | Sequence[str] = (),
     **settings: object,
 ) -> LongitudinalResult:
@@ -31,7 +33,7 @@ def longitudinal(
 
     Both are aligned rigidly and resampled once, into a space half-way between them; they are registered there in both
     directions. Exchanging them negates what is found, and two equal scans have no change at all. OUTPUT has both scans
-    and their average in that space, percent_change.nii.gz, volumes.csv and the transforms.
+    and their average in that space, percent_change.nii.gz, volumes.csv, the transforms, and a page, report.html.
 
     Args:
         first, second: the earlier and the later scan, of one contrast.
@@ -40,19 +42,25 @@ def longitudinal(
         affine: what aligns rigidly, "torch" or "itk".
         bundle: whose configuration is used, without its network: a smooth velocity is optimised.
         spacing: of the grid that they are compared on, mm; finer images are smoothed for it.
+        page: "views", slices to blink and the change in colours; "volumes", also a viewer; "none".
         overlay: further config files, the last one wins.
         **settings: any setting of the bundle's inference.json, for instance --smoothness 4, --optimize 40.
     Returns:
         The measures, and the volumes of each label.
     """
-    from ..cohorts.longitudinal import Change, Halfway, labels_of, write_change
+    from ..cohorts.longitudinal import Change, Halfway
+    from ..cohorts.longitudinal_files import ChangePage, labels_of, write_change
+    from ..notices import collecting
     from ..results import aside
     from ..space.volumes import load_image
 
     overlays = [overlay_path("longitudinal"), *as_list(overlay), overlay_path("fields_only")]
     register = Registrar(bundle, overlay=overlays, spacing=spacing, **settings)
-    labels = labels_of((label_first, label_second))
-    halfway = Halfway.between(load_image(first), load_image(second), affine)
-    with aside(output) as scratch:
-        velocity = halfway.velocity(register, scratch)
-    return write_change(Path(output), Change(halfway, velocity), labels)
+    origin = origin_of(register.bundle, as_list(overlay), {"affine": affine, "spacing": spacing, **settings})
+    shown = ChangePage(page, origin)
+    with collecting() as warnings:
+        labels = labels_of((label_first, label_second))
+        halfway = Halfway.between(load_image(first), load_image(second), affine)
+        with aside(output) as scratch:
+            velocity = halfway.velocity(register, scratch)
+        return write_change(Path(output), Change(halfway, velocity), labels, page=shown, warnings=warnings)

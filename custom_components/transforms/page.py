@@ -39,10 +39,7 @@ class PairPage:
     """
 
     def __init__(self, kind: str = "views", origin: Mapping[str, str] | None = None) -> None:
-        if kind not in KINDS:
-            raise ValueError(f"--page: expected {', '.join(KINDS)}, got {kind!r}")
-        if kind == "volumes":
-            check_viewer()
+        check_page(kind)
         self.kind, self.origin = kind, dict(origin or {})
 
     def files(
@@ -97,6 +94,14 @@ class PairPage:
     def _origin(self) -> dict[str, str]:
         found = {name: text for name, text in self.origin.items() if name != "options"}
         return found | versions()
+
+
+def check_page(kind: str) -> None:
+    """Raises ValueError: for another kind of page; FileNotFoundError: if there is no viewer for volumes."""
+    if kind not in KINDS:
+        raise ValueError(f"--page: expected {', '.join(KINDS)}, got {kind!r}")
+    if kind == "volumes":
+        check_viewer()
 
 
 def versions() -> dict[str, str]:

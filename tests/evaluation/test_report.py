@@ -236,7 +236,7 @@ class TestInABrowser:
             found.next = large.querySelector("h2").textContent;
             document.body.dispatchEvent(new KeyboardEvent("keydown", { key: "n", bubbles: true }));
             found.marked = [...document.querySelectorAll(".mark.bad")].map((one) => one.closest("tr").dataset.name);
-            click('[data-blink="after"]'); const frames = new Set();
+            click('[data-blink="fixed after"]'); const frames = new Set();
             const seen = (one) => getComputedStyle(one).visibility === "visible";
             for (let i = 0; i < 40; i++) {
                 const images = [...document.querySelectorAll("dialog .views img")];

@@ -1,7 +1,7 @@
 "use strict";
 // Which frame and layers the views show is said by the body, so that all views of a page change together.
 const body = document.body;
-let blinking = null; // the frame that takes turns with the fixed one
+let blinking = null; // the two frames that take turns
 let timer = 0;
 
 function show(frame) {
@@ -9,11 +9,12 @@ function show(frame) {
   for (const button of document.querySelectorAll("[data-show]")) button.classList.toggle("on", button.dataset.show === frame);
 }
 
-function blink(frame) {
-  blinking = blinking === frame ? null : frame;
+function blink(frames) {
+  blinking = blinking === frames ? null : frames;
   clearInterval(timer);
-  if (blinking) timer = setInterval(() => show(body.dataset.frame === "fixed" ? blinking : "fixed"), 600);
-  show(frame || "after");
+  const [one, other] = frames.split(" ");
+  if (blinking) timer = setInterval(() => show(body.dataset.frame === one ? other : one), 600);
+  show(other);
   for (const button of document.querySelectorAll("[data-blink]")) button.classList.toggle("on", button.dataset.blink === blinking);
 }
 
@@ -28,19 +29,20 @@ for (const button of document.querySelectorAll("[data-show]")) {
   button.onclick = () => { if (blinking) blink(blinking); show(button.dataset.show); };
 }
 for (const button of document.querySelectorAll("[data-blink]")) button.onclick = () => blink(button.dataset.blink);
-for (const box of document.querySelectorAll("[data-layer-switch]")) box.onchange = () => layer(box.dataset.layerSwitch);
+for (const box of document.querySelectorAll("[data-layer-switch]")) {
+  box.checked = body.dataset.layers.split(" ").includes(box.dataset.layerSwitch);
+  box.onchange = () => layer(box.dataset.layerSwitch);
+}
 show(body.dataset.frame);
 
-const keys = { 1: "fixed", 2: "aligned", 3: "after", " ": "after", b: "aligned", o: "outlines", d: "difference", g: "grid", j: "jacobian" };
 document.addEventListener("keydown", (event) => {
   if (event.target.matches("input[type=search], select") || event.ctrlKey || event.metaKey || event.altKey) return;
   const key = event.key;
+  const control = [...document.querySelectorAll("[data-key]")].find((one) => one.dataset.key === key);
   if (key === "ArrowLeft" || key === "ArrowRight") step(key === "ArrowLeft" ? -1 : 1);
   else if (key === "y" || key === "n") mark(key === "y" ? "good" : "bad");
-  else if (!(key in keys) || !document.querySelector(".views")) return;
-  else if (key === " " || key === "b") blink(keys[key]);
-  else if (key in { 1: 0, 2: 0, 3: 0 }) { if (blinking) blink(blinking); show(keys[key]); }
-  else layer(keys[key]);
+  else if (control && document.querySelector(".views")) control.click();
+  else return;
   event.preventDefault();
 });
 

@@ -1,10 +1,10 @@
-"""The page of one pair: views to blink, on request volumes, measures, files and commands."""
+"""The page of one pair or of two time points: views to blink, on request volumes, measures, files and commands."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ...vocabulary import Metrics, Row
@@ -28,8 +28,11 @@ def pair_page(
     origin: Mapping[str, str],
     views: Views | None = None,
     volumes: Volumes | None = None,
+    kind: str = "pair",
+    tables: Mapping[str, Sequence[Row]] | None = None,
+    limit: float | None = None,
 ) -> None:
-    """Write the page of a pair, one file, which works from the disk.
+    """Write the page of two images, one file, which works from the disk.
 
     Args:
         path: of the page.
@@ -40,7 +43,10 @@ def pair_page(
         files: names of the other files in the page's folder, by kind.
         commands: what to type, by what it does.
         origin: versions and settings by heading.
-        views, volumes: as `make_views` and `make_volumes` make them.
+        views, volumes: as `make_views` and `make_volumes` make them, or `change_views` and `pack_volumes`.
+        kind: "pair", of a moving and a fixed image; or "time", of two time points.
+        tables: further tables by heading.
+        limit: of the colours of the time points' change, percent.
     """
     from markupsafe import Markup
 
@@ -57,7 +63,9 @@ def pair_page(
         inputs=inputs,
         warnings=warnings if isinstance(warnings, list) else [],
         measures=stage_table(numbers, [name for name in numbers if not name.rpartition("_")[2].isdigit()]),
-        labels=_labels(numbers),
+        kind=kind,
+        tables={"Dice of each label": _dice(numbers), **(tables or {})},
+        limit=limit,
         captions=captions,
         files={name: link(name, Path(path).parent) for name in files.values()},
         commands=commands,
@@ -67,11 +75,11 @@ def pair_page(
     )
 
 
-def _labels(metrics: Metrics) -> dict[str, Row]:
+def _dice(metrics: Metrics) -> list[Row]:
     """The Dice coefficient of each label, by stage."""
     table: dict[str, Row] = {}
     for name, value in metrics.items():
         found = re.fullmatch(rf"dice_({'|'.join(MEASURED)})_(\d+)", name)
         if found:
-            table.setdefault(found[2], {})[found[1]] = value
-    return table
+            table.setdefault(found[2], {"label": found[2]})[found[1]] = value
+    return list(table.values())

@@ -14,14 +14,16 @@
     await viewer.attachToCanvas(canvas);
     viewer.setSliceType(viewer.sliceTypeMultiplanar);
     viewer.onLocationChange = (at) => { document.getElementById("place").textContent = at.string; };
-    const { images, overlays } = JSON.parse(text("volumes"));
+    const { images, overlays, limits } = JSON.parse(text("volumes"));
     const load = (name, options) => NVImage.loadFromBase64({ base64: images[name] || overlays[name], name: `${name}.nii.gz`, ...options });
-    const signed = { colormap: "warm", colormapNegative: "winter", cal_min: 0.1, cal_max: 1 };
-    const styles = (name) => (name in images ? { colormap: "red" } : name === "log2 J" ? signed : { colormap: "random" });
+    const signed = (limit) => ({ colormap: "warm", colormapNegative: "winter", cal_min: 0.1 * limit, cal_max: limit });
+    const styles = (name) => (name in images ? { colormap: "red" } : name in limits ? signed(limits[name]) : { colormap: "random" });
     const below = document.getElementById("below");
     const above = document.getElementById("above");
     const opacity = document.getElementById("opacity");
     const draw = async () => {
+      const limit = limits[above.value];
+      document.getElementById("scale").textContent = limit ? `green and blue to \u2212${limit}, red and yellow to ${limit}` : "";
       while (viewer.volumes.length) viewer.removeVolumeByIndex(viewer.volumes.length - 1);
       viewer.addVolume(await load(below.value, { colormap: "gray", opacity: 1 }));
       if (above.value !== "nothing") viewer.addVolume(await load(above.value, { ...styles(above.value), opacity: Number(opacity.value) }));

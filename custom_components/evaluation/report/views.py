@@ -1,6 +1,6 @@
-"""Slices of a registered pair as small images in text, for pages to show on top of one another and to blink.
+"""Slices of two images as small images in text, for pages to show on top of one another and to blink.
 
-Convention: as in `pictures`. The views of a pair are a dictionary that JSON can hold: `size`, width and height in
+Convention: as in `pictures`. Views are a dictionary that JSON can hold: `size`, width and height in
 pixels, and `frames` and `layers`, data URIs by name. Frames are opaque, layers lie over a frame. Needs Pillow.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,7 +28,7 @@ _QUALITY = 72  # of JPEG
 
 _GRID_COLOUR, _FOLD_COLOUR = "#7fd6a0", "#ff1f1f"
 
-_SHRINKS, _GROWS = "#35c4dc", "#ffb347"  # of log det J, more opaque the larger
+_SHRINKS, _GROWS = "#35c4dc", "#ffb347"  # of log det J and percent, more opaque the larger
 
 _LEVELS = 7  # of either colour
 
@@ -71,9 +71,50 @@ def make_views(
         name: sheet.grey(((volume - low) / (high - low)).clamp(0, 1).mul(255)) for name, volume in volumes.items()
     }
     colours = {"fixed": FIXED_COLOUR, "aligned": MOVING_COLOUR, "after": MOVING_COLOUR}
-    layers = {"grid": sheet.grid(ddf), "jacobian": sheet.jacobian(jacobian_determinant(ddf[None])[0, 0])}
+    determinant = jacobian_determinant(ddf[None])[0, 0]
+    layers = {
+        "grid": sheet.grid(ddf),
+        "jacobian": sheet.signed(determinant.clamp_min(1e-3).log2(), 1, determinant <= 0),
+    }
     layers |= {f"outlines_{name}": sheet.outlines(label, colours[name]) for name, label in maps.items()}
     return {"size": list(sheet.size), "frames": frames, "layers": layers}
+
+
+def change_views(
+    frames: Mapping[str, Tensor],
+    percent: Tensor,
+    *,
+    limit: float,
+    spacing_mm: Sequence[float],
+    labels: Mapping[str, Tensor] | None = None,
+) -> Views:
+    """The views of two time points.
+
+    Frames: those given, each time point on a grey scale of its own. Layers: `percent`, blue where tissue shrinks;
+    `outlines_first`, `outlines_second` of label maps.
+
+    Args:
+        frames: `first_aligned` and `second_aligned`, before the deformation, `first` and `second`, after it; shape
+            (C, *S).
+        percent: change of volume, shape (1, *S).
+        limit: of the colours, percent.
+        spacing_mm: voxel size along each axis.
+        labels: `first`, `second`, (1, *S), as far as there are.
+    Raises:
+        ValueError: if shapes do not fit each other.
+    """
+    images = {name: first_channel(image, percent, name) for name, image in frames.items()}
+    sheet = _Sheet(views_of(percent.shape[1:], spacing_mm, centre_of(images["first"])))
+    shown = {}
+    for name, image in images.items():
+        one = images[f"{name.partition('_')[0]}_aligned"]
+        low, high = grey_window({"fixed": one, "moving": one})["intensity"]
+        shown[name] = sheet.grey(((image - low) / (high - low)).clamp(0, 1).mul(255))
+    layers = {"percent": sheet.signed(on_cpu(percent)[0].float(), limit)}
+    for name, label in (labels or {}).items():
+        colour = {"first": FIXED_COLOUR, "second": MOVING_COLOUR}[name]
+        layers[f"outlines_{name}"] = sheet.outlines(first_channel(label, percent, name), colour)
+    return {"size": list(sheet.size), "frames": shown, "layers": layers}
 
 
 class _Sheet:
@@ -106,14 +147,15 @@ class _Sheet:
 
         return self._drawn(lines, [_GRID_COLOUR])
 
-    def jacobian(self, determinant: Tensor) -> str:
-        """Levels of |log2 det J|: first those that shrink, then those that grow, then folds."""
-        logarithm = determinant.clamp_min(1e-3).log2()
+    def signed(self, values: Tensor, limit: float, folds: Tensor | None = None) -> str:
+        """Levels of values up to a limit: first those below 0, then those above, then where a map folds."""
 
         def levels(view: View, size: tuple[int, int]) -> np.ndarray:
-            signed = np.rint(_resized(view.cut(logarithm), view, size) * _LEVELS).clip(-_LEVELS, _LEVELS)
-            folds = _resized((view.cut(determinant) <= 0).float(), view, size, smooth=False)
-            return np.where(folds > 0, 2 * _LEVELS + 1, np.where(signed < 0, -signed, signed + _LEVELS * (signed > 0)))
+            signed = np.rint(_resized(view.cut(values) / limit, view, size) * _LEVELS).clip(-_LEVELS, _LEVELS)
+            found = np.where(signed < 0, -signed, signed + _LEVELS * (signed > 0))
+            if folds is None:
+                return found
+            return np.where(_resized(view.cut(folds).float(), view, size, smooth=False) > 0, 2 * _LEVELS + 1, found)
 
         ramp = [f"{round(220 * (k + 1) / _LEVELS):02x}" for k in range(_LEVELS)]
         return self._drawn(levels, [c + a for c in (_SHRINKS, _GROWS) for a in ramp] + [_FOLD_COLOUR])

@@ -1,4 +1,4 @@
-"""Small volumes of a registered pair as text, for the viewer of a page.
+"""Small volumes of two images as text, for the viewer of a page.
 
 Convention: as in `views`. Volumes are NIfTI files of 8 bits a voxel, at least 2 mm apart, compressed and in base64.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import gzip
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import nibabel as nib
@@ -21,7 +21,7 @@ from ...space.resampling import resample
 from ..drawing import grey_window
 from .pages import FOLDER
 
-Volumes = dict[str, dict[str, str]]
+Volumes = dict[str, dict[str, str] | dict[str, float]]
 
 _SPACING_MM = 2.0
 
@@ -43,31 +43,53 @@ def packed_viewer() -> str:
 def make_volumes(
     images: Mapping[str, Tensor], ddf: Tensor, grid: Grid, labels: Mapping[str, Tensor] | None = None
 ) -> Volumes:
-    """Volumes of a pair: "images" by name, and "overlays": log2 det J and label maps.
+    """Volumes of a pair, see `pack_volumes`, with log2 det J and label maps above them.
 
     Args:
         images: "fixed", "aligned" and others, shape (C, *S), of which the first channel is shown.
         ddf: shape (D, *S), voxels.
         grid: on which all lie.
-        labels: "fixed labels" and "moving labels" (1, *S), as far as there are; the latter are warped, too. An id shows
-            as its remainder by 256.
+        labels: "fixed labels" and "moving labels" (1, *S), as far as there are; the latter are warped, too.
+    """
+    logarithm = jacobian_determinant(ddf[None].float())[0].clamp_min(1e-3).log2()
+    labels = dict(labels or {})
+    if "moving labels" in labels:
+        labels["warped labels"] = warp(labels["moving labels"][None].float(), ddf[None].float(), mode="nearest")[0]
+    return pack_volumes([images], grid, {"log2 J": (logarithm, 1.0)}, labels)
+
+
+def pack_volumes(
+    images: Sequence[Mapping[str, Tensor]],
+    grid: Grid,
+    signed: Mapping[str, tuple[Tensor, float]],
+    labels: Mapping[str, Tensor],
+) -> Volumes:
+    """Volumes of a page: "images" by name, "overlays", and "limits" of those overlays that have two signs.
+
+    Args:
+        images: groups of images (C, *S), each group on one grey scale, that of its first two.
+        grid: on which all lie.
+        signed: maps (1, *S) with the limit of their colours.
+        labels: label maps (1, *S). An id shows as its remainder by 256.
     """
     steps = np.maximum(1.0, _SPACING_MM / np.asarray(grid.spacing))
     size = tuple(max(1, int(n / step)) for n, step in zip(grid.size, steps, strict=True))
     coarse = Grid(grid.affine @ np.diag([*steps, 1.0]), size)
     at = partial(resample, image_affine=grid.affine, grid=coarse)
-    volumes = {name: at(image[:1].float(), antialias=True)[0] for name, image in images.items()}
-    low, high = grey_window({"fixed": volumes["fixed"], "moving": volumes["aligned"]})["intensity"]
-    shown = {name: _packed((one - low) / (high - low) * 255, coarse) for name, one in volumes.items()}
-    logarithm = jacobian_determinant(ddf[None].float())[0].clamp_min(1e-3).log2()
-    overlays = {"log2 J": _packed((at(logarithm)[0] + 1) * 127.5, coarse, slope=1 / 127.5, intercept=-1.0)}
-    labels = dict(labels or {})
-    if "moving labels" in labels:
-        labels["warped labels"] = warp(labels["moving labels"][None].float(), ddf[None].float(), mode="nearest")[0]
+    shown: dict[str, str] = {}
+    for group in images:
+        volumes = {name: at(image[:1].float(), antialias=True)[0] for name, image in group.items()}
+        one, other = list(volumes.values())[:2]
+        low, high = grey_window({"fixed": one, "moving": other})["intensity"]
+        shown |= {name: _packed((one - low) / (high - low) * 255, coarse) for name, one in volumes.items()}
+    overlays = {}
+    for name, (values, limit) in signed.items():
+        scaled = at(values.float())[0] / limit
+        overlays[name] = _packed((scaled + 1) * 127.5, coarse, slope=limit / 127.5, intercept=-limit)
     for name, label in labels.items():
         found = at(label.float(), mode="nearest")[0]
         overlays[name] = _packed(torch.where(found > 255, found % 255 + 1, found), coarse)
-    return {"images": shown, "overlays": overlays}
+    return {"images": shown, "overlays": overlays, "limits": {name: limit for name, (_, limit) in signed.items()}}
 
 
 def _packed(values: Tensor, grid: Grid, *, slope: float = 1.0, intercept: float = 0.0) -> str:
