@@ -101,7 +101,7 @@ def bundle_files(bundle: Path, item: Mapping[str, object] | None = None) -> dict
     configs = {name: _parsed(bundle / "configs" / name, text) for name, text in texts.items()}
     metadata, inference = configs["metadata.json"], configs["inference.json"]
     check_metadata(bundle.name, metadata, inference)
-    texts |= _fitting_overlays(bundle, configs["train.json"], inference)
+    texts |= _fitting_overlays(bundle, configs)
     files = {f"models/{name}": path.read_bytes() for name, path in _weights(bundle, texts).items()}
     for name, text in texts.items():
         check_config(bundle.name, name, text, metadata["required_packages_version"])
@@ -191,17 +191,27 @@ def json_bytes(content: object) -> bytes:
     return (json.dumps(content, indent=4) + "\n").encode()
 
 
-def _fitting_overlays(bundle: Path, *bases: Config) -> dict[str, str]:
-    """The overlays that go with the bundle's train.json or inference.json: all ids they change or use are there."""
+def _fitting_overlays(bundle: Path, own: Mapping[str, Config]) -> dict[str, str]:
+    """The overlays that go with the bundle's train.json or inference.json.
+
+    All ids that they change or use are there; so are the configs that their `_desc_` names ("for inference_2d.json
+    after linear.json"), and none of the ids that it rules out ("without `synthesis`").
+
+    Args:
+        own: the bundle's configs, by name.
+    """
     paths = sorted((bundle.parent / "overlays").glob("*.json"))
     texts = {path.name: path.read_text(encoding="utf-8") for path in paths if path.name != LABEL_OVERLAY}
+    bases = [own["train.json"], own["inference.json"]]
 
     def fits(name: str) -> bool:
         overlay = json.loads(texts[name])
-        text = overlay["_desc_"]
-        before = re.findall(r"after (\w+\.json)", text if isinstance(text, str) else " ".join(text))
+        text = overlay["_desc_"] if isinstance(overlay["_desc_"], str) else " ".join(overlay["_desc_"])
+        before = set(re.findall(r"\b(?:for|after) (?:a )?(\w+\.json)", text)) - own.keys()
+        excluded = re.findall(r"\bwithout `(\w+)`", text)
         has_it = f"/../{bundle.name}/" in texts[name]  # what it would add is the bundle's own
-        return not has_it and any(_fits(overlay, base) for base in bases) and all(map(fits, before))
+        fitting = any(_fits(overlay, base) and not any(id in base for id in excluded) for base in bases)
+        return not has_it and fitting and all(other in texts and fits(other) for other in before)
 
     return {name: text for name, text in texts.items() if fits(name)}
 

@@ -89,15 +89,15 @@ def _found(parser: ConfigParser, path: str, name: str) -> Head:
     from ..notices import collecting
     from ..runs import sentence
 
-    preprocessing, network, postprocessing = (
-        parser.get_parsed_content(key) for key in ("preprocessing", "network", "postprocessing")
+    preprocessing, network, postprocessing, save = (
+        parser.get_parsed_content(key) for key in ("preprocessing", "network", "postprocessing", "save")
     )
     try:
         with collecting() as warnings, torch.no_grad():
             item = preprocessing({"image": path, "id": name})
             image = item["image"]
             item["pred"] = network.eval()(image[None].to(parser.get_parsed_content("device")))[0]
-            item = postprocessing(item)
+            item = save(postprocessing(item))
     except Exception as error:
         return Head(path, failure=sentence(error))
     return Head(path, item.get("files", {}), item["measures"], tuple(warnings))

@@ -30,6 +30,20 @@ _OTHERS = {
 _MOST_ITERATIONS = 1000
 
 
+def refuse_unknown(data: Data, settings: Sequence[str], others: Sequence[str] = ()) -> None:
+    """Raises ValueError: if data are a request, and it has a setting that is neither among these nor MONAI Label's own.
+
+    Args:
+        data: a request, or an item of a data list, which may have more.
+        settings: names for the message.
+        others: further names that a request may have.
+    """
+    known = {*settings, *others, *_OTHERS}
+    unknown = [name for name in data if name not in known]
+    if "model" in data and unknown:
+        raise ValueError(f"there is no setting {unknown[0]!r}; there are {', '.join(settings)}")
+
+
 class Offered(dict[str, object]):
     """The settings that a client's panel shows, with their defaults.
 
@@ -69,10 +83,7 @@ class Asked:
                 raise ValueError(f"{name}: expected a path, got {data[name]!r}")
         if data.get("answer", "labels") not in ("labels", "image"):
             raise ValueError(f"expected the answer 'labels' or 'image', got {data['answer']!r}")
-        known = {*self.names, *_OTHERS, "moving", "label_moving", "label", "answer"}
-        unknown = [name for name in data if name not in known]
-        if "model" in data and unknown:  # an item of a data list may have more
-            raise ValueError(f"there is no setting {unknown[0]!r}; there are {', '.join(self.names)}, moving, answer")
+        refuse_unknown(data, [*self.names, "moving", "answer"], ("label_moving", "label"))
 
     def value(self, name: str) -> object:
         """The value of a setting, as asked or offered."""

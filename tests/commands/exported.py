@@ -12,11 +12,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 sys.modules["custom_components"] = None  # type: ignore[assignment]  # its import fails
@@ -28,6 +30,7 @@ from monai.bundle.scripts import _add_model_card_metadata  # noqa: E402
 
 NETWORK = {"meta_file": "configs/metadata.json", "config_file": "configs/inference.json"}
 TINY = {"size": [32, 32, 32], "spacing": 1.0, "center": "image", "num_momenta": 1, "iterations": [2, 2, 2]}
+TINY |= {"window": [0.0, 1.0, 1.0]}  # whole heads: a part may show no structure
 TINY |= {"precision": "float32"}  # most CPUs are slow in bfloat16, above all in 3-D
 TINY |= {"conditions": {"ventricles": "numeric"}, "template_labels": [0, 1, 2, 3, 4]}
 
@@ -42,8 +45,12 @@ class Bundle:
         self.item = {key: value if key == "id" else str(scans / value) for key, value in pair.items()}
         if "conditions" in self.inference:
             self.item = {"image": self.item["fixed"], "ventricles": 4}
+        metadata = json.loads(Path("configs/metadata.json").read_text())
+        self.registers = metadata.get("abilities", {}).get("input") != "image"
+        if not self.registers:
+            self.item = {"image": self.item["fixed"]}
         self.settings = {"dataset_dir": str(scans), "output_dir": str(output), "affine": "none", "optimize": 0}
-        image = json.loads(Path("configs/metadata.json").read_text())["network_data_format"]["inputs"]["image"]
+        image = metadata["network_data_format"]["inputs"]["image"]
         size = [n if isinstance(n, int) else 32 for n in image["spatial_shape"]]
         self.image = torch.rand(1, image["num_channels"], *size, generator=torch.Generator().manual_seed(0))
 
@@ -65,8 +72,24 @@ class Bundle:
         return self.run("train", ["train", "smoke"], {"ckpt_dir": str(self.output / "trained"), **TINY})
 
     def infer(self, *overlays: str, item: dict[str, Any] | None = None, **settings: Any) -> list[str]:
-        few = {"save#write": ["warped"], "report#picture": False}
+        few = {"save#write": ["warped"], "report#picture": False} if self.registers else {}
         return self.run("infer", ["inference", *overlays], {**few, "dataset#data": [item or self.item], **settings})
+
+    def lacks(self) -> list[str]:
+        """What configs name that is not in the folder: other configs, files, code. Weights of variants may lack."""
+        configs = {path.name: json.loads(path.read_text()) for path in Path("configs").glob("*.json")}
+        found = []
+        for name, config in configs.items():
+            described = json.dumps(config.get("_desc_", "")).replace('", "', " ")
+            named = re.findall(r"\b(?:for|after) (?:a )?(\w+\.json)", described)
+            found += [f"{name}: {other}" for other in named if other not in configs]
+            for key, value in strings(config):
+                if key == "_target_" and "." in value and not value.startswith("$") and locate(value) is None:
+                    found.append(f"{name}: {value}")
+                files = re.findall(r"bundle_root \+ '/([^']+)'", value)
+                weights = re.compile(r"models/\w+\.pt|eval")
+                found += [f"{name}: {file}" for file in files if not Path(file).exists() and not weights.match(file)]
+        return found
 
     def infer_with_learned_affine(self) -> list[str]:
         overlay = "learned_affine"
@@ -132,8 +155,18 @@ class Bundle:
 
     def questions(self) -> list[Callable[[], Any]]:
         good = [self.train, self.infer, self.infer_with_learned_affine, self.metadata, self.in_and_out, self.load]
-        good += [self.torchscript, self.onnx, self.hub_card]
+        good += [self.torchscript, self.onnx, self.hub_card, self.lacks]
         return [*good, self.infer_absent_scan, self.infer_without_weights, self.infer_flat_scan, self.infer_flat_scans]
+
+
+def strings(config: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """All strings of a config, each with the nearest key above."""
+    if isinstance(config, str):
+        yield key, config
+    for name, value in config.items() if isinstance(config, dict) else []:
+        yield from strings(value, name)
+    for value in config if isinstance(config, list) else []:
+        yield from strings(value, key)
 
 
 def messages(error: BaseException | None) -> list[str]:

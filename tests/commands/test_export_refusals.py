@@ -125,6 +125,21 @@ def test_overlays_that_do_not_fit_stay_behind():
     assert not {"training_free", "svf", "lddmm", "vsvf", "ddf", "learned_affine", "learned_affine_2d"} & names
 
 
+@pytest.mark.parametrize(
+    ("bundle", "kept", "left"),
+    [
+        ("voxelmorph", {"rendered", "train_labelmaps", "quality_best_2d"}, set()),
+        ("brain_extraction", {"train_t1", "evaluate", "smoke"}, {"rendered"}),  # it renders by itself
+        ("synthmorph", {"train_shapes"}, {"rendered"}),
+        ("conditional_atlas", {"rendered", "quality_best"}, {"quality_best_2d"}),  # it has no inference_2d.json
+    ],
+)
+def test_overlays_go_along_where_what_they_build_on_is_there(bundle, kept, left):
+    names = {Path(name).stem for name in bundle_files(REPOSITORY / "bundles" / bundle)}
+    assert kept <= names
+    assert not left & names
+
+
 @pytest.mark.parametrize("name", ["voxelmorph_v0.1.0.zip", "voxelmorph_v0.1.0.zip.sha256"])
 def test_a_place_that_is_taken_stops_the_export(tmp_path, name):
     (tmp_path / name).mkdir()

@@ -11,12 +11,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from commands.cases import FRAMES, change, check_labels
+from commands.cases import FRAMES, VOXELMORPH, change, check_labels
 
 from benchmarks import monai_label
+from custom_components.commands.exporting import export_bundle
+from custom_components.commands.segment import segment
+from custom_components.commands.strip import strip
 from custom_components.data.phantoms import STRUCTURES
 from custom_components.space import load_image, resample
 from custom_components.transforms.intensities import scale_intensity
@@ -43,12 +47,13 @@ def server_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(label_python: str, label_bundle: Path, studies: Path, server_folder: Path) -> Iterator[str]:
-    """The address of a MONAI Label server with the bundle, whose studies are the phantoms."""
+    """The address of a MONAI Label server with the bundle and one that segments, whose studies are the phantoms."""
     folder = server_folder
     model = shutil.copytree(label_bundle, folder / label_bundle.name)
     change(model / "configs" / "train.json", num_pairs=2, num_val_pairs=2, size=[32, 32, 32])
     shutil.copytree(studies / "studies", folder / "studies")
-    with monai_label.running_server(label_python, folder, [model], folder / "studies") as address:
+    (segmenter,) = export_bundle(VOXELMORPH.with_name("brain_extraction"), folder)
+    with monai_label.running_server(label_python, folder, [model, segmenter], folder / "studies") as address:
         yield address
 
 
@@ -133,6 +138,28 @@ def test_requests_of_other_pages_or_with_code_are_refused(server, server_folder,
     assert infer(server, answer, "LAS") == 200
     assert infer(server, answer, "LAS", "-H", f"Origin: {server}") == 200
     assert not sung.exists()
+
+
+def test_a_bundle_that_segments_answers_as_its_commands_do(server, server_folder, studies, tmp_path):
+    with urllib.request.urlopen(f"{server}/info/") as answer:
+        listed = json.load(answer)["models"]["brain_extraction"]
+    assert (listed["type"], listed["dimension"], len(listed["labels"])) == ("segmentation", 3, 17)
+    paths = [str(studies / "studies" / f"{name}.nii.gz") for name in FRAMES]
+    segment(*paths, output=str(tmp_path / "labels"))
+    strip(*paths, output=str(tmp_path / "mask"), border=4)
+    for name in FRAMES:
+        for kind, asked in (("labels", {}), ("mask", {"answer": "mask", "border": 4})):
+            path = tmp_path / f"{name}_{kind}.nii.gz"
+            assert monai_label.infer(server, path, "brain_extraction", name, **asked) == 200
+            found, wanted = nib.load(path), nib.load(tmp_path / kind / path.name)
+            np.testing.assert_allclose(found.affine, wanted.affine, atol=1e-4)
+            np.testing.assert_array_equal(np.asarray(found.dataobj), np.asarray(wanted.dataobj))
+    assert monai_label.infer(server, tmp_path / "answer", "brain_extraction", "LAS", optimize=3) >= 400
+    assert monai_label.infer(server, tmp_path / "answer", "brain_extraction", "LAS", border="wide") >= 400
+    url, request = f"{server}/train/brain_extraction?run_sync=true", json.dumps({"max_epochs": 1})
+    header = ("-H", "Content-Type: application/json")
+    assert monai_label.curl(tmp_path / "answer", "-X", "POST", url, *header, "-d", request) >= 400
+    assert not (server_folder / "monaibundle" / "model" / "brain_extraction" / "eval").exists()
 
 
 def test_the_server_trains(server, server_folder, studies, tmp_path):

@@ -10,7 +10,7 @@ dictionary transforms, where images are `MetaTensor`s (1, *S) of any orientation
 adds `image_brain`, a mask on the image's own grid, and with `apply` sets the image outside it to 0. In a config:
 
     {"_target_": "custom_components.methods.brain_extraction.transforms.ExtractBraind", "keys": "image",
-        "weights": "$@bundle_root + '/../brain_extraction/models/model.pt'"}
+        "weights": "bundles/brain_extraction/models/model.pt"}
 
 The function beneath is `BrainSegmenter.mask`: `BrainSegmenter(weights).mask(image)` is a MetaTensor (1, *S) of uint8,
 and `.labels(image)` the label map. The network is made and its weights are loaded at the first call, once;

@@ -18,6 +18,7 @@ from ...evaluation.overlap import label_overlap
 from ...results import publishing
 from ...space.files import write_image
 from ...space.volumes import Volume, load_image
+from ...transforms.asked import refuse_unknown
 from ...transforms.labels import load_labels_for
 from ...transforms.scan_paths import ScanPath, release, source_in
 from ...vocabulary import Data, Item
@@ -25,6 +26,8 @@ from .segmenter import BrainSegmenter, brain_mask, label_map, network_input
 from .structures import STRUCTURES
 
 KINDS = ("mask", "stripped", "labels")
+ANSWERS = ("labels", "mask")
+_ASKED = ("answer", "border", "threshold")  # what a request of MONAI Label can hold
 
 
 class ExtractBraind(MapTransform):
@@ -78,8 +81,9 @@ class LoadHeadd(Transform):
     def __call__(self, data: Data) -> Item:
         """`image`, `image_path`, which carries the volume as it was read, and `label_path` in place of `label`.
 
-        Raises FileNotFoundError, ValueError: if the file is no 3-D image.
+        Raises FileNotFoundError, ValueError: if the file is no 3-D image, or a request has settings that nobody knows.
         """
+        refuse_unknown(data, _ASKED)
         volume = load_image(source_in(data, "image"))
         if len(volume.file_shape) < 3 or volume.is_slice:
             raise ValueError(f"{volume.path}: expected a 3-D image of a head, got shape {volume.file_shape}")
@@ -92,37 +96,51 @@ class LoadHeadd(Transform):
 class HeadMapsd(Transform):
     """Turn the network's logits under `pred` into `mask` and `pred`, the label map: (1, *S), uint8, on the own grid.
 
-    `measures` holds the volume of the brain and of each structure in mL and, if `label_path` names a label map of the
-    same ids, the Dice of each structure.
+    `image` becomes the image as it was read, with the size and affine of its file in `spatial_shape` and
+    `original_affine`, where MONAI Label looks for them. `measures` holds the volume of the brain and of each structure
+    in mL and, if `label_path` names a label map of the same ids, the Dice of each structure.
 
     Args:
         threshold: probability of brain from which a voxel is in the mask.
         border: mm of surroundings that the mask keeps, too.
         labels: make the label map; without it `pred` is the mask.
+
+    An item can have a `threshold` and `border` of its own, and an `answer`: "labels", or "mask" for what `labels=False`
+    gives.
     """
 
     def __init__(self, threshold: float = 0.6, border: float = 0.0, labels: bool = True) -> None:
-        check_number("threshold", threshold, above=0, below=1)
-        check_number("border", border)
         self.threshold, self.border, self.labels = threshold, border, labels
+        self._asked({})
 
     def __call__(self, data: Data) -> Item:
-        """Raises ValueError: if the label map is none, or not in the image's space."""
+        """Raises ValueError: if the label map is none, or not in the image's space, or an own setting is impossible."""
+        options, labels = self._asked(data)
         volume, logits = ScanPath.volume_of(data["image_path"]), data["pred"]
-        like = volume.meta_tensor(volume.data)
         given = MetaTensor(logits.as_tensor().softmax(0).cpu(), affine=data["image"].affine)
-        options = {"threshold": self.threshold, "border": self.border}
         mask = brain_mask(given, volume.grid_in_file, **options, name=Path(volume.path).name)
-        pred = label_map(given, volume.grid_in_file) if self.labels else mask
+        pred = label_map(given, volume.grid_in_file) if labels else mask
         ml = abs(float(np.linalg.det(volume.file_affine[:3, :3]))) / 1000
         measures: dict[str, object] = {"image": str(volume.path), "brain_ml": float(mask.sum()) * ml}
-        if self.labels:
+        if labels:
             counts = torch.bincount(pred.flatten().long(), minlength=len(STRUCTURES)) * ml
             measures |= {f"{name}_ml": float(counts[i]) for i, (name, _) in enumerate(STRUCTURES) if i}
-        if self.labels and data.get("label_path"):
+        if labels and data.get("label_path"):
             measures |= _overlaps(pred, data["label_path"], volume)
-        mask, pred = (MetaTensor(one, meta=like.meta) for one in (mask, pred))
-        return {**data, "mask": mask, "pred": pred, "measures": measures}
+        image = volume.meta_tensor(volume.data)
+        image.meta |= {"spatial_shape": tuple(image.shape[1:]), "original_affine": volume.file_affine}
+        mask, pred = (MetaTensor(one, meta=image.meta) for one in (mask, pred))
+        return {**data, "image": image, "mask": mask, "pred": pred, "measures": measures}
+
+    def _asked(self, data: Data) -> tuple[dict[str, float], bool]:
+        """The settings of an item, and whether it is to have a label map."""
+        options = {name: data.get(name, getattr(self, name)) for name in ("threshold", "border")}
+        check_number("threshold", options["threshold"], above=0, below=1)
+        check_number("border", options["border"])
+        answer = data.get("answer", ANSWERS[0])
+        if answer not in ANSWERS:
+            raise ValueError(f"expected the answer 'labels' or 'mask', got {answer!r}")
+        return options, self.labels and answer == ANSWERS[0]
 
 
 def _overlaps(pred: torch.Tensor, path: str, volume: Volume) -> dict[str, object]:
