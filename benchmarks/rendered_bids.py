@@ -1,4 +1,4 @@
-"""People rendered from label maps as a BIDS data set: T1w images, and their label maps as derivatives.
+"""People rendered from label maps as a BIDS data set: T1w images, their label maps as derivatives, dseg.tsv.
 
     python -m benchmarks.rendered_bids LABELMAPS OUT [--number 20]
 
@@ -10,7 +10,6 @@ rendered once, with noise, a bias field and a brightness of its own, and without
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from custom_components.data.label_names import read_label_names
 from custom_components.space.files import write_image
 from custom_components.space.volumes import load_labels
 from custom_components.synthesis.brains import BrainContrast
@@ -37,9 +37,12 @@ def write_people(
     paths = sorted(label_maps.glob("*.nii.gz"))[:number]
     if len(paths) < number:
         raise ValueError(f"{label_maps}: expected {number} label maps, got {len(paths)}")
+    output.mkdir(parents=True, exist_ok=True)
     contrasts = {"T1w": np.eye(4)}
     if t2_off_mm is not None:
         contrasts["T2w"] = nib.affines.from_matvec(np.eye(3), t2_off_mm)
+    table = read_label_names(label_maps / "labels.csv")
+    (output / "dseg.tsv").write_text("".join(f"{k}\t{name}\n" for k, name in [("index", "name"), *table.items()]))
     names = [f"sub-{k:02d}" for k in range(1, number + 1)]
     for k, (path, name) in enumerate(zip(paths, names, strict=True), start=1):
         labels = load_labels(path)
@@ -66,5 +69,4 @@ if __name__ == "__main__":
     parser.add_argument("output", type=Path)
     parser.add_argument("--number", type=int, default=20)
     given = parser.parse_args()
-    os.makedirs(given.output, exist_ok=True)
     print(*write_people(given.label_maps, given.output, given.number))

@@ -7,7 +7,7 @@ A, and at exp(v / 2) in B. Exchanging the time points inverts M and negates v; t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -160,11 +160,12 @@ class Change:
             if one is not None
         }
 
-    def volumes(self, carried: Sequence[Tensor]) -> list[Row]:
+    def volumes(self, carried: Sequence[Tensor], names: Mapping[int, str]) -> list[Row]:
         """The volume of each label in A and in B, and its change. mL, in 2-D cm2.
 
         Args:
             carried: label maps in the middle (1, *S), that of A or of B; of both each counts half.
+            names: of labels; without any the rows have none.
         """
         spacing = self.halfway.place.grid.spacing
         voxel = float(np.prod(spacing)) / 10 ** len(spacing)
@@ -173,5 +174,6 @@ class Change:
             share = torch.stack([(one == label).float() for one in carried]).mean(0)
             a, b = (voxel * float((share * size).double().sum()) for size in self.sizes)
             changes = {"percent": 100 * (b / a - 1), "symmetric_percent": 200 * (b - a) / (a + b)}
-            rows.append({"label": label, "volume_first": a, "volume_second": b, **changes})
+            name = {"name": names.get(label, "")} if names else {}
+            rows.append({"label": label, **name, "volume_first": a, "volume_second": b, **changes})
         return rows

@@ -40,6 +40,19 @@ _LIMITS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)  # of colours, percent
 
 
 @dataclass(frozen=True)
+class Labels:
+    """Label maps of both scans, as far as there are some, and names of labels by id."""
+
+    maps: tuple[Volume | None, ...] = (None, None)
+    names: Mapping[int, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, paths: Sequence[str | None], names: Mapping[int, str]) -> Labels:
+        """In files. Errors as `load_labels`."""
+        return cls(tuple(None if path is None else load_labels(path) for path in paths), names)
+
+
+@dataclass(frozen=True)
 class LongitudinalResult:
     """What changed, in files."""
 
@@ -48,9 +61,9 @@ class LongitudinalResult:
     volumes: Sequence[Row]
 
     def __str__(self) -> str:
-        lines = [f"label {row['label']:4d}: {row['percent']:+7.2f} %" for row in self.volumes]
+        lines = [f"label {row['label']:4d}: {row['percent']:+7.2f} % {row.get('name', '')}" for row in self.volumes]
         lines += [f"warning: {warning}" for warning in self.measures["warnings"]]
-        return "\n".join([*lines, f"results in {self.folder}"])
+        return "\n".join([*map(str.rstrip, lines), f"results in {self.folder}"])
 
 
 @dataclass(frozen=True)
@@ -89,7 +102,7 @@ class ChangePage:
             origin={name: text for name, text in self.origin.items() if name != "options"} | versions(),
             views=shown.views() if importlib.util.find_spec("PIL") is not None else None,
             volumes=shown.volumes() if self.kind == "volumes" else None,
-            tables={f"Volumes of each label, {unit}": rows},
+            tables={f"Volumes of each label, {unit}": [_named(row) for row in rows]},
             limit=shown.limit,
         )
 
@@ -143,7 +156,7 @@ class _Shown:
 def write_change(
     output: Path,
     found: Change,
-    labels: Sequence[Volume | None],
+    labels: Labels,
     *,
     page: ChangePage | None = None,
     warnings: Sequence[str] = (),
@@ -151,7 +164,7 @@ def write_change(
     """Write OUTPUT: both scans and their average in the middle, the map of percent change, transforms, tables, a page.
 
     Args:
-        labels: label maps of both scans, as far as there are some.
+        labels: of both scans.
         page: what a browser shows.
         warnings: of the scans, one sentence each; may grow until all is written.
     """
@@ -160,8 +173,8 @@ def write_change(
     images = dict(zip(SCANS, found.images(), strict=True))
     for name, volume, matrix in zip(SCANS, volumes, halfway.rigid, strict=True):
         images[f"{name}_aligned"] = warp_image(volume, place.grid, [matrix])
-    measures, carried = _measures(found, images), found.carried(labels)
-    rows, percent = found.volumes(list(carried.values())), found.percent * (halfway.seen > 0)
+    measures, carried = _measures(found, images), found.carried(labels.maps)
+    rows, percent = found.volumes(list(carried.values()), labels.names), found.percent * (halfway.seen > 0)
     with publishing(output, _PART, dict(zip(SCANS, (one.origin for one in volumes), strict=True))) as scratch:
         average = (images["first"] + images["second"]) / 2
         written = {**{name: images[name] for name in SCANS}, "average": average, "percent_change": percent}
@@ -175,7 +188,7 @@ def write_change(
         measures["warnings"] = list(dict.fromkeys(warnings))
         write_metrics(scratch / "metrics.json", {**measures, "volumes": rows})
         write_table(scratch / "volumes.csv", rows)
-        named = zip((*SCANS, *(f"label_{name}" for name in SCANS)), (*volumes, *labels), strict=True)
+        named = zip((*SCANS, *(f"label_{name}" for name in SCANS)), (*volumes, *labels.maps), strict=True)
         inputs = {name: volume.path for name, volume in named if volume is not None}
         shown = _Shown(found, images, percent, carried, inputs)
         (page or ChangePage()).write(scratch / "report.html", shown, measures, rows, output)
@@ -197,6 +210,7 @@ def _measures(found: Change, images: Mapping[str, Tensor]) -> Row:
     }
 
 
-def labels_of(paths: Sequence[str | None]) -> list[Volume | None]:
-    """Label maps, as far as there are some. Errors as `load_labels`."""
-    return [None if path is None else load_labels(path) for path in paths]
+def _named(row: Row) -> Row:
+    """A row whose label has its name."""
+    others = {key: value for key, value in row.items() if key not in ("label", "name")}
+    return {"label": f"{row['label']} {row.get('name', '')}".rstrip(), **others}

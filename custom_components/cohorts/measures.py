@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from ..space.resampling import dense_field
 from ..space.volumes import load_channels
 from ..vocabulary import Row
 from .maps import PersonsMap
+from .place import Place
 from .subjects import Subject
 
 
@@ -54,6 +55,16 @@ def agreement(template: str, carried: Path, people: Sequence[Subject], votes: Te
         if votes is not None and one.label is not None:
             labels = torch.from_numpy(np.load(carried / f"{one.id}_label.npy"))
             rows[-1]["dice_after"] = float(mean_dice(labels[None].int(), votes[None]))
+    return rows
+
+
+def label_volumes(labels: Tensor, place: Place, names: Mapping[int, str]) -> list[Row]:
+    """The volume in mL of each label of a map (1, *S), a slice with its thickness, and its name if there are names."""
+    voxel_ml = float(np.prod(place.grid.spacing)) * place.thickness_mm / 1000
+    rows: list[Row] = []
+    for label, count in zip(*labels[labels > 0].unique(return_counts=True), strict=True):
+        row: Row = {"label": int(label)} | ({"name": names.get(int(label), "")} if names else {})
+        rows.append(row | {"volume_ml": int(count) * voxel_ml})
     return rows
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,20 +108,21 @@ def _voxel_ml(volume: Volume) -> float:
     return abs(float(np.linalg.det(volume.file_affine))) / _MM3_PER_ML  # a slice has its thickness
 
 
-def write_volumes(output: str | Path, results: Sequence[Registration]) -> None:
-    """Write `volumes.csv`: a row for each label of each scan."""
+def write_volumes(output: str | Path, results: Sequence[Registration], names: Mapping[int, str] | None = None) -> None:
+    """Write `volumes.csv`: a row for each label of each scan, with the label's name if there are names."""
     with publishing(output, "volumes") as scratch:
         if results:
-            write_table(scratch / TABLE, [row for one in results for row in _rows(one)])
+            write_table(scratch / TABLE, [row for one in results for row in _rows(one, names or {})])
 
 
-def _rows(result: Registration) -> list[Row]:
+def _rows(result: Registration, names: Mapping[int, str]) -> list[Row]:
     measures = result.metrics
     labels = [int(name.rpartition("_")[2]) for name in measures if name.startswith("volume_ml_")]
     labels += [int(name.rpartition("_")[2]) for name in measures if name.startswith("dice_after_")]
     rows: list[Row] = []
     for label in sorted(set(labels)):
         row: Row = {"id": result.id, "label": label}
+        row |= {"name": names.get(label, "")} if names else {}
         row |= {name: measures.get(f"{name}_{label}", 0.0) for name in ("volume_ml", "volume_template_ml")}
         row |= {"dice": measures[f"dice_after_{label}"]} if f"dice_after_{label}" in measures else {}
         row |= {"intracranial_ml": measures["intracranial_ml"]} if "intracranial_ml" in measures else {}

@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -29,7 +29,7 @@ from ..transforms.intensities import scale_intensity
 from ..vocabulary import Row
 from .averages import averaged, majority, sharpened, voted
 from .maps import PersonsMap
-from .measures import agreement, round_measures
+from .measures import agreement, label_volumes, round_measures
 from .middle import half_rigid, middle_of
 from .people import MIDDLE, VIEWS, Answer, Carry, MatchAffine, MatchDeformable, Register, WritePerson
 from .place import Place
@@ -80,16 +80,23 @@ class TemplateBuilder:
     request: str = ""
     workers: Workers = field(default_factory=Workers)
 
-    def run(self) -> TemplateResult:
-        """Raises ValueError: if fewer than two people are left; RuntimeError: at the end, if people failed."""
-        check_place(self.output, _PART, [*self._names, "deviation.nii.gz", "rounds.csv", "people.csv"])
+    def run(self, label_names: Mapping[int, str] | None = None) -> TemplateResult:
+        """Do what is missing.
+
+        Args:
+            label_names: names of the labels by id, for the tables.
+        Raises:
+            ValueError: if fewer than two people are left.
+            RuntimeError: at the end, if people failed.
+        """
+        check_place(self.output, _PART, [*self._names, "deviation.nii.gz", "rounds.csv", "people.csv", "volumes.csv"])
         if len({subject.id for subject in self.people}) < max(2, len(self.people)):
             raise ValueError(f"expected at least two people, each with an id of its own, got {len(self.people)}")
         with self.workers:
             state = self._start()
             for number, kind in enumerate(self.plan.kinds, start=1):
                 self._round(state, number, kind)
-            result = self._finish(state)
+            result = self._finish(state, label_names or {})
         if state.failures:
             print(result, flush=True)
             name, reason = next(iter(state.failures.items()))
@@ -213,7 +220,7 @@ class TemplateBuilder:
             state.place.write(scratch / name, channel)
         write_metrics(scratch / _ROUND, log)
 
-    def _finish(self, state: _State) -> TemplateResult:
+    def _finish(self, state: _State, label_names: Mapping[int, str]) -> TemplateResult:
         """The results, beside the rounds."""
         rows: dict[str, Row] = {one.id: {"id": one.id, "weight": one.weight} for one in self.people}
         with publishing(self.output, _PART) as scratch, aside(self.output) as carried:
@@ -222,7 +229,7 @@ class TemplateBuilder:
                 shutil.copyfile(path, scratch / name)
             _, deviation = self._average(state, carried)
             state.place.write(scratch / "deviation.nii.gz", deviation[:1])
-            votes = self._vote(state, carried, scratch)
+            votes = self._vote(state, carried, scratch, label_names)
             for one, measures in zip(
                 state.people, agreement(state.images[0], carried, state.people, votes), strict=True
             ):
@@ -245,8 +252,9 @@ class TemplateBuilder:
             page, nouns = scratch / "index.html", ("person", "people")
             cohort_page(self.output, shown, title="People on their template", path=page, nouns=nouns)
 
-    def _vote(self, state: _State, carried: Path, scratch: Path) -> Tensor | None:
-        """Write the shares of labels, if people have labels, and the most frequent ones, which are returned."""
+    def _vote(self, state: _State, carried: Path, scratch: Path, names: Mapping[int, str]) -> Tensor | None:
+        """Write the shares of labels, if people have labels, and the most frequent ones, which are returned, with their
+        volumes."""
         with_labels = [one for one in state.people if one.label is not None]
         if not with_labels:
             return None
@@ -255,7 +263,9 @@ class TemplateBuilder:
         found = majority(labels, shares)
         state.place.write(scratch / "labels.nii.gz", found)
         state.place.write(scratch / "label_shares.nii.gz", shares)
-        write_metrics(scratch / "label_shares.json", {"labels": labels})
+        named = {"names": [names.get(label, "") for label in labels]} if names else {}
+        write_metrics(scratch / "label_shares.json", {"labels": labels, **named})
+        write_table(scratch / "volumes.csv", label_volumes(found, state.place, names))
         return found
 
 

@@ -31,6 +31,7 @@ def evaluate(
     window: Sequence[float] | None = None,
     fill: float | None = None,
     compare: str | Sequence[str] = (),
+    label_names: str | None = None,
     **settings: object,
 ) -> Cohort:
     """Register all pairs of a data list and measure them: OUTPUT/metrics.csv, metrics.json and index.html.
@@ -52,12 +53,15 @@ def evaluate(
         overlay: further config files, the last one wins.
         window, fill: intensities that are compared, and the value outside the moving image, as in `register`.
         compare: folders of other runs, or their tables metrics.csv, which index.html shows beside this one.
+        label_names: table of the labels' names, CSV (id,name) or TSV as BIDS has it (index, name), for the pages;
+            default: labels.csv or dseg.tsv beside the list.
         **settings: any setting of the bundle's inference.json.
     Returns:
         The registration of each pair.
     Raises:
         RuntimeError: after the others are done, if a pair failed.
     """
+    from ..data.label_names import find_label_names
     from ..evaluation.cohort import CohortReport
     from ..tasks import Workers
     from ..transforms.requests import request_of
@@ -65,10 +69,16 @@ def evaluate(
     root, workers = find_bundle(bundle), Workers(jobs, scheduler)
     pairs = _items(data_list, section, dataset_dir, root)
     dimension, overlays = spatial_dims(pairs), [*as_list(overlay), overlay_path("evaluate")]
-    settings |= {"output_dir": str(output), "window": window, "fill": fill}
+    table = find_label_names(label_names, data_list)
+    settings |= {"output_dir": str(output), "window": window, "fill": fill, "label_names": table.path}
     configs, given = check_settings(root, overlays, settings, dimension)
     pairs = [{**pair, "request": request_of(pair, root, configs, given)} for pair in pairs]
-    report = CohortReport(output, compare=as_list(compare), origin=origin_of(root, overlays, settings))
+    report = CohortReport(
+        output,
+        compare=as_list(compare),
+        origin=origin_of(root, overlays, settings),
+        label_names=table.names,
+    )
     registering = Registering(root, dimension, overlays, settings)
     return run_list(pairs, registering, report, workers, title="pairs", again=again, load=registering.load)
 

@@ -24,7 +24,7 @@ def export(
         bundle: name of a bundle, or its folder beside others.
         output: folder for the results.
         atlas, atlas_labels: for MONAI Label: the image that is registered to each study, and its label map.
-        label_names: for MONAI Label: CSV file with the columns id and name.
+        label_names: for MONAI Label: table of names, CSV or TSV with the columns id or index, and name.
         **options: for: "monai-label". zip: also write OUTPUT/<bundle>_v<version>.zip and its SHA-256.
     Returns:
         What was written.

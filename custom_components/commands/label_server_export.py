@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import re
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from monai.bundle import ConfigParser
 
+from ..data.label_names import read_label_names
 from ..evaluation.overlap import present_labels
 from ..space.resampling import resample
 from ..space.volumes import load_image
@@ -38,7 +38,7 @@ def export_for_monai_label(
     Args:
         bundle, output, zipped: as in `export_bundle`.
         atlas, atlas_labels: 3-D image and its label map.
-        label_names: CSV file with the columns id and name; without it a label is called by its id.
+        label_names: table of names, see `read_label_names`; without it a label is called by its id.
     Returns, Raises: as `export_bundle`; ValueError also if the atlas is not 3-D, its labels are empty, negative or
         above 32767, the names are no names of them, or the bundle registers to a template of its own.
     """
@@ -137,17 +137,10 @@ def _label_names(path: str | None, ids: list[int]) -> dict[str, str]:
     """For each label above 0, in order, its name."""
     names = {label: f"label {label}" for label in ids if label > 0}
     if path is not None:
-        try:
-            with open(path, newline="", encoding="utf-8-sig") as file:
-                rows = list(csv.DictReader(file))
-            given = {int(row["id"]): row["name"].strip() for row in rows}
-            if any(None in row for row in rows):
-                raise ValueError("more cells than columns")
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"{path}: expected a CSV file in UTF-8 with the columns id (integers) and name") from error
+        given = read_label_names(path)
         if not set(given) & set(names):
             raise ValueError(f"{path}: expected names of labels among {sorted(names)}, got {sorted(given)}")
-        names |= {label: given[label] for label in names if given.get(label)}
+        names |= {label: given[label] for label in names if label in given}
     _check_names(path, [*names.values()])
     return {str(label): name for label, name in names.items()}
 

@@ -26,6 +26,7 @@ def longitudinal(
     bundle: str = DEFAULT_BUNDLE,
     spacing: float = 1.0,
     page: str = "views",
+    label_names: str | None = None,
     overlay: str | Sequence[str] = (),
     **settings: object,
 ) -> LongitudinalResult:
@@ -43,23 +44,26 @@ def longitudinal(
         bundle: whose configuration is used, without its network: a smooth velocity is optimised.
         spacing: of the grid that they are compared on, mm; finer images are smoothed for it.
         page: "views", slices to blink and the change in colours; "volumes", also a viewer; "none".
+        label_names: table of the labels' names, CSV (id,name) or TSV as BIDS has it (index, name).
         overlay: further config files, the last one wins.
         **settings: any setting of the bundle's inference.json, for instance --smoothness 4, --optimize 40.
     Returns:
         The measures, and the volumes of each label.
     """
     from ..cohorts.longitudinal import Change, Halfway
-    from ..cohorts.longitudinal_files import ChangePage, labels_of, write_change
+    from ..cohorts.longitudinal_files import ChangePage, Labels, write_change
+    from ..data.label_names import find_label_names
     from ..notices import collecting
     from ..results import aside
     from ..space.volumes import load_image
 
     overlays = [overlay_path("longitudinal"), *as_list(overlay), overlay_path("fields_only")]
     register = Registrar(bundle, overlay=overlays, spacing=spacing, **settings)
-    origin = origin_of(register.bundle, as_list(overlay), {"affine": affine, "spacing": spacing, **settings})
-    shown = ChangePage(page, origin)
+    table = find_label_names(label_names)
+    known = {"affine": affine, "spacing": spacing, "label_names": table.path, **settings}
+    shown = ChangePage(page, origin_of(register.bundle, as_list(overlay), known))
     with collecting() as warnings:
-        labels = labels_of((label_first, label_second))
+        labels = Labels.of((label_first, label_second), table.names)
         halfway = Halfway.between(load_image(first), load_image(second), affine)
         with aside(output) as scratch:
             velocity = halfway.velocity(register, scratch)

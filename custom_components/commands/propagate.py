@@ -29,6 +29,7 @@ def propagate(
     again: bool = False,
     jobs: int = 1,
     scheduler: str | None = None,
+    label_names: str | None = None,
     overlay: str | Sequence[str] = (),
     **settings: object,
 ) -> Cohort:
@@ -54,6 +55,9 @@ def propagate(
         again: do all scans again.
         jobs: processes, each of one thread; 1 uses all threads for one scan after the other.
         scheduler: a Dask scheduler whose workers do the scans instead, tcp://HOST:PORT or its file (docs/cohort.md).
+        label_names: table of the labels' names, CSV (id,name) or TSV as BIDS has it (index, name), for pages and
+            tables; default: labels.csv or dseg.tsv beside the atlases'
+            list, else beside the scans'.
         overlay: further config files, the last one wins.
         **settings: any setting of the bundle's inference.json, as of `register`.
     Returns:
@@ -62,6 +66,7 @@ def propagate(
         RuntimeError: after the others are done, if a scan failed.
     """
     from ..cohorts.propagation import Propagating, write_volumes
+    from ..data.label_names import find_label_names
     from ..evaluation.cohort import CohortReport
     from ..tasks import Workers
     from ..transforms.requests import request_of
@@ -72,6 +77,7 @@ def propagate(
     if not labelled:
         raise ValueError("expected atlases, each IMAGE,LABELS, or a data list")
     scans = _scans(to, section, dataset_dir)
+    table = find_label_names(label_names, *atlases, to)
     check_files([*labelled, *scans])
     dimension = spatial_dims([{"fixed": scan["image"]} for scan in scans])
     overlays = [*as_list(overlay), overlay_path("propagate")]
@@ -83,8 +89,9 @@ def propagate(
     ]
     registering = Registering(root, dimension, overlays, settings)
     propagating = Propagating(labelled, registering.register, str(output), fusion)
-    report = CohortReport(output, origin=origin_of(root, overlays, settings), nouns=("scan", "scans"))
-    tables = partial(write_volumes, output)
+    origin = origin_of(root, overlays, settings | {"label_names": table.path})
+    report = CohortReport(output, origin=origin, nouns=("scan", "scans"), label_names=table.names)
+    tables = partial(write_volumes, output, names=table.names)
     return run_list(
         scans, propagating, report, workers, title="scans", again=again, load=registering.load, tables=tables
     )

@@ -94,8 +94,9 @@ def register(
             CT.
         write_as: write the transforms for other tools, too: ants, fsl, freesurfer, x5, ... (docs/transforms.md).
         **settings: any other setting of the bundle's inference.json, for instance --smoothness 2, a factor of the
-            refinement's regularisation, --similarity mind, --robust for lesions that only one image shows, or --page
-            volumes for a viewer of them in report.html.
+            refinement's regularisation, --similarity mind, --robust for lesions that only one image shows, --page
+            volumes for a viewer of them in report.html, or --label_names FILE for names of labels there: CSV (id,name)
+            or TSV as BIDS has it (index, name).
     Returns:
         The warped images, the transforms, the measures, and the paths of the files if there are some.
     """

@@ -42,6 +42,7 @@ _PLACES = {
     "write_as": "save#write_as",
     "landmark_weight": "refinement#landmark_weight",
     "page": "postprocessing#page",
+    "label_names": "postprocessing#label_names",
     "guide_weight": "refinement#guide_weight",
 }
 

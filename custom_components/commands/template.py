@@ -38,6 +38,7 @@ def template(
     initial: Sequence[str] = (),
     jobs: int = 1,
     scheduler: str | None = None,
+    label_names: str | None = None,
     overlay: str | Sequence[str] = (),
     **settings: object,
 ) -> TemplateResult:
@@ -65,6 +66,8 @@ def template(
             --affine none the mean of all.
         jobs: processes, each of one thread.
         scheduler: a Dask scheduler whose workers do it instead, tcp://HOST:PORT or its file (docs/cohort.md).
+        label_names: table of the labels' names, CSV (id,name) or TSV as BIDS has it (index, name), for
+            volumes.csv; default: labels.csv or dseg.tsv beside the list.
         overlay: further config files, the last one wins.
         **settings: any setting of the bundle's inference.json, for instance --optimize 25, --smoothness 2.
     Returns:
@@ -74,11 +77,13 @@ def template(
     """
     from ..cohorts.plan import Plan
     from ..cohorts.template import TemplateBuilder
+    from ..data.label_names import find_label_names
     from ..space.volumes import spatial_dims_of
     from ..tasks import Workers
     from ..transforms.requests import request_of
 
     keys = as_list(contrasts)
+    names = find_label_names(label_names, scans).names
     people = _people(scans, output, section, dataset_dir, keys)
     plan = Plan(affine, affine_rounds, rounds, average, sharpen, symmetric, resolution, tuple(as_list(initial)))
     overlays = [*(training_free(model) if model else []), *as_list(overlay), overlay_path("fields_only")]
@@ -87,7 +92,7 @@ def template(
     request = request_of({}, register.bundle, *check_settings(register.bundle, overlays, settings, dims))
     weights = None if contrast_weights is None else tuple(contrast_weights)
     workers = Workers(jobs, scheduler)
-    return TemplateBuilder(people, register, Path(output), plan, keys, weights, request, workers).run()
+    return TemplateBuilder(people, register, Path(output), plan, keys, weights, request, workers).run(names)
 
 
 def _people(scans: str, output: str, section: str, dataset_dir: str | None, contrasts: list[str]) -> list[Subject]:

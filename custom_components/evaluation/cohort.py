@@ -72,6 +72,7 @@ class CohortReport:
         compare: folders of other runs, or tables metrics.csv, whose measures the page shows beside.
         origin: what the results are of, by heading, for the page.
         nouns: what a result is of, and several are, for the page.
+        label_names: names of labels by id, for the page.
     Raises:
         FileNotFoundError: if there is no such table.
     """
@@ -83,10 +84,11 @@ class CohortReport:
         compare: Sequence[str] = (),
         origin: Mapping[str, str] | None = None,
         nouns: tuple[str, str] = ("pair", "pairs"),
+        label_names: Mapping[int, str] | None = None,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.others, self.origin = read_runs([compare] if isinstance(compare, str) else compare), origin
-        self.nouns = nouns
+        self.nouns, self.label_names = nouns, label_names
         self.registrations: list[Registration] = []
         self.failures: list[Failure] = []
 
@@ -113,5 +115,12 @@ class CohortReport:
         with publishing(self.output_dir, COHORT) as scratch:  # one pair leaves nothing, not even of an earlier run
             if len(rows) > 1:
                 write_cohort(scratch, rows)
-                page, shown = scratch / "index.html", self.cohort.shown
-                cohort_page(self.output_dir, shown, path=page, others=self.others, origin=self.origin, nouns=self.nouns)
+                cohort_page(
+                    self.output_dir,
+                    self.cohort.shown,
+                    path=scratch / "index.html",
+                    others=self.others,
+                    origin=self.origin,
+                    nouns=self.nouns,
+                    label_names=self.label_names,
+                )

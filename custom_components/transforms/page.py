@@ -33,14 +33,20 @@ class PairPage:
     Args:
         kind: "none"; "views", slices to blink; or "volumes", an interactive viewer in the page, too, for some MB.
         origin: what made the result, by heading; "options" are those of `morphzoo register`.
+        label_names: names of labels by id.
     Raises:
         ValueError: for another kind.
         FileNotFoundError: if there is no viewer for volumes.
     """
 
-    def __init__(self, kind: str = "views", origin: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        kind: str = "views",
+        origin: Mapping[str, str] | None = None,
+        label_names: Mapping[int, str] | None = None,
+    ) -> None:
         check_page(kind)
-        self.kind, self.origin = kind, dict(origin or {})
+        self.kind, self.origin, self.label_names = kind, dict(origin or {}), dict(label_names or {})
 
     def files(
         self,
@@ -68,6 +74,7 @@ class PairPage:
                 origin=self._origin(),
                 views=views() if drawn else None,
                 volumes=_volumes(pair) if self.kind == "volumes" else None,
+                label_names=self.label_names,
             )
 
         def write_views(path: Path) -> None:

@@ -14,6 +14,7 @@ from monai.data import MetaTensor
 from monai.transforms import Transform
 from torch import Tensor
 
+from ..data.label_names import read_label_names
 from ..data.names import has_id, result_files, result_name
 from ..evaluation.cohort import COHORT
 from ..evaluation.result import Registration
@@ -119,8 +120,9 @@ class Publishd(Transform):
         reporters: asked in this order; each gets the pair and what the earlier ones said.
         brain_only: judge the pair where the fixed label map is not 0, instead of in the image's foreground.
         page, origin: of the pair's page, if there are measures, see `PairPage`.
+        label_names: path of a table of names of labels for the page, see `read_label_names`.
     Raises:
-        ValueError: for another kind of page.
+        ValueError: for another kind of page, or a table that is none.
     Returns (of the call): the item without the native volumes, with `registration`, a `Registration` in files.
     """
 
@@ -132,9 +134,10 @@ class Publishd(Transform):
         brain_only: bool = False,
         page: str = "views",
         origin: Mapping[str, str] | None = None,
+        label_names: str | None = None,
     ) -> None:
         self.output_dir, self.reporters, self.brain_only = output_dir, list(reporters), brain_only
-        self.page = PairPage(page, origin)
+        self.page = PairPage(page, origin, {} if label_names is None else read_label_names(label_names))
 
     def __call__(self, data: Data) -> Item:
         """Raises OSError: if the folder cannot be written to, or has another pair's result; ValueError: if the fields

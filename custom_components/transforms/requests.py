@@ -14,7 +14,7 @@ from ..results import PAIR, read_manifest
 from ..vocabulary import Entry
 from .publish import REQUEST
 
-_NO_MATTER = {"output_dir", "device"}
+_NO_MATTER = {"output_dir", "device", "postprocessing#label_names"}
 
 
 def request_of(item: Entry, bundle: Path, configs: list[str], settings: Mapping[str, object]) -> str:

@@ -28,8 +28,10 @@ def scans(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(scans, tmp_path_factory):
-    output = tmp_path_factory.mktemp("page") / "out"
-    return longitudinal(scans["a"], scans["b"], output, label_first=scans["label"], page="volumes", **FAST)
+    output, names = tmp_path_factory.mktemp("page") / "out", tmp_path_factory.mktemp("names") / "dseg.tsv"
+    names.write_text("index\tname\n3\t<i>ventricle</i>\n")
+    known = {"label_first": scans["label"], "label_names": str(names), "page": "volumes"}
+    return longitudinal(scans["a"], scans["b"], output, **known, **FAST)
 
 
 def colours(views) -> np.ndarray:
@@ -60,7 +62,13 @@ def test_the_page_says_what_changed_and_how_to_do_it_again(made, scans):
     assert all(f"<td>{row['percent']:.4g}</td>" in page for row in made.volumes)
     command = f"morphzoo longitudinal {shlex.quote(scans['a'])} {shlex.quote(scans['b'])} --label_first"
     assert command.replace("<", "&lt;").replace(">", "&gt;").replace("'", "&#39;") in page
+    assert "<td>3 &lt;i&gt;ventricle&lt;/i&gt;</td>" in page
+    assert "<td>2</td>" in page
+    assert "label    3:" in str(made)
+    assert "% <i>ventricle" in str(made)
+    assert (made.folder / "volumes.csv").read_text().splitlines()[3].startswith("3,<i>ventricle</i>,")
     assert "--optimize 10" in page
+    assert "--label_names" in page
     assert "<dt>torch</dt>" in page
     assert 'href="percent_change.nii.gz"' in page
     assert "<b>.nii" not in page

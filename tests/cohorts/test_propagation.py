@@ -61,6 +61,25 @@ def test_labels_volumes_and_dice(people):
         assert float(row["intracranial_ml"]) == pytest.approx((truth > 0).sum() * 24 / 1000)
 
 
+def test_labels_have_names_if_a_table_says_so(people):
+    """Beside the list of the atlases; columns of metrics.csv stay, and a name needs no second registration."""
+    out, words = people / "out", ("propagate", people / "atlases.json", "--to", people / "list.json", *FAST)
+    assert run(*words, "-o", out) is None
+    columns, made = list(read(out / "metrics.csv")[0]), (out / "s3" / "labels.nii.gz").stat().st_mtime_ns
+    assert "name" not in read(out / "volumes.csv")[0]
+    (people / "dseg.tsv").write_text("index\tname\n1\tcortex\n3\tventricle\n")
+    assert run(*words, "-o", out) is None
+    rows = [row for row in read(out / "volumes.csv") if row["id"] == "s3"]
+    assert [(row["label"], row["name"]) for row in rows] == [("1", "cortex"), ("2", ""), ("3", "ventricle"), ("4", "")]
+    assert list(read(out / "metrics.csv")[0]) == columns
+    assert "3 ventricle" in (out / "index.html").read_text(encoding="utf-8")
+    assert (out / "s3" / "labels.nii.gz").stat().st_mtime_ns == made
+    (people / "other.csv").write_text("id,name\n3,lake\n")
+    assert run(*words, "-o", out, "--label_names", people / "other.csv") is None
+    assert "3 lake" in (out / "index.html").read_text(encoding="utf-8")
+    assert "nowhere.csv: there is no such table" in run(*words, "-o", out, "--label_names", "nowhere.csv")
+
+
 @pytest.mark.parametrize("size", [(32, 30), (20, 24, 22)])
 def test_an_atlas_of_the_same_person_gives_her_labels(tmp_path, size):
     scan = write_scan(tmp_path, 0, size)

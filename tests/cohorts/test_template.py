@@ -30,6 +30,7 @@ def people(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def made(people, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("made") / "out"
+    (people.parent / "labels.csv").write_text("id,name\n3,ventricle\n")
     assert run("template", people, "-o", output, *FAST, "--rounds", "3") is None
     return output
 
@@ -55,6 +56,11 @@ def test_the_rounds_converge_to_a_sharp_middle(made):
 def test_labels_become_shares_and_the_most_frequent_ones(made):
     shares, ids = load(made / "label_shares.nii.gz"), json.loads((made / "label_shares.json").read_text())["labels"]
     assert ids == [0, 1, 2, 3, 4]
+    table = [line.split(",") for line in (made / "volumes.csv").read_text().splitlines()]
+    assert table[0] == ["label", "name", "volume_ml"]
+    assert [row[:2] for row in table[1:]] == [["1", ""], ["2", ""], ["3", "ventricle"], ["4", ""]]
+    voxel_ml = float(np.prod(nib.load(made / "labels.nii.gz").header.get_zooms()[:3])) / 1000
+    assert float(table[3][2]) == pytest.approx((load(made / "labels.nii.gz") == 3).sum() * voxel_ml, rel=1e-4)
     np.testing.assert_allclose(shares.sum(-1), 1, atol=1e-6)
     voted = load(made / "labels.nii.gz")
     np.testing.assert_array_equal(voted.squeeze(), np.array(ids)[shares.argmax(-1)].squeeze())

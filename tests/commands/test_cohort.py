@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 from urllib.parse import unquote
 
 import nibabel as nib
@@ -104,6 +105,26 @@ def test_images_that_do_not_overlap_are_a_row_too(images, tmp_path):
     message = run("evaluate", tmp_path / "list.json", "-o", tmp_path / "out", *QUICK)
     assert "1 of 2 pairs failed, the others are done" in message
     assert [bool(row["failure"]) for row in table(tmp_path / "out").values()] == [False, True]
+
+
+def test_labels_have_their_names_on_both_pages_and_pairs_are_not_done_again_for_them(tmp_path, capsys):
+    path = Path(write_phantom_scans(tmp_path, n=4, size=(40, 36), num_validation=2))
+    out = tmp_path / "out"
+    words = ("evaluate", path, "-o", out, "--affine", "none", "--optimize", "0", "--spacing", "1")
+    (tmp_path / "labels.csv").write_text("id,name\n3,ventricle\n")
+    assert run(*words) is None
+    pages = [out / "index.html", next(out.glob("*/report.html"))]
+    assert all("3 ventricle" in page.read_text(encoding="utf-8") for page in pages)
+    assert "dice_after_3" in (out / "metrics.csv").read_text().splitlines()[0].split(",")
+    (tmp_path / "other.csv").write_text("id,name\n3,lake\n")
+    capsys.readouterr()
+    assert run(*words, "--label_names", tmp_path / "other.csv") is None
+    assert "2 of 2 pairs are done already" in capsys.readouterr().out
+    assert ["3 lake" in page.read_text(encoding="utf-8") for page in pages] == [True, False]
+    pair = [tmp_path / "images" / f"phantom_0{k}.nii.gz" for k in (0, 1)]
+    wrong = ("register", *pair, "-o", tmp_path / "one", "--label_names", tmp_path / "out" / "index.html")
+    assert "index.html: expected a CSV file (or .tsv)" in run(*wrong)
+    assert not (tmp_path / "one").exists()
 
 
 @pytest.mark.slow

@@ -170,6 +170,16 @@ class TestPages:
         assert "<button>person</button>" in text
         assert " pairs</button>" not in text
 
+    def test_labels_have_their_names_in_plots_and_tables_as_text(self, tmp_path):
+        names = {3: "$\\frac$ <b>nucleus</b>", 4: "$x$"}
+        rows = [{"id": name, "dice_after": 0.8, "dice_after_3": 0.7, "dice_after_17": 0.6} for name in "ab"]
+        cohort_page(tmp_path, rows, label_names=names, others={"$\\frac$": [{"dice_after_3": 0.1}]})
+        write_pair(tmp_path / "report.html", label_names=names)
+        for page in ("index.html", "report.html"):
+            text = (tmp_path / page).read_text(encoding="utf-8")
+            assert "3 $\\frac$ &lt;b&gt;nucleus&lt;/b&gt;" in text
+        assert re.search(r">\s*17\s*</text>", (tmp_path / "index.html").read_text(encoding="utf-8"))
+
     def test_other_runs_stand_beside(self, tmp_path):
         (tmp_path / "theirs").mkdir()
         write_cohort(tmp_path / "theirs", [{"id": "a", "dice_after": 0.25, "dice_after_3": 0.2}])

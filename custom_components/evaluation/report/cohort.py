@@ -14,7 +14,7 @@ from ...vocabulary import Metrics, Row
 from ..result import MEASURED
 from ..summary import is_number, summarize
 from .outliers import LIMIT, as_float, find_outliers, worst_first
-from .pages import link, write_page
+from .pages import label_text, link, write_page
 from .plots import box_plots, dot_plots
 from .stages import stage_table
 
@@ -42,6 +42,7 @@ def cohort_page(
     others: Mapping[str, Sequence[Metrics]] | None = None,
     origin: Mapping[str, str] | None = None,
     nouns: tuple[str, str] = ("pair", "pairs"),
+    label_names: Mapping[int, str] | None = None,
 ) -> None:
     """Write `index.html` over the results of a cohort. The page needs no other file and works from the disk.
 
@@ -55,6 +56,7 @@ def cohort_page(
         others: rows of other runs by their name, to compare with.
         origin: what the results are of, by heading: versions, a command.
         nouns: what a row is, and what several are.
+        label_names: names by id.
     Raises:
         ValueError: if there are no rows.
     """
@@ -75,7 +77,7 @@ def cohort_page(
         texts=_texts(rows),
         **_summary(rows, measures),
         others={name: _final_means(found) for name, found in others.items()},
-        plots=_plots(rows, others, measures),
+        plots=_plots(rows, others, measures, label_names or {}),
         limit=LIMIT,
         origin=dict(origin or {}),
         nouns=nouns,
@@ -138,13 +140,22 @@ def _read_views(path: Path) -> Row | None:
         return None
 
 
-def _plots(rows: Sequence[Metrics], others: Mapping[str, Sequence[Metrics]], measures: Sequence[str]) -> Row:
+def _plots(
+    rows: Sequence[Metrics],
+    others: Mapping[str, Sequence[Metrics]],
+    measures: Sequence[str],
+    label_names: Mapping[int, str],
+) -> Row:
     if importlib.util.find_spec("matplotlib") is None:
         return {}
     found: Row = {}
     labels = _label_series(rows, others)
     if labels:
-        found["Dice of each label"] = box_plots(labels, "Dice")
+        named = {
+            name: {label_text(label, label_names): values for label, values in run.items()}
+            for name, run in labels.items()
+        }
+        found["Dice of each label"] = box_plots(named, "Dice")
     shown = [name for name in _PLOTTED if name in measures] or list(measures)[:5]
     if shown and len(rows) > 1:
         anchors = [f"#pair-{k}" for k in range(len(rows))]

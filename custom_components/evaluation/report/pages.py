@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote
 
@@ -48,6 +49,12 @@ def link(target: str | os.PathLike[str], folder: str | os.PathLike[str]) -> str:
     if target.is_absolute():
         target = Path(os.path.relpath(target, Path(folder).absolute()))
     return quote(target.as_posix())
+
+
+def label_text(label: int | str, names: Mapping[int, str]) -> str:
+    """A label as pages show it: its id, and its name if it has one."""
+    name = names.get(int(label))
+    return str(label) if name is None else f"{label} {name}"
 
 
 def number(value: object) -> str:

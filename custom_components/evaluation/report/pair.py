@@ -10,7 +10,7 @@ from pathlib import Path
 from ...vocabulary import Metrics, Row
 from ..result import MEASURED
 from ..summary import is_number
-from .pages import FOLDER, link, write_page
+from .pages import FOLDER, label_text, link, write_page
 from .stages import stage_table
 from .views import Views
 from .volumes import Volumes, packed_viewer
@@ -31,6 +31,7 @@ def pair_page(
     kind: str = "pair",
     tables: Mapping[str, Sequence[Row]] | None = None,
     limit: float | None = None,
+    label_names: Mapping[int, str] | None = None,
 ) -> None:
     """Write the page of two images, one file, which works from the disk.
 
@@ -47,6 +48,7 @@ def pair_page(
         kind: "pair", of a moving and a fixed image; or "time", of two time points.
         tables: further tables by heading.
         limit: of the colours of the time points' change, percent.
+        label_names: names by id.
     """
     from markupsafe import Markup
 
@@ -64,7 +66,7 @@ def pair_page(
         warnings=warnings if isinstance(warnings, list) else [],
         measures=stage_table(numbers, [name for name in numbers if not name.rpartition("_")[2].isdigit()]),
         kind=kind,
-        tables={"Dice of each label": _dice(numbers), **(tables or {})},
+        tables={"Dice of each label": _dice(numbers, label_names or {}), **(tables or {})},
         limit=limit,
         captions=captions,
         files={name: link(name, Path(path).parent) for name in files.values()},
@@ -75,11 +77,11 @@ def pair_page(
     )
 
 
-def _dice(metrics: Metrics) -> list[Row]:
+def _dice(metrics: Metrics, names: Mapping[int, str]) -> list[Row]:
     """The Dice coefficient of each label, by stage."""
     table: dict[str, Row] = {}
     for name, value in metrics.items():
         found = re.fullmatch(rf"dice_({'|'.join(MEASURED)})_(\d+)", name)
         if found:
-            table.setdefault(found[2], {"label": found[2]})[found[1]] = value
+            table.setdefault(found[2], {"label": label_text(found[2], names)})[found[1]] = value
     return list(table.values())

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, ParamSpec
 
 import numpy as np
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+P = ParamSpec("P")
+
 INK, FAINT = "#1c2126", "#7a828a"
 
 _COLOURS = ("#2563c9", "#c2410c", "#15803d", "#9333ea", "#b45309", "#0e7490")  # this run, then the others
@@ -27,6 +30,20 @@ _STAGE_COLOURS = {"before": "#b9c0c7", "aligned": "#7a828a"}
 _MOST_DRAWN = 1000  # dots that are vectors of their own
 
 
+def _plain_texts(draw: Callable[P, Markup]) -> Callable[P, Markup]:
+    """Names are shown as they are: dollars begin no formula."""
+
+    @functools.wraps(draw)
+    def drawn(*args: P.args, **options: P.kwargs) -> Markup:
+        from matplotlib import rc_context
+
+        with rc_context({"text.parse_math": False}):
+            return draw(*args, **options)
+
+    return drawn
+
+
+@_plain_texts
 def box_plots(series: Mapping[str, Mapping[str, Sequence[float]]], ylabel: str) -> Markup:
     """Boxes of several series side by side in groups; whiskers reach 1.5 times the height of their box.
 
@@ -34,7 +51,10 @@ def box_plots(series: Mapping[str, Mapping[str, Sequence[float]]], ylabel: str) 
         series: by its name, values by group. "before" and "aligned" are grey.
     """
     groups = list(dict.fromkeys(group for found in series.values() for group in found))
-    figure = _figure(max(5.0, min(15.0, 1.2 + 0.19 * len(groups) * (len(series) + 1))), 3.4)
+    longest = max(map(len, groups))
+    upright = len(groups) > 12 or longest > 4
+    height = 3.2 + 0.065 * min(longest, 40) * upright
+    figure = _figure(max(5.0, min(15.0, 1.2 + 0.19 * len(groups) * (len(series) + 1))), height)
     axes = figure.add_subplot()
     width = 0.8 / len(series)
     for k, (name, found) in enumerate(series.items()):
@@ -44,7 +64,7 @@ def box_plots(series: Mapping[str, Mapping[str, Sequence[float]]], ylabel: str) 
         _boxes(axes, values, places, 0.85 * width, colour)
         axes.plot([], [], color=colour, linewidth=6, alpha=0.75, label=name)
     axes.set_xlim(-0.6, len(groups) - 0.4)
-    axes.set_xticks(range(len(groups)), groups, rotation=90 if len(groups) > 12 else 0)
+    axes.set_xticks(range(len(groups)), groups, rotation=90 if upright else 0)
     axes.set_ylabel(ylabel)
     axes.grid(axis="y", color="#e3e7eb", linewidth=0.8)
     axes.legend(frameon=False, ncols=len(series), loc="lower left", bbox_to_anchor=(0, 1), handlelength=1)
@@ -66,6 +86,7 @@ def _boxes(axes: Axes, values: list[list[float]], places: list[float], width: fl
     )
 
 
+@_plain_texts
 def dot_plots(runs: Mapping[str, Sequence[Metrics]], measures: Sequence[str], anchors: Sequence[str]) -> Markup:
     """A plot for each measure with a dot for each pair and a line at the median; a row for each run.
 
