@@ -118,6 +118,15 @@ def test_a_scan_that_fails_is_a_row_and_only_what_is_missing_or_changed_is_done(
     assert "done already" not in capsys.readouterr().out
 
 
+def test_workers_of_a_scheduler_give_what_one_process_gives(people, scheduler):
+    made = []
+    for name, words in (("here", ()), ("there", ("--scheduler", scheduler))):
+        out = people / name
+        assert run("propagate", people / "atlases.json", "--to", people / "list.json", "-o", out, *words, *FAST) is None
+        made.append([nib.load(out / name / "labels.nii.gz").get_fdata() for name in ("s2", "s3")])
+    np.testing.assert_array_equal(*made)
+
+
 @pytest.mark.slow
 def test_two_processes_give_what_one_gives(people):
     made = []

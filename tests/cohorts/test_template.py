@@ -157,6 +157,46 @@ def test_several_processes_make_the_same_template(people, made, tmp_path):
     np.testing.assert_allclose(load(output / "template.nii.gz"), first, atol=1e-4)
 
 
+def test_workers_of_a_scheduler_make_the_same_template(people, made, tmp_path, scheduler):
+    output = tmp_path / "out"
+    assert run("template", people, "-o", output, *FAST, "--rounds", "1", "--scheduler", scheduler) is None
+    first = load(made / "rounds" / "01" / "template.nii.gz")
+    np.testing.assert_allclose(load(output / "template.nii.gz"), first, atol=1e-4)
+
+
+def test_a_template_that_starts_from_an_image_keeps_its_grid(people, made, tmp_path):
+    """Of another size, spacing and brightness; after two rounds it is the people's all the same."""
+    affine = np.array([[1.5, 0, 0, -2], [0, 1.2, 0, 3], [0, 0, 1, 0], [0, 0, 0, 1]])
+    own = nib.Nifti1Image(np.zeros((26, 28, 1), np.float32), affine)
+    initial = Transform((np.eye(4),)).warp(str(made / "template.nii.gz"), own).numpy()[0].reshape(26, 28, 1)
+    nib.save(nib.Nifti1Image(300 * initial, affine), tmp_path / "initial.nii.gz")
+    words = ("template", people, *FAST, "--rounds", "2", "--initial", tmp_path / "initial.nii.gz")
+    assert run(*words, "-o", tmp_path / "out") is None
+    found = nib.load(tmp_path / "out" / "template.nii.gz")
+    assert found.shape == (26, 28, 1)
+    np.testing.assert_allclose(found.affine[:, :2], affine[:, :2], atol=1e-5)
+    np.testing.assert_allclose(found.affine[:2, 3], affine[:2, 3], atol=1e-5)
+    start = load(tmp_path / "out" / "rounds" / "00" / "template.nii.gz")
+    assert np.corrcoef(start.ravel(), initial.ravel())[0, 1] > 0.9999
+    assert np.corrcoef(load(tmp_path / "out" / "template.nii.gz").ravel(), initial.ravel())[0, 1] > 0.97
+    assert float(load(tmp_path / "out" / "template.nii.gz").max()) < 1.1
+    both = f"{tmp_path / 'initial.nii.gz'},{tmp_path / 'initial.nii.gz'}"
+    said = run(*words[:-1], both, "-o", tmp_path / "two")
+    assert "--initial: expected 1 images, one for each contrast, got 2" in said
+    assert not (tmp_path / "two").exists()
+
+
+def test_sharpening_brings_back_what_the_average_blurs(people, made, tmp_path):
+    output = tmp_path / "out"
+    assert run("template", people, "-o", output, *FAST, "--rounds", "2", "--sharpen", "0.2") is None
+    for plain, sharp in zip(rows(made), rows(output), strict=False):
+        assert float(sharp["sharpness"]) > 1.1 * float(plain["sharpness"])
+        assert float(sharp["ncc"]) > float(plain["ncc"]) - 0.02
+    plain, sharp = load(made / "rounds" / "02" / "template.nii.gz"), load(output / "template.nii.gz")
+    assert float(sharp.mean()) == pytest.approx(float(plain.mean()), rel=0.02)
+    assert np.corrcoef(plain.ravel(), sharp.ravel())[0, 1] > 0.97
+
+
 def test_further_contrasts_and_weights_of_people_count(people, tmp_path):
     """The second contrast is the negative of the first; one person counts for all."""
     items = json.loads(people.read_text())["training"]
