@@ -50,7 +50,7 @@ def describe(path: Path, item: Item, contrasts: Sequence[str], steps: Sequence[R
     if head is not None:
         measures["ncc_template"] = _correlation(images[names[0]], head, brain)
     _picture(path, images, np.linalg.norm(affine[:3, :3], axis=0).tolist(), inside, brain)
-    return {"measures": measures, "flags": _flags(measures, names[0], inside)}
+    return {"measures": measures, "flags": _flags(measures, names[0], inside, brain)}
 
 
 def _on_grid(template: Template, affine: np.ndarray, size: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
@@ -69,7 +69,13 @@ def _correlation(image: Tensor, template: Tensor, inside: Tensor | None) -> floa
     return float(torch.corrcoef(pair)[0, 1]) if pair.shape[1] > 1 else 0.0
 
 
-def _flags(measures: Row, reference: str, inside: Tensor | None) -> list[str]:
+def _faces(inside: Tensor | None) -> set[tuple[int, int]]:
+    """The faces (axis, 0 or -1) of the grid that a mask touches; a slice has none along its third axis."""
+    places = [(axis, end) for axis in range(3) for end in (0, -1)] if inside is not None else []
+    return {p for p in places if inside is not None and inside.shape[p[0]] > 1 and bool(inside.select(*p).any())}
+
+
+def _flags(measures: Row, reference: str, inside: Tensor | None, brain: Tensor | None) -> list[str]:
     flags = []
     if measures.get("dice_template", 1) < _LEAST_DICE:
         flags.append(f"brain and template overlap little (Dice {measures['dice_template']:.2f})")
@@ -78,9 +84,7 @@ def _flags(measures: Row, reference: str, inside: Tensor | None) -> list[str]:
     stretch = measures.get("determinant", 1)
     if not 1 / _MOST_STRETCH < stretch < _MOST_STRETCH:
         flags.append(f"the alignment changes volumes by a factor of {1 / stretch:.2g}")
-    if inside is not None and any(
-        bool(inside.select(axis, end).any()) for axis, n in enumerate(inside.shape) if n > 1 for end in (0, n - 1)
-    ):
+    if _faces(inside) - _faces(brain):  # MNI152 itself ends in the brain stem
         flags.append("the brain mask reaches the edge of the grid")
     return flags
 
