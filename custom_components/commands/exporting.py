@@ -119,7 +119,8 @@ def bundle_files(bundle: Path, item: Mapping[str, object] | None = None) -> dict
 
 
 def _scripts(configs: str) -> dict[str, bytes]:
-    """The package without the commands, and with those methods alone that the configs name."""
+    """The package without the commands, with those methods alone that the configs name, and with the viewer of volumes
+    if they ask for it."""
     methods = set(re.findall(rf"\b{PACKAGE.name}\.methods\.(\w+)", configs))
     files = {}
     for path in sorted(PACKAGE.rglob("*.py")):
@@ -127,8 +128,9 @@ def _scripts(configs: str) -> dict[str, bytes]:
         room, method = place.with_suffix("").parts[0], place.parts[1] if len(place.parts) > 2 else None
         if room not in NOT_VENDORED and (room != "methods" or method is None or method in methods):
             files[f"scripts/{place.as_posix()}"] = vendored(path.read_text("utf-8")).encode()
-    for path in (path for kind in ("html", "css", "js") for path in sorted(PACKAGE.rglob(f"*.{kind}"))):
-        if path.parent.name != "niivue":  # the viewer of volumes is large
+    shows_volumes = re.search(r'page"\s*:\s*"volumes"', configs)
+    for path in (path for kind in ("*.html", "*.css", "*.js", "LICENSE") for path in sorted(PACKAGE.rglob(kind))):
+        if path.parent.name != "niivue" or shows_volumes:  # the viewer is large
             files[f"scripts/{path.relative_to(PACKAGE).as_posix()}"] = path.read_bytes()
     return files
 

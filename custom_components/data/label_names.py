@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,7 +49,8 @@ class LabelNames(NamedTuple):
 def find_label_names(given: str | None, *lists: str) -> LabelNames:
     """The table of names that is given, or the first that lies beside data lists.
 
-    A table beside a list that is none is passed over with a warning.
+    Beside a list, a table without those columns is another one, as that of intensities; one that is damaged is passed
+    over with a warning.
 
     Args:
         given: path of a table.
@@ -60,10 +62,16 @@ def find_label_names(given: str | None, *lists: str) -> LabelNames:
         return LabelNames(os.path.abspath(given), read_label_names(given))
     folders = [Path(path).parent for path in lists if Path(path).suffix == ".json"]
     for path in (folder / name for folder in folders for name in BESIDE):
+        if not path.is_file():
+            continue
         try:
             return LabelNames(os.path.abspath(path), read_label_names(path))
-        except FileNotFoundError:
-            continue
         except ValueError as error:
-            warn(f"{error}; its labels have no names")
+            if _names_labels(path):
+                warn(f"{error}; its labels have no names")
     return LabelNames(None, {})
+
+
+def _names_labels(path: Path) -> bool:
+    first = re.split(r"[,\t]", path.read_bytes().partition(b"\n")[0].decode("utf-8-sig", "replace").strip())
+    return "name" in first and any(key in first for key in _IDS)

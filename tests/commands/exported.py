@@ -98,6 +98,11 @@ class Bundle:
         few = {"iterations": [2, 2, 2]} if "iterations" in self.inference else {}
         return self.infer(overlay, affine="learned", output_dir=str(self.output / "aligned"), **few)
 
+    def infer_with_volumes(self) -> list[str]:
+        """A page whose viewer was not exported; bundles that register have one."""
+        place = {"output_dir": str(self.output / "volumes")}
+        return self.infer(**{"postprocessing#page": "volumes"}, **place) if self.registers else []
+
     def metadata(self) -> None:
         bundle.verify_metadata(meta_file=NETWORK["meta_file"], filepath=str(self.schema))
 
@@ -154,8 +159,8 @@ class Bundle:
         return self.infer(item={**self.item, **flat})
 
     def questions(self) -> list[Callable[[], Any]]:
-        good = [self.train, self.infer, self.infer_with_learned_affine, self.metadata, self.in_and_out, self.load]
-        good += [self.torchscript, self.onnx, self.hub_card, self.lacks]
+        good = [self.train, self.infer, self.infer_with_learned_affine, self.infer_with_volumes, self.metadata]
+        good += [self.in_and_out, self.load, self.torchscript, self.onnx, self.hub_card, self.lacks]
         return [*good, self.infer_absent_scan, self.infer_without_weights, self.infer_flat_scan, self.infer_flat_scans]
 
 

@@ -167,6 +167,18 @@ def test_it_gives_what_the_package_gives(bundle, answers, scans, tmp_path):
     np.testing.assert_allclose(nib.load(wanted).get_fdata(), nib.load(same).get_fdata(), atol=1e-4)
 
 
+def test_its_pages_are_made_and_the_viewer_that_it_lacks_is_named_before_anything_is_written(bundle, answers):
+    if segments(bundle):
+        assert answers["infer_with_volumes"] == []
+        return
+    (page,) = answers["output"].glob("*/report.html")
+    assert "Measures</h2>" in page.read_text(encoding="utf-8")
+    said = [one for one in answers["infer_with_volumes"]["error"] if "the viewer NiiVue is not here" in one]
+    assert said
+    assert "\n" not in said[-1]
+    assert not (answers["output"] / "volumes").exists()
+
+
 @pytest.mark.parametrize("question", ["metadata", "in_and_out"])
 def test_monai_finds_no_fault_in_its(answers, question):
     assert answers[question] is None

@@ -25,6 +25,15 @@ def copied(tmp_path: Path) -> Path:
     return tmp_path / "bundles" / "voxelmorph"
 
 
+def test_the_viewer_of_volumes_goes_along_if_a_config_asks_for_it(copied):
+    viewer = {"scripts/evaluation/report/niivue/niivue.umd.js", "scripts/evaluation/report/niivue/LICENSE"}
+    files = bundle_files(copied)
+    assert not viewer & set(files)
+    assert "scripts/evaluation/report/templates/pair.html" in files
+    change(copied.parent / "overlays" / "evaluate.json", **{"postprocessing#page": "volumes"})
+    assert viewer <= set(bundle_files(copied))
+
+
 def remove_weights(bundle: Path) -> None:
     (bundle / "models" / "model.pt").unlink()
 

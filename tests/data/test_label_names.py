@@ -52,7 +52,10 @@ def test_the_table_beside_a_list_is_taken_the_one_asked_for_before_it(tmp_path, 
     (tmp_path / "b" / "labels.csv").write_text("id,name\n1,cortex\n")
     assert find_label_names(None, *lists).path == str(tmp_path / "b" / "labels.csv")
     with caplog.at_level(logging.WARNING):
-        (tmp_path / "a" / "labels.csv").write_text("scan,diagnosis\n1,well\n")
+        (tmp_path / "a" / "labels.csv").write_text("id,t1_prior_mean\n1,20\n")
+        assert find_label_names(None, *lists).path == str(tmp_path / "b" / "labels.csv")
+        assert caplog.text == ""
+        (tmp_path / "a" / "labels.csv").write_text("name,id\ncortex,one\n")
         assert find_label_names(None, *lists).path == str(tmp_path / "b" / "labels.csv")
     assert "its labels have no names" in caplog.text
     monkeypatch.chdir(tmp_path / "b")

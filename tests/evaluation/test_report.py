@@ -196,7 +196,7 @@ class TestPages:
         with pytest.raises(ValueError, match="--page: expected none, views, volumes, got 'movies'"):
             PairPage("movies")
         monkeypatch.setattr("custom_components.evaluation.report.volumes._VIEWER", tmp_path / "niivue.umd.js")
-        with pytest.raises(FileNotFoundError, match="not of an exported bundle"):
+        with pytest.raises(FileNotFoundError, match="page 'volumes': the viewer NiiVue is not here"):
             PairPage("volumes")
 
     @pytest.mark.parametrize("name", ["a b", "a#b", "a?b", "a%20b", "ä"])

@@ -27,9 +27,12 @@ _SPACING_MM = 2.0
 
 
 def check_viewer() -> None:
-    """Raises FileNotFoundError: if the viewer is not installed, as in an exported bundle."""
+    """Raises FileNotFoundError: if the viewer is not there, as in a bundle exported without it."""
     if not _VIEWER.is_file():
-        raise FileNotFoundError("--page volumes: the viewer NiiVue is part of MorphZoo, not of an exported bundle")
+        raise FileNotFoundError(
+            "page 'volumes': the viewer NiiVue is not here; an exported bundle carries it if one of its configs asks "
+            f"for volumes; take 'views', or put NiiVue's script at {_VIEWER}"
+        )
 
 
 _VIEWER = FOLDER / "niivue" / "niivue.umd.js"
