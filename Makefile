@@ -8,7 +8,9 @@ STAMP = $(VENV)/.installed
 
 # Test processes, each of one thread; tests/conftest.py shares out the tests.
 WORKERS ?= 2
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --no-loadscope-reorder
+# Bytecode is kept, and not beside the code: some tests start dozens of processes.
+PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(abspath $(VENV))/bytecode \
+	$(BIN)/python -m pytest -n $(WORKERS) --no-loadscope-reorder
 
 .PHONY: help demo test test-fast lint bench clean
 
