@@ -8,6 +8,7 @@ picsl_greedy, one for fireants, which wants another SimpleITK. Every peer runs o
 resolution, in a process of its own. `peers_settings` lists them, and the points of the curves. The table gets a row for
 each pair and peer; rows that are there stay. Measures of the field are those of the whole deformable part at the fixed
 image's voxels, in its foreground and where it has labels; an affine part would change neither folds nor SD of log J.
+Stages of measures are those of `morphzoo evaluate`: before, as the headers lie; aligned, by the affine alone; after.
 Prints means. `peers_curves` draws.
 """
 
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from benchmarks import peers_others
 from benchmarks.experiments import chosen_variants, markdown
@@ -34,18 +36,21 @@ from benchmarks.peers_settings import CURVES, PEERS, Peer
 from custom_components.data.lists import load_list
 from custom_components.data.names import item_name
 from custom_components.evaluation.metrics import field_metrics, foreground_mask, image_metrics
+from custom_components.evaluation.overlap import hausdorff95, label_overlap, present_labels
+from custom_components.evaluation.result import MEASURED
 from custom_components.files import write_table
 from custom_components.space import (
     load_grid,
     load_image,
     load_labels,
     read_displacement_field,
+    resample,
     write_affine_transform,
 )
 from custom_components.vocabulary import Entry
 
 PROGRAM = Path(peers_others.__file__)
-MEASURES = {"dice_before": "affine", "dice_after": "Dice", "hd95_after_mm": "HD95 mm"}
+MEASURES = {"dice_before": "before", "dice_aligned": "aligned", "dice_after": "Dice", "hd95_after_mm": "HD95 mm"}
 MEASURES |= {"folding_percent": "folds %", "sd_log_jacobian": "SD log J", "cpu_seconds": "CPU s", "seconds": "s"}
 PACKAGES = dict.fromkeys(("ants", "greedy"), ("antspyx", "picsl_greedy", "SimpleITK")) | {"fireants": ("fireants",)}
 ONE_THREAD = {"ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1", "OMP_NUM_THREADS": "1"}
@@ -68,6 +73,8 @@ def main(words: Sequence[str] | None = None) -> None:
     if options.table.exists():
         with open(options.table, newline="") as file:
             rows = list(csv.DictReader(file))
+        if any("dice_aligned" not in row for row in rows):
+            parser.error(f"{options.table}: an earlier version measured this; its dice_before is dice_aligned now")
     for peer in chosen:
         for pair in pairs:
             if any(row["peer"] == peer and row["pair"] == item_name(pair) for row in rows):
@@ -124,15 +131,27 @@ def environment(folder: Path, packages: Sequence[str]) -> str:
 def measured(folder: Path, pair: Entry) -> dict[str, float]:
     """What a peer wrote, on the fixed image's grid: labels against labels; the field in the head and in the labels."""
     batch = {"fixed": load_image(pair["fixed"]).data.float(), "label_fixed": load_labels(pair["label_fixed"]).data}
-    batch["label_moving"] = load_labels(folder / "before.nii.gz").data
+    batch["label_moving"] = load_labels(folder / "aligned.nii.gz").data
     field = read_displacement_field(folder / "field.nii.gz")
     pred = {"ddf": field.ddf.float(), "label_warped": load_labels(folder / "labels.nii.gz").data}
     alone = [{key: value[None] for key, value in part.items()} for part in (batch, pred)]
     spacing, ddf = field.grid.spacing.tolist(), alone[1]["ddf"]
-    found = image_metrics(*alone, spacing_mm=spacing, surfaces=True)
+    labels = present_labels(alone[0]["label_moving"], alone[0]["label_fixed"])
+    found = before_all(pair, alone[0]["label_fixed"], labels, spacing)
+    found |= image_metrics(*alone, spacing_mm=spacing, labels=labels, surfaces=True, stages=MEASURED[1:])
     found |= field_metrics(ddf, foreground_mask(alone[0]), spacing_mm=spacing)
     within = field_metrics(ddf, alone[0]["label_fixed"] > 0, spacing_mm=spacing)
     return found | {f"{key}_in_labels": within[key] for key in ("folding_percent", "sd_log_jacobian")}
+
+
+def before_all(pair: Entry, fixed: Tensor, labels: Sequence[int], spacing: Sequence[float]) -> dict[str, float]:
+    """Overlap and distance of the labels as the headers lie."""
+    moving, grid = load_labels(pair["label_moving"]), load_grid(pair["fixed"]).grid
+    there = resample(moving.data, moving.affine, grid, mode="nearest")[None]
+    dice = label_overlap(there, fixed, labels)[0]
+    found = {"dice_before": float(dice.nanmean())}
+    found["hd95_before_mm"] = float(hausdorff95(there, fixed, labels, spacing_mm=spacing).nanmean())
+    return found | {f"dice_before_{label}": float(one) for label, one in zip(labels, dice, strict=True)}
 
 
 def summary(rows: Sequence[Row]) -> str:

@@ -2,7 +2,7 @@
 
 Reads a job as JSON from the input: the paths "moving", "fixed", "label_moving", "affine" and "folder", the "dimension"
 2 or 3 (a 2-D image may be a volume of one slice), "tool" ("ants", "greedy", "fireants") and its "settings". Writes into
-the folder on the fixed image's grid `labels.nii.gz` and, by the affine alone, `before.nii.gz`, both made by the peer's
+the folder on the fixed image's grid `labels.nii.gz` and, by the affine alone, `aligned.nii.gz`, both made by the peer's
 own resampling, and `field.nii.gz`, the deformable part, an ITK displacement field (LPS, mm) that comes before the
 affine. Prints JSON: version, seconds and CPU seconds of the registration alone. Needs antspyx, or picsl_greedy and
 SimpleITK, or fireants.
@@ -44,7 +44,7 @@ def with_ants(job: Job) -> dict[str, object]:
     start = {"initial_transform": job["affine"], "outprefix": prefix}
     field, *affine = ants.registration(fixed, moving, "SyNOnly", **start, **job["settings"])["fwdtransforms"]
     times = clock.read()
-    for name, transforms in (("before", [job["affine"]]), ("labels", [field, *affine])):
+    for name, transforms in (("aligned", [job["affine"]]), ("labels", [field, *affine])):
         warped = ants.apply_transforms(fixed, labels, transforms, interpolator="nearestNeighbor")
         ants.image_write(warped, str(Path(job["folder"]) / f"{name}.nii.gz"))
     os.replace(field, Path(job["folder"]) / "field.nii.gz")
@@ -65,7 +65,7 @@ def with_greedy(job: Job) -> dict[str, object]:
     clock = Clock()
     greedy.execute(f"-d {d} -threads 1 -i {job['fixed']} {job['moving']} {options}")
     times = clock.read()
-    for name, transforms in (("before", affine), ("labels", f"{field} {affine}")):
+    for name, transforms in (("aligned", affine), ("labels", f"{field} {affine}")):
         files = f"-rf {job['fixed']} -ri NN -rm {job['label_moving']} {folder / name}.nii.gz"
         greedy.execute(f"-d {d} -threads 1 {files} -r {transforms}")
     return {"version": f"picsl_greedy {importlib.metadata.version('picsl_greedy')}", **times}
@@ -103,7 +103,7 @@ def with_fireants(job: Job) -> dict[str, object]:
     sitk.WriteImage(sitk.Cast(field, sitk.sitkVectorFloat32), str(folder / "field.nii.gz"))
     affine = sitk.AffineTransform(matrix[:d, :d].ravel().tolist(), matrix[:d, d].tolist())
     whole = sitk.CompositeTransform([affine, sitk.DisplacementFieldTransform(field)])  # the last one goes first
-    for name, transform in (("before", affine), ("labels", whole)):
+    for name, transform in (("aligned", affine), ("labels", whole)):
         warped = sitk.Resample(labels, fixed, transform, sitk.sitkNearestNeighbor)
         sitk.WriteImage(warped, str(folder / f"{name}.nii.gz"))
     return {"version": f"fireants {importlib.metadata.version('fireants')}", **times}

@@ -50,8 +50,8 @@ def with_morphzoo(job: dict[str, Any]) -> dict[str, object]:
         ddf, grid = ddf[:2].squeeze(-1), fixed.grid
     write_displacement_field(folder / "field.nii.gz", ddf, grid)
     labels, affine = load_labels(job["label_moving"]), read_affine_transform(job["affine"])
-    before = warp_to_grid(labels.data, labels.affine, fixed.grid, [affine], mode="nearest")
-    write_image(folder / "before.nii.gz", before, fixed.affine, like=fixed)
+    aligned = warp_to_grid(labels.data, labels.affine, fixed.grid, [affine], mode="nearest")
+    write_image(folder / "aligned.nii.gz", aligned, fixed.affine, like=fixed)
     os.replace(found / "warped_label.nii.gz", folder / "labels.nii.gz")
     seconds = json.loads((found / "metrics.json").read_text())["seconds"]
     return {"version": "morphzoo", "seconds": seconds, "cpu_seconds": usage.ru_utime + usage.ru_stime}

@@ -26,9 +26,9 @@ if job["tool"] == "greedy":
 labels, fixed = nib.load(job["label_moving"]), nib.load(job["fixed"])
 array = np.asarray(labels.dataobj)
 shift = round(float(open(job["affine"]).read().split("Parameters:")[1].split()[9]))
-before = np.zeros_like(array)
-before[shift:] = array[:-shift]
-for name, found in {"before": before, "labels": array}.items():
+aligned = np.zeros_like(array)
+aligned[shift:] = array[:-shift]
+for name, found in {"aligned": aligned, "labels": array}.items():
     nib.save(nib.Nifti1Image(found, fixed.affine), f"{job['folder']}/{name}.nii.gz")
 lps = np.zeros((*fixed.shape, 1, 3), np.float32)
 lps[..., 0] = -fixed.affine[0, 0]
@@ -65,8 +65,10 @@ def test_a_row_a_pair_is_measured_once_and_a_peer_that_fails_says_so(pairs, tmp_
     with open(table, newline="") as file:
         (row,) = csv.DictReader(file)
     assert (row["pair"], row["peer"], row["version"]) == ("one", "SyN", "1")
-    assert float(row["dice_before"]) < 0.95
+    assert (float(row["dice_before"]), float(row["hd95_before_mm"])) == (1, 0)  # the headers are right
+    assert float(row["dice_aligned"]) < 0.95
     assert float(row["dice_after"]) > 0.97
+    assert {"dice_before_3", "dice_aligned_3", "dice_after_3", "hd95_aligned_mm"} <= set(row)
     assert (float(row["folding_percent"]), float(row["sd_log_jacobian_in_labels"])) == (0, 0)
     assert float(row["cpu_seconds"]) == 1
     assert asked == [("antspyx", "picsl_greedy", "SimpleITK")]
@@ -74,7 +76,11 @@ def test_a_row_a_pair_is_measured_once_and_a_peer_that_fails_says_so(pairs, tmp_
         peers.main([*words[:-1], "greedy 2"])
     monkeypatch.setattr(peers, "register", lambda *_: pytest.fail("the pair was measured again"))
     peers.main(words)
-    assert "| SyN | 1 |" in capsys.readouterr().out
+    assert "| SyN | 1 | 1.000 | 0.427 |" in capsys.readouterr().out
+    table.write_text(table.read_text().replace("dice_aligned", "dice_first"))
+    with pytest.raises(SystemExit):
+        peers.main(words)
+    assert "its dice_before is dice_aligned now" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -84,8 +90,9 @@ def test_ours_stands_in_the_same_table(pairs, tmp_path, monkeypatch):
     peers.main([str(pairs), str(tmp_path / "peers.csv"), "--only", "few"])
     with open(tmp_path / "peers.csv", newline="") as file:
         (row,) = csv.DictReader(file)
-    assert float(row["dice_before"]) < 0.95
-    assert float(row["dice_after"]) >= float(row["dice_before"])
+    assert float(row["dice_before"]) == 1
+    assert float(row["dice_aligned"]) < 0.95
+    assert float(row["dice_after"]) >= float(row["dice_aligned"])
     assert float(row["sd_log_jacobian"]) < 0.5
 
 
