@@ -18,6 +18,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Transform
 
+from ..checks import check_number
 from ..space.affine import register_affine
 from ..space.affine_levels import Scan
 from ..space.grids import Grid, canonical_grid, fixed_size_grid, model_grid
@@ -63,7 +64,8 @@ class LoadSessiond(Transform):
     """Read the images of a session (`images`, paths by contrast) and its mask (`mask`, a path or None).
 
     Raises:
-        ValueError: if a file is no image, does not say where it lies, or the mask is not on the reference's grid.
+        ValueError: if a file is no image, does not say where it lies, or the mask is empty or not on the reference's
+            grid.
     """
 
     contrasts: Sequence[str]
@@ -82,6 +84,8 @@ class LoadSessiond(Transform):
             reference = volume_of(result, present(result, self.contrasts)[0])
             mask = load_labels(data["mask"])
             _refuse_other_grid(mask, reference)
+            if not bool((mask.data > 0).any()):
+                raise ValueError(f"{mask.path}: expected a brain mask, got 0 in every voxel")
             result[MASK] = _tensor(reference, (mask.data > 0).to(torch.int16))
         return result
 
@@ -148,6 +152,8 @@ class FindBraind(Transform):
     Args:
         contrasts: the reference is the first one that there is.
         extract: adds a mask of an image "x" to an item under "x_brain", as `ExtractBraind` does.
+    Raises:
+        ValueError: if the reference is a slice, or shows no brain.
     """
 
     contrasts: Sequence[str]
@@ -157,10 +163,14 @@ class FindBraind(Transform):
         if MASK in data:
             return dict(data)
         first = present(data, self.contrasts)[0]
+        reference = volume_of(data, first)
+        if len(reference.grid.size) < 3:
+            advice = "the brain is found in 3-D images alone: give --masks, or --brain False"
+            raise ValueError(f"{reference.path}: this is a slice, and {advice}")
         mask = self.extract({first: data[first]})[f"{first}_brain"]
         if not bool(mask.any()):
-            raise ValueError(f"{data[first].meta.get('filename_or_obj', first)}: no brain was found in it")
-        return {**data, MASK: _tensor(volume_of(data, first), mask.as_tensor().to(torch.int16))}
+            raise ValueError(f"{reference.path}: no brain was found in it")
+        return {**data, MASK: _tensor(reference, mask.as_tensor().to(torch.int16))}
 
 
 @dataclass(frozen=True)
@@ -221,12 +231,20 @@ class OnGridd(Transform):
         spacing: mm, one number or one per axis; None: the template's, or without one the reference's.
         size: voxels per axis, about the middle of the template; None: as many as cover it.
         stripped: what lies outside of the brain mask, if there is one, becomes 0.
+    Raises:
+        ValueError: if a number of spacing or size is none above 0, or nothing of the brain lies on the grid.
     """
 
     contrasts: Sequence[str]
     spacing: float | Sequence[float] | None = None
     size: Sequence[int] | None = None
     stripped: bool = True
+
+    def __post_init__(self) -> None:
+        for step in [] if self.spacing is None else np.atleast_1d(self.spacing).tolist():
+            check_number("spacing", step, above=0)
+        for number in [] if self.size is None else np.atleast_1d(self.size).tolist():
+            check_number("size", number, least=1, whole=True)
 
     def __call__(self, data: Data) -> Item:
         names = present(data, self.contrasts)

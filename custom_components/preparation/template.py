@@ -53,8 +53,11 @@ class Template:
         """How many times as large as the template's a head is; of both the brain, if their masks are known.
 
         Raises:
-            ValueError: if they cannot be of one species.
+            ValueError: if they cannot be of one species, or one of them is a slice.
         """
+        axes, wanted = len(image.grid.size), len(self.image.grid.size)
+        if axes != wanted:
+            raise ValueError(f"{image.path}: expected an image of {wanted} axes, as the template has, got {axes}")
         both = mask is not None and self.mask is not None
         own = head_volume(image, mask if both else None)
         ratio = own / head_volume(self.image, self.mask if both else None)

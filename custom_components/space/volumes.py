@@ -280,8 +280,10 @@ def _one_number(array: np.ndarray, num_axes: int, path: str) -> np.ndarray:
     """An image with one number in each voxel; colours become their luminance.
 
     Raises:
-        ValueError: if the file holds several frames, vectors or complex numbers.
+        ValueError: if the file holds nothing, several frames, vectors or complex numbers.
     """
+    if array.size == 0:
+        raise ValueError(f"{path}: expected an image, got no voxels")
     colours = array.dtype.names or ()
     if colours[:3] == ("R", "G", "B"):
         array, num_axes = np.stack([array[c] for c in colours], axis=-1), array.ndim
