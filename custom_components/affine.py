@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .constants import filled
 from .fields import at_least_float32, identity_grid
 
 
@@ -121,4 +122,4 @@ def _check_affine(matrix: Tensor, d: int | None = None) -> int:
 
 def _centred_frame(like: Tensor, size: Sequence[int]) -> tuple[Tensor, float]:
     """Origin and unit of centred coordinates, in voxels."""
-    return like.new_tensor([(n - 1) / 2 for n in size]), max(max(size) - 1, 1) / 2
+    return filled([(n - 1) / 2 for n in size], like), max(max(size) - 1, 1) / 2

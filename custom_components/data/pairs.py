@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-from monai.transforms import RandFlipd, Randomizable
+from monai.transforms import Randomizable
 from monai.utils import get_seed
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from ..checks import check_number
 from ..fields import plain
 from ..vocabulary import Entry
+from .cache import ScanCache
 from .drawing import Pairing, SamePairs, pair_scans, pair_with_atlas
 from .lists import as_scan, is_pair, load_list, pair_of
 
@@ -32,9 +31,11 @@ class TrainingPairs:
         transform: loads a scan (or pair); see `ScanPairDataset`.
         atlas, partner: see `ScanPairDataset`.
         flip_probability: of mirroring a training pair along its first axis (left and right).
+        cache: where the transformed scans are kept, "device", "memory", "none" or "auto"; see `ScanCache`.
+        device: where the training runs.
     Raises:
-        ValueError: if the probability is none; from the methods, which name the section and the list, as
-            `load_list` and `ScanPairDataset` do.
+        ValueError: if the probability is none, or the cache unknown; from the methods, which name the section and the
+            list, as `load_list` and `ScanPairDataset` do.
     """
 
     def __init__(
@@ -46,10 +47,14 @@ class TrainingPairs:
         atlas: Entry | str | None = None,
         partner: str = "another person",
         flip_probability: float = 0.0,
+        cache: str = "auto",
+        device: torch.device | str = "cpu",
     ) -> None:
         check_number("flip_probability", flip_probability, least=0, most=1)
         self.data_list, self.base_dir, self.transform = data_list, base_dir, transform
         self.atlas, self.partner, self.flip_probability = atlas, partner, flip_probability
+        self.cache, self.device = cache, device
+        ScanCache(cache, device)
 
     def training(
         self,
@@ -63,9 +68,7 @@ class TrainingPairs:
 
         `data` takes the place of the list: MONAI Label hands its items over as `train#dataset#data`.
         """
-        flip = None
-        if self.flip_probability:
-            flip = RandFlipd(_FLIPPED, prob=self.flip_probability, spatial_axis=0, allow_missing_keys=True)
+        flip = RandomFlip(self.flip_probability) if self.flip_probability else None
         return self._dataset(section, data, flip, num_pairs, shuffle)
 
     def validation(
@@ -92,10 +95,32 @@ class TrainingPairs:
                 atlas=self.atlas,
                 partner=self.partner,
                 shuffle=shuffle,
+                cache=ScanCache(self.cache, self.device),
             )
         except ValueError as error:
             place = "" if data is not None else f" (section {section!r} of {self.data_list})"
             raise ValueError(f"{error}{place}") from error
+
+
+class RandomFlip(Randomizable):
+    """Mirror a pair along its first axis, images, labels, masks and all, where it is.
+
+    Args:
+        probability: of doing so.
+    """
+
+    def __init__(self, probability: float) -> None:
+        self.probability = probability
+
+    def randomize(self, data: object = None) -> bool:
+        """Whether the next pair is mirrored."""
+        return bool(self.R.rand() < self.probability)
+
+    def __call__(self, pair: Entry) -> Entry:
+        """The pair, its tensors (C, *S)."""
+        if not self.randomize():
+            return pair
+        return {key: value.flip(1) if key in _FLIPPED else value for key, value in pair.items()}
 
 
 class ScanPairDataset(Dataset[Entry], Randomizable):
@@ -122,7 +147,7 @@ class ScanPairDataset(Dataset[Entry], Randomizable):
             scan, for networks that supply the other image (atlases).
         shuffle: draw pairs at random. If false, they are the same in each epoch: `num_pairs` (default all) of the
             possible ordered pairs, taken evenly from their list. For validation.
-        cache: keep the transformed scans in memory; they are loaded at construction, with a progress bar.
+        cache: keeps the transformed scans, which are loaded at construction; true for those in memory, false for none.
     Raises:
         ValueError: if no pair can be formed, only some scans have an image, or moving and fixed differ in size when
             they are to be concatenated.
@@ -138,7 +163,7 @@ class ScanPairDataset(Dataset[Entry], Randomizable):
         atlas: Entry | str | None = None,
         partner: str = "another person",
         shuffle: bool = True,
-        cache: bool = True,
+        cache: ScanCache | bool = True,
     ) -> None:
         if num_pairs is not None:
             check_number("the number of pairs", num_pairs, least=1, whole=True)
@@ -158,7 +183,8 @@ class ScanPairDataset(Dataset[Entry], Randomizable):
         else:
             self.pairing = pair_scans(self.data, partner, num_pairs, shuffle)
         self.set_random_state(seed=get_seed())
-        self._cache = self._fill_cache() if cache else None
+        self.cache = cache if isinstance(cache, ScanCache) else ScanCache("memory" if cache else "none")
+        self.cache.fill(self._prepare, len(self.data), shown=self.transform is not None)
 
     def __len__(self) -> int:
         return len(self.pairing)
@@ -205,21 +231,16 @@ class ScanPairDataset(Dataset[Entry], Randomizable):
 
     def _load(self, position: int) -> Entry:
         """A transformed scan or pair; the cached tensors are copied, so that no transform can change them."""
-        if self._cache is None:
+        kept = self.cache.kept
+        if kept is None:
             return self._prepare(position)
-        return {k: v.clone() if isinstance(v, Tensor) else v for k, v in self._cache[position].items()}
+        return {k: v.clone() if isinstance(v, Tensor) else v for k, v in kept[position].items()}
 
     def _prepare(self, position: int) -> Entry:
         item = dict(self.data[position])
         if self.transform is not None:
             item = self.transform(item)
         return item if self.pairs_given else {key: _compact(key, value) for key, value in item.items()}
-
-    def _fill_cache(self) -> list[Entry]:
-        with ThreadPoolExecutor(2) as pool:
-            loaded = pool.map(self._prepare, range(len(self.data)))
-            bar = tqdm(loaded, total=len(self.data), desc="loading scans", disable=None if self.transform else True)
-            return list(bar)
 
 
 def _check(data: Sequence[Entry]) -> bool:

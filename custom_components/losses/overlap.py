@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from ..constants import Constant, filled
 from ..fields import warp
 
 
@@ -30,6 +31,7 @@ class LabelDice(nn.Module):
         super().__init__()
         self.labels = _ids(labels)
         self.pooled = pooled
+        self._chosen = None if isinstance(self.labels, str) else Constant(torch.tensor(self.labels))
 
     def forward(self, ddf: Tensor, moving: Tensor, fixed: Tensor) -> Tensor:
         """The loss, a scalar.
@@ -49,7 +51,8 @@ class LabelDice(nn.Module):
         if isinstance(self.labels, str):
             chosen = torch.arange(int(torch.maximum(moving.max(), fixed.max())) + 1, device=ddf.device)
         else:
-            chosen = torch.tensor(self.labels, device=ddf.device)
+            assert self._chosen is not None
+            chosen = self._chosen.on(ddf.device)
         num = int(chosen[-1]) + 1 if isinstance(self.labels, str) else max(self.labels) + 1
         # Ids beyond the chosen ones, and those below 0, share the last bin, which is never read.
         maps = [
@@ -118,7 +121,7 @@ def _ids(labels: object) -> list[int] | str:
 
 def label_indicators(label_map: Tensor, labels: Sequence[int]) -> Tensor:
     """One channel for each label, (B, K, *S), bool, of a map (B, 1, *S)."""
-    ids = torch.tensor(list(labels), device=label_map.device).view(1, -1, *[1] * (label_map.ndim - 2))
+    ids = filled(labels, label_map, torch.long).view(1, -1, *[1] * (label_map.ndim - 2))
     return label_map == ids
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Generator, Tensor
 
+from ..constants import Constant
 from .noise import Draw, Range, pass_over, uniform
 
 # SynthMorph's ranges of the means, on the scale 0 to 255.
@@ -42,7 +43,9 @@ class LabelIntensities:
     ) -> None:
         self.num_labels, self.std, self.background_std = num_labels, std, background_std
         contrasts = [contrast] if isinstance(contrast, str) else contrast
-        self.tables = [] if statistics is None else [read_statistics(statistics, num_labels, c) for c in contrasts]
+        self.tables = (
+            [] if statistics is None else [Means(*read_statistics(statistics, num_labels, c)) for c in contrasts]
+        )
         self.statistics_share = statistics_share
 
     def draw(self, batch: int, size: Sequence[int], generator: Generator) -> Draw:
@@ -53,7 +56,7 @@ class LabelIntensities:
         mean = uniform(_MEAN, (batch, self.num_labels), generator)
         mean[:, 0] = uniform(_BACKGROUND_MEAN, (batch,), generator)
         if self.tables:
-            drawn = [draw_means(m.to(device), s.to(device), batch, generator) for m, s in self.tables]
+            drawn = [table.draw(batch, generator) for table in self.tables]
             which = torch.randint(len(drawn), (batch,), generator=generator, device=device)
             listed = torch.stack(drawn)[which, torch.arange(batch, device=device)]
             by_table = uniform((0, 1), (batch, 1), generator) < self.statistics_share
@@ -87,13 +90,26 @@ def read_statistics(path: str | os.PathLike[str], num_labels: int = 531, contras
     return means, spreads
 
 
-def draw_means(means: Tensor, spreads: Tensor, batch: int, generator: Generator) -> Tensor:
-    """Draws of the means (B, L), N(mean, spread) clipped to 0 ... 255: labels of equal statistics get equal means.
+class Means:
+    """Draws the labels' means from their statistics: labels of equal statistics get equal means.
 
-    Labels without statistics (NaN) stay NaN: they must not occur (`CheckLabelsd`).
+    Args:
+        means, spreads: of each label, 0 to 255, (L,), as `read_statistics` gives them.
     """
-    keys = torch.stack([means.nan_to_num(-1), spreads.nan_to_num(-1)], 1)
-    unique, inverse = keys.unique(dim=0, return_inverse=True)
-    normal = torch.randn(batch, len(unique), generator=generator, device=generator.device)
-    drawn = (unique[:, 0] + unique[:, 1] * normal).clamp(0, 255)[:, inverse]
-    return torch.where(means.isnan(), torch.nan, drawn)
+
+    def __init__(self, means: Tensor, spreads: Tensor) -> None:
+        keys = torch.stack([means.nan_to_num(-1), spreads.nan_to_num(-1)], 1)
+        unique, inverse = keys.unique(dim=0, return_inverse=True)
+        self.count = len(unique)
+        self.unique, self.inverse, self.unknown = Constant(unique), Constant(inverse), Constant(means.isnan())
+
+    def draw(self, batch: int, generator: Generator) -> Tensor:
+        """Draws (B, L) of N(mean, spread), clipped to 0 ... 255, on the generator's device.
+
+        Labels without statistics (NaN) stay NaN: they must not occur (`CheckLabelsd`).
+        """
+        device = generator.device
+        unique = self.unique.on(device)
+        normal = torch.randn(batch, self.count, generator=generator, device=device)
+        drawn = (unique[:, 0] + unique[:, 1] * normal).clamp(0, 255)[:, self.inverse.on(device)]
+        return drawn.masked_fill(self.unknown.on(device), torch.nan)

@@ -9,6 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..affine import compose_affine, invert_affine, voxel_to_centred
+from ..constants import filled
 from .contrast import ContrastDraw, RandomContrast
 from .noise import Draw, uniform
 from .warp import RandomWarp
@@ -60,8 +61,9 @@ class SynthesizePair:
         if self.same_contrast:
             first, second = (contrast["intensities"] for contrast in contrasts)
             second |= {key: torch.where(same, first[key], second[key]) for key in ("mean", "std")}
+        chance = uniform((0, 1), (batch, len(size)), generator)
         return {
-            "flip": uniform((0, 1), (batch, len(size)), generator) < torch.tensor(self.flip, device=generator.device),
+            "flip": chance < (filled(self.flip, chance) if isinstance(self.flip, Sequence) else self.flip),
             "strip": uniform((0, 1), (batch,), generator) < self.strip,
             "warp": [self.warp.draw(batch, size, generator) for _ in range(2)],
             "contrast": contrasts,

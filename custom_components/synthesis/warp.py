@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..affine import affine_to_ddf
+from ..constants import filled
 from ..fields import integrate_velocity, resize_field, warp
 from .noise import Draw, smooth_noise, uniform
 
@@ -82,7 +83,7 @@ def random_affine(
     sheared[:, upper[0], upper[1]] = uniform((-shear, shear), (batch, upper.shape[1]), generator)
     scale = torch.diag_embed(1 + uniform((-scaling, scaling), (batch, d), generator))
     linear = torch.linalg.matrix_exp(skew - skew.mT) @ scale @ sheared
-    center = (torch.tensor(size, device=device) - 1) / 2
+    center = filled([(n - 1) / 2 for n in size], linear)
     matrix = torch.eye(d + 1, device=device).repeat(batch, 1, 1)
     matrix[:, :d, :d] = linear
     matrix[:, :d, d] = center - linear @ center + uniform((-shift, shift), (batch, d), generator)

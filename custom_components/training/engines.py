@@ -28,9 +28,14 @@ def loader(dataset: Dataset[Entry], batch_size: int = 1, *, shuffle: bool = True
     """
     check_number("batch_size", batch_size, least=1, whole=True)
     if not is_distributed():
-        return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle)
+        return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle, pin_memory=_is_pinned(dataset))
     sampler = DistributedSampler(dataset, even_divisible=True, shuffle=shuffle)
-    return DataLoader(dataset, batch_size=batch_size, sampler=sampler)
+    return DataLoader(dataset, batch_size=batch_size, sampler=sampler, pin_memory=_is_pinned(dataset))
+
+
+def _is_pinned(dataset: Dataset[Entry]) -> bool:
+    """Whether batches go from the host's memory to a GPU."""
+    return isinstance(dataset, ScanPairDataset) and dataset.cache.uploads
 
 
 def trainer(
@@ -72,6 +77,7 @@ def trainer(
         loss_function=loss_function,
         inferer=inferer,
         prepare_batch=prepare_batch,
+        non_blocking=True,  # batches are pinned, or there already
         train_handlers=[ValidationHandler(val_interval, evaluator), *train_handlers],
         amp=amp,
         decollate=False,

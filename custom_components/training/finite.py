@@ -9,29 +9,33 @@ import torch
 from ignite.engine import Engine, Events
 from torch import Tensor
 
+from .loss_log import LossLog
+
 
 class FiniteLoss:
     """End a training whose loss is NaN or infinite: what it has written up to then stays.
 
-    It needs to be the first handler of the trainer, so that no other one uses what is no number.
+    It needs to be the first handler of the trainer, so that no other one uses what is no number. It looks at the losses
+    when they are read (`LossLog`), at the latest before the validation and the checkpoint of their epoch.
     """
 
     def attach(self, engine: Engine) -> None:
         """Attach to the trainer."""
+        self.log = LossLog.of(engine)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.check)
 
     def check(self, engine: Engine) -> None:
-        """Look at the loss of an iteration.
+        """Look at the losses that were read.
 
         Raises:
-            FloatingPointError: if it is not finite.
+            FloatingPointError: if one is not finite.
         """
-        loss = float(engine.state.output["loss"].detach())
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss became {loss} at step {engine.state.iteration} (epoch {engine.state.epoch}): the training "
-                "ends and keeps the checkpoints it had; give a lower learning_rate, and check the weights of the loss"
-            )
+        for step, terms in self.log.rows:
+            if not math.isfinite(terms["loss"]):
+                raise FloatingPointError(
+                    f"the loss became {terms['loss']} at step {step} (epoch {engine.state.epoch}): the training ends "
+                    "and keeps the checkpoints it had; give a lower learning_rate, and check the weights of the loss"
+                )
 
 
 def check_finite(state: object, what: str) -> None:

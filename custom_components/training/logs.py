@@ -14,23 +14,19 @@ from ignite.engine import Engine, Events
 from torch import Tensor
 
 from ..files import write_table
-from ..vocabulary import Output
+from .loss_log import LossLog
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
-def loss_terms(output: Output) -> dict[str, Tensor]:
-    """The total loss and its named terms, from a trainer's output (for StatsHandler and TensorBoardStatsHandler)."""
-    return {"loss": output["loss"], **output["pred"].get("terms", {})}
-
-
 class ProgressBar(ignite.handlers.ProgressBar):
-    """ignite's progress bar, one for each epoch, showing the total loss and its terms."""
+    """ignite's progress bar, one for each epoch, showing the total loss and its terms as they were last read."""
 
     def attach(self, engine: Engine, *args: object, **kwargs: object) -> None:
         """Attach to the trainer."""
-        super().attach(engine, output_transform=lambda output: {k: float(v) for k, v in loss_terms(output).items()})
+        log = LossLog.of(engine)
+        super().attach(engine, output_transform=lambda output: log.latest)
 
 
 class TrainingCurve:
@@ -54,16 +50,18 @@ class TrainingCurve:
 
     def attach(self, engine: Engine) -> None:
         """Attach to the trainer."""
+        self.log = LossLog.of(engine)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.write)
         if self.evaluator is not None:
             self.evaluator.add_event_handler(Events.COMPLETED, self.collect_metrics)
 
     def collect(self, engine: Engine) -> None:
-        """Add an iteration's loss terms to the epoch's sums."""
-        for name, value in loss_terms(engine.state.output).items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value)
-        self.count += 1
+        """Add the loss terms that were read to the epoch's sums."""
+        for _, terms in self.log.rows:
+            for name, value in terms.items():
+                self.sums[name] = self.sums.get(name, 0.0) + value
+            self.count += 1
 
     def collect_metrics(self, engine: Engine) -> None:
         """Keep the metrics of a validation for the epoch's line."""
@@ -89,6 +87,16 @@ class TrainingCurve:
             return []
         with open(self.path, encoding="utf-8", newline="") as file:
             return [line for line in csv.DictReader(file) if int(line["epoch"]) < epoch]
+
+
+def write_events(engine: Engine, writer: SummaryWriter) -> None:
+    """Write the loss terms that were read to TensorBoard, each at its step (for TensorBoardStatsHandler)."""
+    rows = LossLog.of(engine).rows
+    for step, terms in rows:
+        for name in sorted(terms):
+            writer.add_scalar(name, terms[name], step)
+    if rows:
+        writer.flush()
 
 
 class WarpedPanel:

@@ -21,7 +21,7 @@ from ..networks.parallel import is_first_process, unwrap
 from ..vocabulary import Stateful
 from .checkpoints import AverageWeights, BestCheckpoint, ResumableCheckpoint, WeightAverage
 from .finite import FiniteLoss
-from .logs import ProgressBar, TrainingCurve, WarpedPanel, loss_terms
+from .logs import ProgressBar, TrainingCurve, WarpedPanel, write_events
 from .run_files import RunFiles
 
 logger = logging.getLogger(__name__)
@@ -122,6 +122,6 @@ class TrainingRecord:
         if importlib.util.find_spec("tensorboard") is None:
             logger.warning("tensorboard is not installed: no events are written to %s", self.output_dir)
         else:
-            TensorBoardStatsHandler(log_dir=str(self.output_dir), output_transform=loss_terms).attach(engine)
+            TensorBoardStatsHandler(log_dir=str(self.output_dir), iteration_event_writer=write_events).attach(engine)
             WarpedPanel(self.output_dir).attach(self.evaluator)
         ProgressBar().attach(engine)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from synthesis.cases import QUIET, both, contrast_of, labels_of, minmax, seeded, table_lookup
 
-from custom_components.synthesis.intensities import LabelIntensities, draw_means, read_statistics
+from custom_components.synthesis.intensities import LabelIntensities, Means, read_statistics
 
 KNOWN = [0, 1, 2, 3, 4, 5, 8, 500]
 
@@ -37,7 +37,7 @@ def test_unknown_contrast_is_refused(table):
 @pytest.mark.parametrize("contrast", ["t1", "t2", "inverted"])
 def test_labels_of_equal_statistics_get_equal_means(table, contrast):
     means, spreads = read_statistics(table, contrast=contrast)
-    drawn = draw_means(means, spreads, 400, seeded())
+    drawn = Means(means, spreads).draw(400, seeded())
     assert drawn.shape == (400, 531)
     assert torch.equal(drawn[:, 2], drawn[:, 3])
     assert not torch.equal(drawn[:, 1], drawn[:, 2])

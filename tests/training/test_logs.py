@@ -7,7 +7,8 @@ import torch
 from ignite.engine import Engine, Events
 from training.cases import batches, make_training
 
-from custom_components.training.logs import ProgressBar, TrainingCurve, loss_terms
+from custom_components.training.logs import ProgressBar, TrainingCurve
+from custom_components.training.loss_log import loss_terms
 
 
 def read_rows(path) -> list[dict[str, str]]:

@@ -52,7 +52,7 @@ class AtlasBatch:
         if missing:
             raise ValueError(f"the scans have no attribute {', '.join(missing)}: add it to the data list")
         rows = [self.encoder.values({name: batch[key][i] for name, key in keys.items()}) for i in range(len(scan))]
-        return scan, targets, (), {**options, "attributes": torch.stack(rows).to(scan.device)}
+        return scan, targets, (), {**options, "attributes": torch.stack(rows).to(scan.device, non_blocking=True)}
 
 
 class ScanDraw(TypedDict):

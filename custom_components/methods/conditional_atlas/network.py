@@ -72,7 +72,7 @@ class MeanStream(nn.Module):
 
     def forward(self, field: Tensor) -> Tensor:
         batch = field.mean(0, keepdim=True)
-        number = batch.new_tensor(float(len(field)))
+        number = batch.new_full((), float(len(field)))
         total = batch.detach() * number
         if is_distributed():
             torch.distributed.all_reduce(total)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ...constants import filled
 from ...losses.overlap import label_indicators
 from ...losses.regularization import GradientPenalty
 from ...vocabulary import Batch, Result
@@ -78,7 +79,7 @@ class TemplateLoss(nn.Module):
             shares = pred["warped_template_labels"]
             likelihood = label_indicators(batch["label_moving"], self.labels).to(shares.dtype).mul(shares).sum(1)
             # Voxels of none of the labels add nothing to the mean.
-            known = likelihood.new_tensor(self.labels)
+            known = filled(self.labels, likelihood)
             inside = torch.isin(batch["label_moving"][:, 0].to(known), known)
             terms["labels"] = -self.label_weight * (likelihood.clamp(min=1e-4).log() * inside).mean()
         pred["terms"] = {name: value.detach() for name, value in terms.items()}

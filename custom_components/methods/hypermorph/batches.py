@@ -56,7 +56,7 @@ class HyperBatch:
             image, targets, options = (_repeat(thing, times) for thing in (image, targets, options))
         else:
             hyper = self.hyper(len(image))
-        hyper = hyper.to(image.device)
+        hyper = hyper.to(image.device, non_blocking=True)
         return image, {**targets, "hyper": hyper}, (), {**options, "hyper": hyper}
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ...constants import filled
 from ...deformations.kernels import Spacing, gaussian_kernel, per_axis
 from ...fields import at_least_float32, per_channel, resize_map, spatial_gradient
 from ...inference.refinement import ScheduledLoss
@@ -151,7 +152,7 @@ class WeightTotalVariation(nn.Module):
         image = resize_map(at_least_float32(image.detach()), weights.shape[2:])
         if self.sigma:
             image = gaussian_kernel(self.sigma, padding="reflect")(image, spacing)
-        slope = spatial_gradient(image) / image.new_tensor(spacing).view(1, 1, -1, *[1] * d)
+        slope = spatial_gradient(image) / filled(spacing, image).view(1, 1, -1, *[1] * d)
         steepest = slope.square().sum(2).sqrt().amax(1, keepdim=True)
         return (1 / (1 + self.edges * steepest * min(spacing))).to(weights)
 

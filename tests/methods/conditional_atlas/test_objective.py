@@ -7,7 +7,7 @@ from methods.conditional_atlas.cases import LABELS, SIZES, both, random
 from custom_components.losses.overlap import label_indicators
 from custom_components.losses.similarity import LNCC, MSE, SimilaritySum
 from custom_components.methods.conditional_atlas.objective import TemplateLoss
-from custom_components.training.logs import loss_terms
+from custom_components.training.loss_log import loss_terms
 
 
 def loss_case(size, batch=2):
