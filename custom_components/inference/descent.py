@@ -215,7 +215,9 @@ def diffused(field: Tensor, deviations: Sequence[float]) -> Tensor:
 
 def _diffusion(n: int, deviation: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     """exp(deviation^2 / 2 Laplacian) along an axis of n voxels whose ends are closed, a symmetric matrix (n, n)."""
-    index = torch.arange(n, dtype=torch.float64)
+    # A matrix that is copied to a GPU makes the host wait for it, once an axis and step.
+    where = "cpu" if device.type == "mps" else device
+    index = torch.arange(n, dtype=torch.float64, device=where)
     waves = torch.cos(math.pi / n * index[:, None] * (index[None] + 0.5)) * math.sqrt(2 / n)
     waves[0] /= math.sqrt(2)
     decay = torch.exp(-(deviation**2) * (1 - torch.cos(math.pi / n * index)))

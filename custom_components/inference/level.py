@@ -58,11 +58,6 @@ class Evaluation:
             self.unknown.copy_(self.best.unknown)
         return self.parameters()
 
-    def similarity(self) -> float:
-        """The term of the last evaluation that compares the images; the whole loss if it does not tell its terms."""
-        assert self.last is not None
-        return float(self.last.similarity)
-
     def value(self) -> float:
         """The mean loss, without a gradient."""
         with torch.no_grad():
@@ -93,8 +88,8 @@ class Evaluation:
         assert self.unknown.grad is not None
         similarity = pred.get("terms", {}).get("similarity", mean).detach()
         self.last = Evaluated(self.unknown.detach().clone(), loss.detach(), self.unknown.grad.clone(), similarity)
-        if self.keeps_best and (self.best is None or bool(self.last.loss < self.best.loss)):
-            self.best = self.last
+        if self.keeps_best:
+            self.best = self.last if self.best is None else _better(self.last, self.best)
         return loss.detach()
 
     def tried(self) -> Tensor:
@@ -112,6 +107,14 @@ class Evaluation:
             # A trial went too far: a slope that leads back makes the search try nearer.
             self.unknown.grad = -last.gradient
             return last.loss + 10 * last.loss.abs()
+
+
+def _better(new: Evaluated, old: Evaluated) -> Evaluated:
+    """The one of the lower loss; a GPU chooses without the host waiting for it."""
+    is_better = new.loss < old.loss
+    if new.loss.device == torch.device("cpu"):
+        return new if bool(is_better) else old
+    return Evaluated(*[torch.where(is_better, one, other) for one, other in zip(new, old, strict=True)])
 
 
 class DirectEvaluation(Evaluation):

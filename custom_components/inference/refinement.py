@@ -20,6 +20,7 @@ from .contrast import LossByContrast
 from .descent import Diffused, SmoothDescent, StepRule, force_of_a_voxel, loss_of_a_voxel
 from .level import DirectEvaluation, Evaluation, Loss
 from .pyramid import at_level, shrink
+from .readings import Readings
 
 logger = logging.getLogger(__name__)
 
@@ -284,25 +285,29 @@ class PairwiseOptimizer:
         self, evaluation: Evaluation, iterations: range, on_iteration: Callable[[int], bool], bar: tqdm
     ) -> None:
         step = self._steps(evaluation, len(iterations)) if iterations else None
-        losses: list[float] = []
-        similarities: list[float] = []
+        readings = Readings(evaluation.voxels)
         for number, iteration in enumerate(iterations, start=1):
             if on_iteration(iteration):
                 evaluation.last = evaluation.best = None
-                losses.clear()
-                similarities.clear()
+                readings.clear()
             assert step is not None
-            losses.append(float(step()) / evaluation.voxels)
+            loss = step()
             bar.update()
-            if not math.isfinite(losses[-1]):
-                raise RuntimeError(f"the registration loss became {losses[-1]} in iteration {number}")
-            if self.auto:
-                similarities.append(evaluation.similarity())
-            if self._is_done(losses, similarities, isinstance(evaluation.objective, Diffused)):
+            assert evaluation.last is not None
+            readings.add(number, loss, evaluation.last.similarity)
+            if any(self._is_last(n, readings, evaluation) for n in readings.read(at_last=number == len(iterations))):
                 bar.update(len(iterations) - number)
                 break
+        similarities = readings.similarities
         if self.auto and similarities:
             logger.info("%d iterations, similarity term %.4f to %.4f", number, similarities[0], min(similarities))
+
+    def _is_last(self, number: int, readings: Readings, evaluation: Evaluation) -> bool:
+        """Whether the search ends with an iteration whose values have been read."""
+        if not math.isfinite(readings.losses[-1]):
+            raise RuntimeError(f"the registration loss became {readings.losses[-1]} in iteration {number}")
+        similarities = readings.similarities if self.auto else []
+        return self._is_done(readings.losses, similarities, isinstance(evaluation.objective, Diffused))
 
     def _is_done(self, losses: Sequence[float], similarities: Sequence[float], diffuses: bool) -> bool:
         # A field that diffuses may pay for its smoothness with a larger loss.
