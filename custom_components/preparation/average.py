@@ -12,10 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..files import write_metrics
-from ..results import publishing
+from ..results import aside, publishing
 from ..space.files import write_image
 from ..space.resampling import resample
 from ..tasks import Problem, Workers
@@ -88,13 +87,14 @@ class Target:
         item = read_native(folder_of(output, sessions[0]))
         template = first_template(volume_of(item, present(item, contrasts)[0]), mask_of(item))
         for k in range(self.rounds):
-            align = _Aligned(output, contrasts, template)
             title = f"average {k + 1} of {self.rounds}"
-            good = [one for one in workers.each(align, sessions, title) if not isinstance(one, Problem)]
-            if not good:
-                raise ValueError("no session could be aligned with the group's average")
-            masks = [one[1] for one in good if one[1] is not None]
-            template = averaged(template, [one[0] for one in good], masks, [one[2] for one in good])
+            with aside(Path(output) / "template") as carried:
+                align = _Aligned(output, contrasts, template, carried)
+                good = [one for one in workers.each(align, sessions, title) if not isinstance(one, Problem)]
+                if not good:
+                    raise ValueError("no session could be aligned with the group's average")
+                images, masks, maps = zip(*good, strict=True)
+                template = averaged(template, images, [one for one in masks if one is not None], maps)
         return template
 
 
@@ -107,13 +107,15 @@ def _is_there(folder: Path, wanted: dict[str, object]) -> bool:
 
 @dataclass(frozen=True)
 class _Aligned:
-    """A session's reference and mask on a template's grid, its brightness about 1, and the map to it."""
+    """A session's reference and mask on a template's grid, its brightness about 1, as arrays in files of a folder, and
+    the map to it."""
 
     output: str
     contrasts: Sequence[str]
     template: Template
+    carried: Path
 
-    def __call__(self, session: Session) -> tuple[Tensor, Tensor | None, np.ndarray]:
+    def __call__(self, session: Session) -> tuple[Path, Path | None, np.ndarray]:
         item: Item = read_native(folder_of(self.output, session))
         item = ToTemplated(self.contrasts)({**item, "template": self.template})
         image, mask = volume_of(item, present(item, self.contrasts)[0]), mask_of(item)
@@ -121,7 +123,11 @@ class _Aligned:
         data = image.data if mask is None else image.data * (mask.data > 0)
         shown = data[mask.data > 0] if mask is not None else data[data > 0]
         moved = resample(data, image.affine, grid, world_matrix=matrix, fill=0.0, antialias=True)
-        inside = None
+        moved = moved / float(torch.quantile(shown.flatten()[:: max(1, shown.numel() // 100_000)], 0.99))
+        path, inside = self.carried / f"{session.id}.npy", None
+        np.save(path, moved.numpy())
         if mask is not None:
-            inside = resample((mask.data > 0).float(), mask.affine, grid, world_matrix=matrix, fill=0.0) > 0.5
-        return moved / float(torch.quantile(shown.flatten()[:: max(1, shown.numel() // 100_000)], 0.99)), inside, matrix
+            found = resample((mask.data > 0).float(), mask.affine, grid, world_matrix=matrix, fill=0.0) > 0.5
+            inside = self.carried / f"{session.id}_mask.npy"
+            np.save(inside, found.float().numpy())
+        return path, inside, matrix

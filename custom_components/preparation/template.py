@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..cohorts.averages import averaged as mean
 from ..cohorts.middle import mean_stretch
 from ..data.names import file_stem
 from ..space.grids import canonical_grid
@@ -109,26 +110,25 @@ def first_template(image: Volume, mask: Volume | None) -> Template:
     return Template(GROUP, moved, inside)
 
 
-def averaged(
-    before: Template, images: Sequence[Tensor], masks: Sequence[Tensor], maps: Sequence[np.ndarray]
-) -> Template:
-    """The average of scans (1, *S) on a template's grid, of the mean size and shape of all.
+def averaged(before: Template, images: Sequence[Path], masks: Sequence[Path], maps: Sequence[np.ndarray]) -> Template:
+    """The average of scans on a template's grid, of the mean size and shape of all.
 
     Args:
         before: to which they were aligned.
-        masks: of their brains, of all or of none.
+        images: .npy files (1, *S), float32. masks: of their brains, 0 or 1, of all or of none.
         maps: from the template to each scan (D + 1, D + 1).
     """
     grid = before.image.grid
     back = np.linalg.inv(mean_stretch(maps, grid.center))
-    mean = resample(torch.stack(list(images)).mean(0), grid.affine, grid, world_matrix=back, fill=0.0)
+
+    def middle(paths: Sequence[Path]) -> Tensor:
+        return resample(mean(paths, [1.0] * len(paths)).image, grid.affine, grid, world_matrix=back, fill=0.0)
+
     inside = None
     if masks and before.mask is not None:
-        share = resample(
-            torch.stack([m.float() for m in masks]).mean(0), grid.affine, grid, world_matrix=back, fill=0.0
-        )
+        share = middle(masks)
         inside = replace(before.mask, data=(share > 0.5).to(torch.int16))
-    return Template(before.space, replace(before.image, data=mean), inside)
+    return Template(before.space, replace(before.image, data=middle(images)), inside)
 
 
 def template_of(path: Path, mask: Path | None) -> Template:

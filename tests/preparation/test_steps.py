@@ -138,13 +138,16 @@ def test_an_unknown_scheme_and_a_missing_t1w_are_refused(item):
         steps.Normalized(("T2w",), "fcm")(item)
 
 
-def test_the_average_has_the_mean_size_of_its_members(files):
+def test_the_average_has_the_mean_size_of_its_members(files, tmp_path):
     image, mask = load_image(files["T1w"]), load_labels(files["mask"])
     template = first_template(image, mask)
     wide = np.diag([1.2, 1, 1, 1])  # a person as wide as 1.2 of the template, and the template itself
     stretch = mean_stretch([wide, np.eye(4)], template.image.grid.center)
     np.testing.assert_allclose(np.diag(stretch), [np.sqrt(1.2), 1, 1, 1])
-    result = averaged(template, [template.image.data] * 2, [template.mask.data] * 2, [wide, np.eye(4)])
+    for name, volume in (("image", template.image), ("mask", template.mask)):
+        np.save(tmp_path / f"{name}.npy", volume.data.float().numpy())
+    paths = [[tmp_path / f"{name}.npy"] * 2 for name in ("image", "mask")]
+    result = averaged(template, *paths, [wide, np.eye(4)])
     ratio = float(result.mask.data.sum()) / float(template.mask.data.sum())
     assert ratio == pytest.approx(np.sqrt(1.2), rel=0.03)
 
