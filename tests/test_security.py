@@ -196,7 +196,10 @@ def test_words_of_commands_that_register_nothing_are_data(words, text, scan, can
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize(
     "words",
-    ["propagate --to", "propagate --fusion", "template --initial", "template --contrasts", "longitudinal --affine"],
+    [
+        *("propagate --to", "propagate --fusion", "propagate --label_names", "template --initial"),
+        *("template --contrasts", "longitudinal --affine", "longitudinal --page", "longitudinal --label_names"),
+    ],
 )
 def test_words_of_commands_for_groups_are_data(words, text, scan, canary):
     command, option = words.split()
@@ -209,7 +212,7 @@ def test_words_of_commands_for_groups_are_data(words, text, scan, canary):
 
 
 @pytest.mark.parametrize("text", TEXTS)
-@pytest.mark.parametrize("name", ["guide_moving", "guide_fixed", "guide_weight", "page"])
+@pytest.mark.parametrize("name", ["guide_moving", "guide_fixed", "guide_weight", "page", "label_names"])
 def test_words_on_guides_and_pages_are_data(name, text, scan, canary):
     message = run("register", scan, scan, f"--{name}={text}", "--affine=none", "--spacing=20", "--optimize=0")
     assert message.startswith("morphzoo: error: ")
