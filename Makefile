@@ -12,7 +12,12 @@ WORKERS ?= 2
 PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(abspath $(VENV))/bytecode \
 	$(BIN)/python -m pytest -n $(WORKERS) --no-loadscope-reorder
 
-.PHONY: help demo test test-fast lint bench clean
+# For `make gpu`: DEVICE=cpu rehearses; MAPS and TABLE (benchmarks/device_maps.py) for the trainings; WHEELS a folder.
+MINUTES ?= 14
+OUTPUT ?= gpu_output
+DEVICE ?= cuda
+
+.PHONY: help demo test test-fast lint bench gpu clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST)
@@ -36,6 +41,10 @@ lint: $(STAMP)  ## format, style, types, layers
 bench: $(STAMP)  ## speed, as ratios to MONAI in one run
 	$(BIN)/python -m benchmarks.bench
 
+gpu:  ## correctness, speed, memory and trainings on a GPU; on a node with torch and wheels, too
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu --minutes $(MINUTES) --output $(OUTPUT) \
+		--device $(DEVICE) $(if $(MAPS),--maps $(MAPS) --table $(TABLE)) $(if $(WHEELS),--wheels $(WHEELS))
+
 $(STAMP): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -43,4 +52,4 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	touch $@
 
 clean:  ## remove the environment and what was built
-	rm -rf $(VENV) .venv-lowest demo_output build *.egg-info
+	rm -rf $(VENV) .venv-lowest demo_output gpu_output build *.egg-info

@@ -2,9 +2,9 @@
 
     python -m benchmarks.gpu_speed --output FILE [--device cuda] [--small]
 
-Each row is printed and written as soon as it is measured, so that a cut run loses nothing. `share` is the least number
-of bytes that the operation must read and write, divided by its time and by the rate of a large copy on this device.
-`waits` counts the times that one call waits for the device.
+Each row is printed and written as soon as it is measured; the same command goes on after a cut. `share` is the least
+number of bytes that the operation must read and write, divided by its time and by the rate of a large copy on this
+device. `waits` counts the times that one call waits for the device.
 """
 
 from __future__ import annotations
@@ -32,11 +32,16 @@ TIMED = ("voxelmorph", "synthmorph")
 
 
 class Bench:
-    """Times calls on a device and writes the table as it grows."""
+    """Times calls on a device and writes the table as it grows; a file that is there is gone on with."""
 
     def __init__(self, device: torch.device, output: Path) -> None:
-        self.device, self.output, self.rows = device, output, list[dict[str, object]]()
-        self.rate = float("nan")
+        self.device, self.output, self.rate = device, output, float("nan")
+        self.rows: list[dict[str, object]] = json.loads(output.read_text()) if output.exists() else []
+
+    @property
+    def known(self) -> set[object]:
+        """The cases that the file has."""
+        return {row["case"] for row in self.rows}
 
     def synchronize(self) -> None:
         if self.device.type == "cuda":
@@ -65,7 +70,9 @@ class Bench:
         return sum("synchroniz" in str(warning.message) for warning in caught)
 
     def row(self, name: str, call: Callable[[], object], *, moved: int = 0, repeats: int = 5) -> None:
-        """Measure a call; `moved` is the number of bytes it must read and write."""
+        """Measure a call unless the file has it; `moved` is the number of bytes it must read and write."""
+        if name in self.known:
+            return
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         try:
@@ -82,7 +89,9 @@ class Bench:
 
     def add(self, row: dict[str, object]) -> None:
         self.rows.append(row)
-        self.output.write_text(json.dumps(self.rows, indent=1))
+        beside = self.output.with_suffix(".part")  # a cut leaves the file as it was
+        beside.write_text(json.dumps(self.rows, indent=1))
+        beside.replace(self.output)
         print(json.dumps(row), flush=True)
 
 
@@ -101,6 +110,7 @@ def ceilings(bench: Bench) -> None:
     bench.rate = 2 * source.nbytes / bench.seconds(lambda: target.copy_(source), 10)
     matrix = torch.randn(8192, 8192, device=bench.device).bfloat16() if cuda else torch.randn(512, 512)
     product = 2 * len(matrix) ** 3 / bench.seconds(lambda: matrix @ matrix, 5)
+    bench.rows = [row for row in bench.rows if row["case"] != "machine"]
     bench.add(
         {
             "case": "machine",
