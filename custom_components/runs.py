@@ -53,20 +53,28 @@ def _chain(error: BaseException) -> list[BaseException]:
     return chain
 
 
-def start(seed: int | None = 0) -> None:
+def start(seed: int | None = 0, *, deterministic: bool = True) -> None:
     """What `initialize` of every bundle does: errors become one sentence, and MONAI's random numbers get their seed.
 
     Args:
         seed: a whole number, or None for other numbers in each run.
+        deterministic: with a seed, let cuDNN take the same kernels in each run. If false, it tries which are the
+            fastest for each size. Either way a GPU adds the gradients of warps and the sums of labels in any order:
+            their last digits differ from run to run.
     Raises:
-        ValueError: if it is neither.
+        ValueError: if the seed is neither, or `deterministic` is no bool.
     """
+    import torch
     from monai.utils import set_determinism  # the command line has no time for monai before it knows the command
 
     _end_with_a_sentence()
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
         raise ValueError(f"expected a seed that is a whole number, got {seed!r}")
+    if not isinstance(deterministic, bool):
+        raise ValueError(f"expected deterministic true or false, got {deterministic!r}")
     set_determinism(seed=seed)
+    if not deterministic:
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = False, True
 
 
 def _end_with_a_sentence() -> None:

@@ -74,6 +74,23 @@ def test_a_run_in_another_program_changes_no_hook():
     assert sys.excepthook is before
 
 
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_a_run_that_need_not_be_deterministic_lets_cudnn_choose(deterministic, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", torch.backends.cudnn.deterministic)
+    try:
+        runs.start(3, deterministic=deterministic)
+        assert torch.backends.cudnn.deterministic == deterministic
+        assert torch.backends.cudnn.benchmark != deterministic
+    finally:
+        runs.start(None)
+
+
+def test_deterministic_is_true_or_false():
+    with pytest.raises(ValueError, match="expected deterministic true or false, got 'no'"):
+        runs.start(3, deterministic="no")
+
+
 def test_every_config_starts_a_run():
     """Errors that come before it are none of ours."""
     paths = [bundle / "configs" / f"{job}.json" for bundle in EVERY_BUNDLE for job in ("train", "inference")]

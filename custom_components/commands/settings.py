@@ -143,6 +143,10 @@ def _device(value: object) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"--device: there is no {str(value)!r} on this machine; 'cpu' is always there") from error
+    try:
+        torch.empty(0, dtype=torch.float64, device=device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"--device: {str(value)!r} has no 64-bit numbers, which measures need; take 'cpu'") from error
     return device
 
 

@@ -6,6 +6,7 @@ It knows nothing of warping or refinement; `registration.RegistrationInferer` ad
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -99,7 +100,16 @@ class Precision:
         self.name = name
 
     def autocast(self, device: torch.device) -> torch.autocast:
+        """The context in which the network runs.
+
+        Raises:
+            ValueError: for bfloat16 on a GPU that only emulates it.
+        """
         dtype = getattr(torch, self.name)
+        if dtype == torch.bfloat16 and device.type == "cuda" and not _has_bfloat16():
+            raise ValueError(
+                "this GPU has no bfloat16: give precision float32, or float16 (in a training with amp true)"
+            )
         return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
     def ask(self, network: Network, image: Tensor, **options: object) -> Any:
@@ -112,6 +122,11 @@ class Precision:
         """The network's output, one tensor, in float32."""
         output: Tensor = self.ask(network, image, **options)
         return output.float().contiguous()
+
+
+@functools.cache
+def _has_bfloat16() -> bool:
+    return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 class NetworkPredictor:

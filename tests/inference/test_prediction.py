@@ -7,7 +7,8 @@ import torch
 
 from custom_components.deformations.velocity import StationaryVelocity
 from custom_components.fields import warp
-from custom_components.inference.prediction import NetworkPredictor
+from custom_components.inference import prediction
+from custom_components.inference.prediction import NetworkPredictor, Precision
 from custom_components.networks.voxelmorph_unet import VoxelMorphUNet
 
 SIZES = pytest.mark.parametrize("size", [(17, 20), (9, 12, 15)], ids=["2-D", "3-D"])
@@ -62,3 +63,16 @@ class TestAverage:
 def test_unknown_words_are_refused(average):
     with pytest.raises(ValueError, match="expected a list of mirror and swap"):
         NetworkPredictor(average=average)
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_bfloat16_is_refused_where_a_gpu_only_emulates_it(monkeypatch, has):
+    monkeypatch.setattr(prediction, "_has_bfloat16", lambda: has)
+    runs = [Precision(name).autocast for name in ("float32", "bfloat16")]
+    runs[0](torch.device("cuda"))
+    if has:
+        runs[1](torch.device("cuda"))
+    else:
+        with pytest.raises(ValueError, match="this GPU has no bfloat16: give precision float32, or float16"):
+            runs[1](torch.device("cuda"))
+    runs[1](torch.device("cpu"))
