@@ -73,7 +73,7 @@ def test_the_page_shows_every_person_on_the_template(made):
     page = (made / "index.html").read_text(encoding="utf-8")
     assert "People on their template" in page
     assert all(f"phantom_0{k}" in page for k in range(4))
-    assert page.count("data:image/jpeg") >= 12
+    assert page.count("data:image/webp") >= 12
 
 
 def test_each_person_has_the_transforms_to_and_from_the_template(people, made):

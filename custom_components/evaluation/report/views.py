@@ -24,7 +24,7 @@ Views = dict[str, object]
 
 _WIDTH, _HEIGHT, _GAP = 660, 340, 6  # at most, in pixels, and between slices
 
-_QUALITY = 72  # of JPEG
+_QUALITY = 72  # of WebP, half as large as a JPEG that looks alike
 
 _GRID_COLOUR, _FOLD_COLOUR = "#7fd6a0", "#ff1f1f"
 
@@ -128,11 +128,12 @@ class _Sheet:
         self.size = sum(w for w, _ in self.sizes) + _GAP * (len(views) - 1), max(h for _, h in self.sizes)
 
     def grey(self, volume: Tensor) -> str:
-        """A JPEG of values from 0 to 255."""
-        from PIL import Image
+        """A WebP of values from 0 to 255; a JPEG where Pillow was built without."""
+        from PIL import Image, features
 
         pixels = self._paste(lambda view, size: _resized(view.cut(volume), view, size).clip(0, 255))
-        return _uri(Image.fromarray(pixels.astype(np.uint8)), "jpeg", quality=_QUALITY)
+        kind = "webp" if features.check("webp") else "jpeg"
+        return _uri(Image.fromarray(pixels.astype(np.uint8)), kind, quality=_QUALITY)
 
     def outlines(self, labels: Tensor, colour: str) -> str:
         return self._drawn(lambda view, size: _borders(_resized(view.cut(labels), view, size, smooth=False)), [colour])
