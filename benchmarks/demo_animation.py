@@ -3,9 +3,9 @@
     morphzoo demo -o demo_output
     python -m benchmarks.demo_animation MOVING FIXED RESULT docs/demo.gif
 
-MOVING and FIXED are in demo_output/subjects, RESULT is the folder of the pair. Each point of two planes of the fixed image
-goes the straight way from itself to where the transform takes it; the moving image is shown as it is found there, beside
-the fixed image and their difference.
+MOVING and FIXED are in demo_output/subjects, RESULT is the folder of the pair. Each point of two planes of the fixed
+image goes the straight way from itself to where the transform takes it; the moving image is shown as it is found there,
+beside the fixed image and their difference.
 """
 
 from __future__ import annotations
