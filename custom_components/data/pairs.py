@@ -15,8 +15,8 @@ from torch.utils.data import Dataset
 from ..checks import check_number
 from ..fields import plain
 from ..vocabulary import Entry
-from .cache import ScanCache
 from .drawing import Pairing, SamePairs, pair_scans, pair_with_atlas
+from .keeping import ScanCache
 from .lists import as_scan, is_pair, load_list, pair_of
 
 _KINDS = ("", "contrast_", "label_", "mask_", "distance_")

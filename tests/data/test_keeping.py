@@ -6,8 +6,8 @@ import pytest
 import torch
 from monai.transforms import Compose, RandFlipd
 
-from custom_components.data import cache as cache_module
-from custom_components.data.cache import ScanCache
+from custom_components.data import keeping
+from custom_components.data.keeping import ScanCache
 from custom_components.data.lists import load_list
 from custom_components.data.pairs import RandomFlip, ScanPairDataset, TrainingPairs
 from custom_components.training.engines import loader
@@ -55,7 +55,7 @@ def test_room_decides_where_scans_are_kept_and_the_log_says_so(monkeypatch, capl
     scan = {"image": torch.zeros(1, 10, 10), "name": "text"}
     needed = 5 * scan["image"].nbytes
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (gpu_free * 0.99 * needed, 0))
-    monkeypatch.setattr(cache_module, "available_bytes", lambda: host_free * needed)
+    monkeypatch.setattr(keeping, "available_bytes", lambda: host_free * needed)
     monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *args: tensor)
     cache = ScanCache("auto", "cuda:0")
     with caplog.at_level(logging.INFO):
