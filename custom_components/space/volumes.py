@@ -257,7 +257,8 @@ def load_mask(path: str | os.PathLike[str] | MemoryImage) -> Volume:
 def _read_volume(path: str | os.PathLike[str] | MemoryImage) -> tuple[np.ndarray, _Header]:
     """A checked array of 2 or 3 axes and the remaining arguments of `Volume`."""
     array, frame, d = voxels_of(path)
-    array = _one_number(array, d, str(path))
+    # The last axis of a NIfTI file is time.
+    array = _one_number(array, d, str(path), isinstance(path, MemoryImage) or not is_nibabel(existing(path)))
     shape, dtype = array.shape, array.dtype
     array = array.reshape(shape[:3])
     array = finite_values(array, str(path))
@@ -276,7 +277,7 @@ def voxels_of(path: str | os.PathLike[str] | MemoryImage) -> tuple[np.ndarray, F
 _LUMINANCE = np.array([0.2125, 0.7154, 0.0721])  # ITK's weights of red, green and blue
 
 
-def _one_number(array: np.ndarray, num_axes: int, path: str) -> np.ndarray:
+def _one_number(array: np.ndarray, num_axes: int, path: str, has_vectors: bool) -> np.ndarray:
     """An image with one number in each voxel; colours become their luminance.
 
     Raises:
@@ -286,8 +287,8 @@ def _one_number(array: np.ndarray, num_axes: int, path: str) -> np.ndarray:
         raise ValueError(f"{path}: expected an image, got no voxels")
     colours = array.dtype.names or ()
     if colours[:3] == ("R", "G", "B"):
-        array, num_axes = np.stack([array[c] for c in colours], axis=-1), array.ndim
-    if array.ndim == num_axes + 1 and array.dtype == np.uint8 and array.shape[-1] in (3, 4):
+        array, num_axes, has_vectors = np.stack([array[c] for c in colours], axis=-1), array.ndim, True
+    if has_vectors and array.ndim == num_axes + 1 and array.dtype == np.uint8 and array.shape[-1] in (3, 4):
         warn(f"{path}: colours were converted to their luminance")
         array = (array[..., :3] @ _LUMINANCE).astype(np.float32)
     if array.dtype.kind not in "fiub":

@@ -80,6 +80,11 @@ def test_colours_become_their_luminance_and_the_log_says_so(tmp_path: Path, capl
     assert "luminance" in caplog.text
 
 
+def test_a_nifti_series_of_three_frames_of_bytes_is_no_colour_image(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"one channel and one frame, got shape \(4, 5, 6, 3\)"):
+        load_image(save(tmp_path / "series.nii.gz", np.zeros((4, 5, 6, 3), np.uint8)))
+
+
 def test_affine_that_cannot_be_inverted_is_refused(tmp_path: Path) -> None:
     image = nib.Nifti1Image(noise(4, 4, 4), np.eye(4))
     image.set_qform(None, 0)

@@ -12,9 +12,11 @@ from functools import cached_property
 import numpy as np
 import torch
 from monai.data import MetaTensor
+from nibabel.affines import from_matvec
 from torch import Tensor, nn
 
 from ...checks import check_number
+from ...memory import check_memory
 from ...notices import warn
 from ...space.background import without_air
 from ...space.grids import Grid, canonical_grid, model_grid
@@ -29,6 +31,11 @@ BRIDGE_MM = 6.5  # half the width of bridges to scalp and eyes that are cut
 SLAB_MM = 40.0  # images that are thinner show too little to tell bridges
 CLOSING_MM = 2.5  # radius of the ball that closes a mask's sulci
 PLAUSIBLE_ML = (400.0, 2500.0)  # volume of a whole brain
+_BYTES_PER_VOXEL = (16.0, 300.0)  # that the image on the network's grid and the network take
+_TRAINED_MM = (160.0, 224.0, 192.0)  # R, A, S: of the whole heads in training
+_AIR = 0.1  # share of the range of intensities below which there is no head
+_EMPTY_PLANE = 0.02  # times the voxels of the fullest plane: with fewer there is no head in it
+_MARGIN = 1  # voxels around a head
 _SLAB_VOXELS = 1_000_000  # of which all probabilities are held at a time
 
 
@@ -86,8 +93,11 @@ class BrainSegmenter:
 def network_input(image: MetaTensor, spacing: float | Sequence[float] = 2.0) -> MetaTensor:
     """An image (1, *S) as the network sees it: axes nearest to R, A and S, its own directions, intensities in [0, 1].
 
+    Planes without head at the ends of each axis are left out, but for slabs.
+
     Raises:
-        ValueError: if it is not 3-D with one channel, has values that are infinite, or is far smaller than a head.
+        ValueError: if it is not 3-D with one channel, has values that are infinite, is far smaller than a head, or
+            larger than the memory allows.
     """
     if image.ndim != 4 or len(image) != 1:
         raise ValueError(f"expected a 3-D image of one channel, (1, *S), got shape {tuple(image.shape)}")
@@ -95,11 +105,39 @@ def network_input(image: MetaTensor, spacing: float | Sequence[float] = 2.0) -> 
     data = torch.from_numpy(np.ascontiguousarray(without_air(values)))[None]
     own = grid_of(image)
     grid = model_grid(own.affine, own.size, spacing, multiple=8)
+    extents = " x ".join(f"{n * step:.3g}" for n, step in zip(own.size, own.spacing, strict=True))
     if max(grid.size) <= 8:
-        extents = " x ".join(f"{n * step:.3g}" for n, step in zip(own.size, own.spacing, strict=True))
         raise ValueError(f"{name_of(image)}: expected a head, got an image of {extents} mm")
+    what, cure = f"{name_of(image)}: an image of {extents} mm", "crop it, or correct its header"
+    check_memory(_BYTES_PER_VOXEL[0] * np.prod(grid.size, dtype=float), what, cure)
     data = resample(data - data.min(), own.affine, grid, antialias=True)
-    return MetaTensor(normalize(data[0])[None], affine=torch.from_numpy(grid.affine))
+    is_slab = min(n * step for n, step in zip(own.size, own.spacing, strict=True)) < SLAB_MM
+    box = head_box(
+        normalize(data[0]), grid.size if is_slab else [mm / s for mm, s in zip(_TRAINED_MM, grid.spacing, strict=True)]
+    )
+    check_memory(_BYTES_PER_VOXEL[1] * data[0][box].numel(), what, cure)
+    affine = grid.affine @ from_matvec(np.eye(3), [part.start for part in box])
+    return MetaTensor(normalize(data[0][box])[None], affine=torch.from_numpy(affine))
+
+
+def head_box(image: Tensor, least: Sequence[float]) -> tuple[slice, ...]:
+    """The part of an image (*S) in [0, 1] that holds the head with a margin; its sizes are multiples of 8 where S are.
+
+    The network normalises by all it sees, and in training that was little more than a head.
+
+    Args:
+        least: voxels of each axis that are kept, as far as the image has them.
+    """
+    shown, box = image > _AIR, []
+    for axis, n in enumerate(image.shape):
+        counts = shown.sum([other for other in range(image.ndim) if other != axis])
+        places = (counts > _EMPTY_PLANE * counts.max()).nonzero().flatten()
+        first, last = (int(places[0]), int(places[-1])) if len(places) else (0, n - 1)
+        wanted = max(last - first + 1 + 2 * _MARGIN, round(least[axis]))
+        length = min(n, -(-wanted // 8) * 8)
+        start = min(max(0, (first + last + 1 - length) // 2), n - length)
+        box.append(slice(start, start + length))
+    return tuple(box)
 
 
 def grid_of(image: MetaTensor) -> Grid:

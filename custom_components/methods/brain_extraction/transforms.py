@@ -15,6 +15,7 @@ from monai.transforms import MapTransform, Transform
 from ...checks import check_number
 from ...data.names import file_stem, safe_name
 from ...evaluation.overlap import label_overlap
+from ...notices import warn
 from ...results import publishing
 from ...space.files import write_image
 from ...space.volumes import Volume, load_image
@@ -27,6 +28,7 @@ from .structures import STRUCTURES
 
 KINDS = ("mask", "stripped", "labels")
 ANSWERS = ("labels", "mask")
+_FEW_VALUES, _VALUES_SEEN = 60, 1_000_000
 _ASKED = ("answer", "border", "threshold")  # what a request of MONAI Label can hold
 
 
@@ -81,16 +83,34 @@ class LoadHeadd(Transform):
     def __call__(self, data: Data) -> Item:
         """`image`, `image_path`, which carries the volume as it was read, and `label_path` in place of `label`.
 
-        Raises FileNotFoundError, ValueError: if the file is no 3-D image, or a request has settings that nobody knows.
+        An image of few whole numbers gives a warning.
+
+        Raises FileNotFoundError, ValueError: if the file is no 3-D image or a mask, or a request has settings that
+        nobody knows.
         """
         refuse_unknown(data, _ASKED)
         volume = load_image(source_in(data, "image"))
         if len(volume.file_shape) < 3 or volume.is_slice:
             raise ValueError(f"{volume.path}: expected a 3-D image of a head, got shape {volume.file_shape}")
-        image = network_input(volume.meta_tensor(volume.data), self.spacing)
+        _refuse_labels(volume.data.numpy(), volume.path)
+        given = volume.meta_tensor(volume.data)
+        given.meta["filename_or_obj"] = str(volume.path)
+        image = network_input(given, self.spacing)
         # MONAI's engines would take `label` for a target.
         rest = {key: value for key, value in data.items() if key != "label"}
         return {**rest, "image": image, "image_path": ScanPath(volume), "label_path": str(data.get("label") or "")}
+
+
+def _refuse_labels(values: np.ndarray, name: str) -> None:
+    """Raises ValueError: if an image has two values alone. Of few whole numbers it warns."""
+    sample = np.unique(values.reshape(-1)[:: max(1, values.size // _VALUES_SEEN)])
+    if len(sample) > _FEW_VALUES or not np.array_equal(sample, np.round(sample)):
+        return
+    found = np.unique(values)
+    if len(found) == 2:
+        raise ValueError(f"{name}: expected an image of a head, got a mask: each voxel is {found[0]:g} or {found[1]:g}")
+    if len(found) <= _FEW_VALUES:
+        warn(f"{name}: the image has {len(found)} values alone, all whole numbers; is it a label map?")
 
 
 class HeadMapsd(Transform):
