@@ -5,7 +5,15 @@ from pathlib import Path
 from setuptools import setup
 
 SHARED = Path("share/morphzoo")
-KINDS = ("configs/*.json", "docs/*.*", "models/*.pt", "models/*.json", "*.json")  # the last: overlays
+KINDS = (
+    "configs/*.json",
+    "docs/*.*",
+    "models/*.pt",
+    "models/*.json",
+    "models/*.nii.gz",
+    "models/*.csv",
+    "*.json",
+)  # the last: overlays
 
 files = [(str(SHARED), ["LICENSE"])]
 for folder in sorted(path for path in Path("bundles").iterdir() if path.is_dir()):

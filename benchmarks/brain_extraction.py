@@ -1,11 +1,13 @@
 """How well the bundle brain_extraction finds brains and structures in images it was not trained on.
 
-    python -m benchmarks.brain_extraction DATA --output DIR [--weights FILE]
+    python -m benchmarks.brain_extraction DATA --output DIR [--weights FILE] [--atlases 8] [--cases WORD ...]
 
 DATA is the folder of the test sets that docs/data.md names. DIR receives brain_extraction.csv, a row for each image:
 Dice of the brain mask where a mask is known, mean Dice of the structures where a label map is, volume, CPU seconds of
 the network's pass at its spacing (resampling included), of the mask and of the label map on the image's own grid; and
-brain_extraction.png, a picture of each image with its mask and label map.
+brain_extraction.png, a picture of each image with its mask and the network's label map. Whole heads are labelled by
+half of the bundle's atlases and by all, too, as `morphzoo segment` does it: mean Dice of both, that of each structure
+by all, CPU seconds of registration and fusion; atlases.png shows these label maps.
 """
 
 from __future__ import annotations
@@ -22,8 +24,11 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from scipy import ndimage
+from torch import Tensor
 
 from benchmarks.experiments import BUNDLES
+from custom_components.cohorts.fusion import fuse
+from custom_components.commands.labelling import FUSION, Labelling
 from custom_components.evaluation.overlap import label_overlap
 from custom_components.files import write_table
 from custom_components.methods.brain_extraction.segmenter import BrainSegmenter, brain_mask, grid_of, label_map
@@ -43,6 +48,7 @@ class Case:
     image: Volume
     mask: Callable[[], Array] | None = None
     labels: Path | None = None
+    is_whole: bool = True
 
 
 def closed_union(inside: Array) -> Array:
@@ -80,7 +86,8 @@ def _epi(data: Path) -> Iterator[Case]:
     for name, title in (("S1_EPI_fullhead", "EPI, whole head"), ("S1_EPI_retinotopy", "EPI, part of the head")):
         image = load_image(folder / f"{name}.nii.gz")
         matrix = np.array(transforms[name]["EPI_world_to_T1_world"])
-        yield Case(title, image, lambda i=image, m=matrix: on_grid(brain, i, m))
+        is_whole = "part" not in title
+        yield Case(title, image, lambda i=image, m=matrix: on_grid(brain, i, m), is_whole=is_whole)
 
 
 def _others(data: Path) -> Iterator[Case]:
@@ -111,7 +118,7 @@ def _slabs(folder: Path) -> Iterator[Case]:
         # Slabs of 8 slices are closed within their planes.
         brain = np.stack([closed_union(labels[:, k] > 1) for k in range(labels.shape[1])], 1)
         name = f"T1 slab {Path(item['image']).name.partition('.')[0]}"
-        yield Case(name, load_image(folder / item["image"]), lambda b=brain: b)
+        yield Case(name, load_image(folder / item["image"]), lambda b=brain: b, is_whole=False)
 
 
 def dice(a: Array, b: Array) -> float:
@@ -135,14 +142,40 @@ def measure(case: Case, segmenter: BrainSegmenter) -> tuple[dict[str, object], A
         truth = case.mask()
         row |= {"mask_dice": dice(mask, truth), "known_ml": float(truth.sum()) * ml}
     if case.labels is not None:
-        ids = list(range(1, len(STRUCTURES)))
-        values = label_overlap(labels[None, None], load_labels(case.labels).data[None], ids)[0]
-        row["structures_dice"] = float(values.nanmean())
-        row |= {STRUCTURES[i][0]: float(value) for i, value in zip(ids, values, strict=True)}
+        found_dice = structures_dice(labels, case.labels)
+        row |= {"structures_dice": float(np.nanmean([*found_dice.values()])), **found_dice}
     seconds = np.diff(times)
     row |= dict(zip(("network_s", "mask_s", "labels_s"), map(float, seconds), strict=True))
     row["memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return row, mask, labels.numpy()
+
+
+def structures_dice(labels: Tensor, truth: Path) -> dict[str, float]:
+    """Dice of each structure in a map of classes (*S)."""
+    ids = list(range(1, len(STRUCTURES)))
+    values = label_overlap(labels[None, None], load_labels(truth).data[None], ids)[0]
+    return {STRUCTURES[i][0]: float(value) for i, value in zip(ids, values, strict=True)}
+
+
+def measure_atlases(case: Case, labelling: Labelling) -> tuple[dict[str, object], Array]:
+    """What is added to the row of a head, and its label map by all atlases."""
+    labelling.atlases  # noqa: B018  # rendered before the clock starts
+    times = [time.process_time()]
+    labels, images = labelling.proposals(case.image)
+    times.append(time.process_time())
+    row: dict[str, object] = {}
+    fused = labels[0]
+    for number in sorted({max(1, labelling.number // 2), labelling.number}):
+        fused = fuse(labels[:number], images[:number], case.image.data[0], FUSION)
+        times.append(time.process_time())
+        if case.labels is not None:
+            found = structures_dice(fused, case.labels)
+            row[f"{number}_atlases_dice"] = float(np.nanmean([*found.values()]))
+            if number == labelling.number:
+                row |= {f"{name}, {number} atlases": value for name, value in found.items()}
+    row |= {"register_s": times[1] - times[0], "fusion_s": times[-1] - times[-2]}
+    row["memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return row, fused.numpy()
 
 
 def middle_planes(volume: MetaTensor, mask: Array, labels: Array) -> list[tuple[Array, Array, Array, float]]:
@@ -193,17 +226,27 @@ def main(command: Sequence[str] | None = None) -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--weights", type=Path, default=BUNDLES / "brain_extraction" / "models" / "model.pt")
+    parser.add_argument("--atlases", type=int, default=8, help="0: the network alone")
+    parser.add_argument("--cases", nargs="*", default=[""], help="only images whose name has one of these in it")
     args = parser.parse_args(command)
     args.output.mkdir(parents=True, exist_ok=True)
-    segmenter, rows, pictures = BrainSegmenter(args.weights), [], []
-    for case in cases(args.data):
+    segmenter, rows, pictures, by_atlases = BrainSegmenter(args.weights), [], [], []
+    labelling = Labelling(BUNDLES / "brain_extraction", args.atlases) if args.atlases else None
+    for case in (case for case in cases(args.data) if any(word in case.name for word in args.cases)):
         row, mask, labels = measure(case, segmenter)
+        image = case.image.meta_tensor(case.image.data)
+        if labelling and case.is_whole:
+            more, fused = measure_atlases(case, labelling)
+            by_atlases.append((case.name, middle_planes(image, mask, fused)))
+            row |= more
         print({key: round(v, 3) if isinstance(v, float) else v for key, v in row.items()}, flush=True)
         rows.append(row)
         if len(pictures) < MOST_PICTURES:
-            pictures.append((case.name, middle_planes(case.image.meta_tensor(case.image.data), mask, labels)))
+            pictures.append((case.name, middle_planes(image, mask, labels)))
     write_table(args.output / "brain_extraction.csv", rows)
     draw(args.output / "brain_extraction.png", pictures)
+    if by_atlases:
+        draw(args.output / "atlases.png", by_atlases)
 
 
 if __name__ == "__main__":

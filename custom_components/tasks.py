@@ -157,7 +157,7 @@ def _same(function: Callable[[A], B]) -> Callable[[A], B]:
 
 
 def _tried(item: A, function: Callable[[A], B]) -> B | Problem[A]:
-    with _one_at_a_time, _quiet():
+    with _one_at_a_time, quiet():
         try:
             return function(item)
         except Exception as error:
@@ -165,8 +165,8 @@ def _tried(item: A, function: Callable[[A], B]) -> B | Problem[A]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Warnings stand in each item's result; a thousand items that talk would bury the progress bar."""
+def quiet() -> Iterator[None]:
+    """Nothing that the block prints or logs is shown: talk would bury a progress bar. Warnings stand in the results."""
     before = logging.root.manager.disable
     with (
         open(os.devnull, "w", encoding="utf-8") as nowhere,

@@ -13,6 +13,7 @@ PARTS = {
     "exporting",
     "heads",
     "label_server_export",
+    "labelling",
     "listed",
     "loaded",
     "monai_transforms",

@@ -55,7 +55,8 @@ def abilities(bundle: Path) -> Config:
     Keys: `input`, "pair", "scan" where single scans are registered to a template of the bundle's own, or "image" where
     single images are segmented and nothing is registered; of the latter two `item`, an example of what it takes;
     `settings_from_weights`, a function from a checkpoint to the settings that follow from it; `aligner`, files of
-    weights that align any pair ("learned"), by the number of spatial axes.
+    weights that align any pair ("learned"), by the number of spatial axes; `atlases`, a file of label maps that
+    label what the bundle segments (`methods/brain_extraction/atlases.py`).
     """
     return _read(bundle / "configs" / "metadata.json").get("abilities", {})
 
@@ -68,6 +69,12 @@ def takes_scans(bundle: Path) -> bool:
 def segments(bundle: Path) -> bool:
     """Whether a bundle segments single images, and registers nothing."""
     return abilities(bundle).get("input", "pair") == "image"
+
+
+def atlases_of(bundle: Path) -> Path | None:
+    """The atlases of a bundle that segments, or None."""
+    name = abilities(bundle).get("atlases")
+    return bundle / "models" / name if name else None
 
 
 def settings_of(bundle: Path) -> set[str]:

@@ -103,6 +103,7 @@ def bundle_files(bundle: Path, item: Mapping[str, object] | None = None) -> dict
     check_metadata(bundle.name, metadata, inference)
     texts |= _fitting_overlays(bundle, configs)
     files = {f"models/{name}": path.read_bytes() for name, path in _weights(bundle, texts).items()}
+    files |= _atlases(bundle, metadata)
     for name, text in texts.items():
         check_config(bundle.name, name, text, metadata["required_packages_version"])
         files[f"configs/{_RENAMED.get(name, name)}"] = vendored(own_weights(text)).encode()
@@ -242,6 +243,16 @@ def _weights(bundle: Path, configs: Mapping[str, str]) -> dict[str, Path]:
             elif config == "inference.json" or sibling:
                 raise FileNotFoundError(f"{path}: {bundle.name} has no weights to export; train it")
     return dict(sorted(found.items()))
+
+
+def _atlases(bundle: Path, metadata: Config) -> dict[str, bytes]:
+    """The files of the bundle's atlases, if it has any: the label maps, and those of the same name beside them."""
+    name = metadata.get("abilities", {}).get("atlases")
+    if not name:
+        return {}
+    path = bundle / "models" / name
+    _needed(path)
+    return {f"models/{one.name}": one.read_bytes() for one in sorted(path.parent.glob(f"{name.split('.')[0]}.*"))}
 
 
 def _readme(text: str, metadata: Config, item: Mapping[str, object]) -> str:

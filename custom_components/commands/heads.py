@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..checks import writable_folder
+from ..checks import check_number, writable_folder
 from .bundles import find_bundle, segments
+from .labelling import Labelling
 from .workflow import load_workflow
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def find_heads(
     *,
     bundle: str = "brain_extraction",
     overlay: str | Sequence[str] = (),
+    atlases: int = 0,
 ) -> Iterator[Head]:
     """What is found in each image, one after another; an image that fails is passed over.
 
@@ -66,6 +68,7 @@ def find_heads(
         write: kinds of files, see `SaveHeadd`.
         settings: of the bundle's inference.json, by id; those that are None are left out.
         bundle: its name or folder. overlay: further config files, the last one wins.
+        atlases: how many of the bundle's atlases make the label map, see `Labelling`; 0: the network does.
     Raises:
         ValueError, FileNotFoundError: before the first image, if there is none, or a setting is wrong.
     """
@@ -75,15 +78,20 @@ def find_heads(
     root = find_bundle(bundle)
     if not segments(root):
         raise ValueError(f"{root.name} registers images and finds no brain in them")
-    more = {"dataset#data": [], "write": list(write), "maps#labels": "labels" in write}
+    check_number("atlases", atlases, least=0, whole=True)
+    device = settings.get("device")
+    labelling = Labelling(root, atlases, None if device is None else str(device)) if atlases else None
+    more = {"dataset#data": [], "write": list(write), "maps#labels": "labels" in write and not atlases}
     parser = load_workflow(root, 3, overlay, {**settings, "output_dir": output}, more).parser
     parser.get_parsed_content("evaluator")  # what components refuse, they refuse before anything is written
+    if labelling:
+        labelling.atlases  # noqa: B018  # so do too many of them
     writable_folder(output)
     names = distinct_names(paths)
-    return (_found(parser, path, names[path]) for path in paths)
+    return (_found(parser, path, names[path], labelling) for path in paths)
 
 
-def _found(parser: ConfigParser, path: str, name: str) -> Head:
+def _found(parser: ConfigParser, path: str, name: str, labelling: Labelling | None) -> Head:
     import torch
 
     from ..notices import collecting
@@ -97,7 +105,8 @@ def _found(parser: ConfigParser, path: str, name: str) -> Head:
             item = preprocessing({"image": path, "id": name})
             image = item["image"]
             item["pred"] = network.eval()(image[None].to(parser.get_parsed_content("device")))[0]
-            item = save(postprocessing(item))
+            item = postprocessing(item)
+            item = save(labelling(item) if labelling else item)
     except Exception as error:
         return Head(path, failure=sentence(error))
     return Head(path, item.get("files", {}), item["measures"], tuple(warnings))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,3 +35,10 @@ def class_table(num_labels: int) -> Tensor:
     for position, (_, ids) in enumerate(STRUCTURES):
         table[list(ids)] = position
     return table
+
+
+def volumes_ml(labels: Tensor, affine: np.ndarray) -> dict[str, float]:
+    """The volume of each structure in mL, under `<name>_ml`, in a map of classes whose affine goes to millimetres."""
+    ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
+    counts = torch.bincount(labels.flatten().long(), minlength=len(STRUCTURES)) * ml
+    return {f"{name}_ml": float(counts[i]) for i, (name, _) in enumerate(STRUCTURES) if i}

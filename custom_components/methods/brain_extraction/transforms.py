@@ -24,7 +24,7 @@ from ...transforms.labels import load_labels_for
 from ...transforms.scan_paths import ScanPath, release, source_in
 from ...vocabulary import Data, Item
 from .segmenter import BrainSegmenter, brain_mask, label_map, network_input
-from .structures import STRUCTURES
+from .structures import STRUCTURES, volumes_ml
 
 KINDS = ("mask", "stripped", "labels")
 ANSWERS = ("labels", "mask")
@@ -143,8 +143,7 @@ class HeadMapsd(Transform):
         ml = abs(float(np.linalg.det(volume.file_affine[:3, :3]))) / 1000
         measures: dict[str, object] = {"image": str(volume.path), "brain_ml": float(mask.sum()) * ml}
         if labels:
-            counts = torch.bincount(pred.flatten().long(), minlength=len(STRUCTURES)) * ml
-            measures |= {f"{name}_ml": float(counts[i]) for i, (name, _) in enumerate(STRUCTURES) if i}
+            measures |= volumes_ml(pred, volume.file_affine)
         if labels and data.get("label_path"):
             measures |= _overlaps(pred, data["label_path"], volume)
         image = volume.meta_tensor(volume.data)

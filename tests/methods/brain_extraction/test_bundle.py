@@ -69,7 +69,7 @@ def test_strip_writes_masks_and_images_on_the_own_grids(heads, tmp_path):
 
 
 def test_segment_writes_label_maps_and_volumes(heads, tmp_path):
-    segment(str(heads / "a.nii.gz"), output=str(tmp_path), weights=str(heads / "weights.pt"))
+    segment(str(heads / "a.nii.gz"), output=str(tmp_path), weights=str(heads / "weights.pt"), atlases=0)
     labels = np.asarray(nib.load(tmp_path / "a_labels.nii.gz").dataobj)
     (row,) = rows_of(tmp_path)
     for number, (name, _) in enumerate(STRUCTURES[1:], 1):
@@ -192,6 +192,7 @@ def test_the_exported_bundle_runs_without_the_package(heads, tmp_path):
     (folder,) = export_bundle(BUNDLE, tmp_path)
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert {"configs/evaluate.json", "models/model.pt", "scripts/methods/brain_extraction/network.py"} <= files
+    assert {"models/atlases.nii.gz", "models/atlases.csv", "models/atlases.json"} <= files
     item = json.dumps([{"image": str(heads / "a.nii.gz")}])
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/inference.json"]
     command += ["--dataset#data", item, "--output_dir", str(tmp_path / "out")]
