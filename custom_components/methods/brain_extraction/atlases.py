@@ -8,9 +8,9 @@ name and affine, voxel to RAS mm.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -53,7 +53,9 @@ def read_atlases(path: Path, number: int) -> list[Atlas]:
     ]
 
 
-def _rendered(ids: np.ndarray, person: dict[str, Any], render: BrainContrast, generator: torch.Generator) -> Atlas:
+def _rendered(
+    ids: np.ndarray, person: Mapping[str, object], render: BrainContrast, generator: torch.Generator
+) -> Atlas:
     labels = torch.from_numpy(ids.astype(np.int64))
     image = render(labels[None, None], render.draw(1, ids.shape, generator))[0, 0]
     frame, name = Frame(np.array(person["affine"])), MemoryName(f"atlas {person['name']}")
