@@ -12,7 +12,7 @@ import torch
 
 import custom_components as mz
 from benchmarks import study_t1t2 as study
-from benchmarks.study_pictures import draw
+from benchmarks.study_pictures import draw, rendered_pairs
 from custom_components.data.phantoms import write_phantom_scans
 
 
@@ -88,3 +88,15 @@ def test_measures_are_those_of_the_t1s_whatever_is_registered(people: Path, tmp_
     assert text.count("\n") == 4
     draw(tmp_path / "pictures.png", {"t1-t2 mind 80": registrar}, pairs)
     assert (tmp_path / "pictures.png").stat().st_size > 10_000
+
+
+def test_pictures_are_of_rendered_people_whose_thalamus_is_in_the_middle(test_data: Path, tmp_path: Path) -> None:
+    pairs = rendered_pairs(test_data / "labelmaps3d", tmp_path)
+    assert [pair["kind"] for pair in pairs] == list(study.KINDS)
+    images = {path: nib.load(path).get_fdata() for pair in pairs for path in (pair["moving"], pair["fixed"])}
+    assert {image.shape for image in images.values()} == {(160, 224)}
+    assert len(images) == 4
+    for image in images.values():
+        left, right = (image[part, 60:160].mean() for part in (slice(80), slice(80, None)))
+        assert abs(left - right) < 0.1 * (left + right)
+        assert image[:, :20].mean() != image[:, -20:].mean()
