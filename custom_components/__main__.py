@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from .commands import discover
 from .commands.words import checked, from_text
+from .memory import ask_for_large_pages
 from .runs import sentence
 
 
@@ -25,6 +26,7 @@ def main() -> None:
     """Entry point of the console script."""
     import fire
 
+    ask_for_large_pages()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for noisy in ("ignite", "monai", "py.warnings", "nibabel", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)

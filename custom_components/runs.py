@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
+from .memory import ask_for_large_pages
+
 PACKAGE = Path(__file__).resolve().parent
 
 # What MONAI says when a component, or an expression, of a config fails.
@@ -56,6 +58,8 @@ def _chain(error: BaseException) -> list[BaseException]:
 def start(seed: int | None = 0, *, deterministic: bool = True) -> None:
     """What `initialize` of every bundle does: errors become one sentence, and MONAI's random numbers get their seed.
 
+    A process of `python -m monai.bundle` also takes large pages of memory (`memory.ask_for_large_pages`).
+
     Args:
         seed: a whole number, or None for other numbers in each run.
         deterministic: with a seed, let cuDNN take the same kernels in each run. If false, it tries which are the
@@ -67,7 +71,9 @@ def start(seed: int | None = 0, *, deterministic: bool = True) -> None:
     import torch
     from monai.utils import set_determinism  # the command line has no time for monai before it knows the command
 
-    _end_with_a_sentence()
+    if _runs_a_bundle():
+        ask_for_large_pages()
+        _end_with_a_sentence()
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
         raise ValueError(f"expected a seed that is a whole number, got {seed!r}")
     if not isinstance(deterministic, bool):
@@ -77,14 +83,18 @@ def start(seed: int | None = 0, *, deterministic: bool = True) -> None:
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = False, True
 
 
-def _end_with_a_sentence() -> None:
-    """Let `python -m monai.bundle ...` end with one line and exit code 1 on an error, not with a traceback.
-
-    In any other program (a notebook, a server, a test) errors stay as they are. So they do where the environment
-    variable MORPHZOO_DEBUG is set, to see the traceback.
-    """
+def _runs_a_bundle() -> bool:
+    """Whether this is `python -m monai.bundle ...`, and no notebook, server or test."""
     program = getattr(sys.modules.get("__main__"), "__spec__", None)
-    if os.environ.get("MORPHZOO_DEBUG") or not getattr(program, "name", "").startswith("monai.bundle"):
+    return getattr(program, "name", "").startswith("monai.bundle")
+
+
+def _end_with_a_sentence() -> None:
+    """Let the program end with one line and exit code 1 on an error, not with a traceback.
+
+    Errors stay as they are where the environment variable MORPHZOO_DEBUG is set.
+    """
+    if os.environ.get("MORPHZOO_DEBUG"):
         return
     # The engines log an error on its way out, once each.
     logging.getLogger("ignite").setLevel(logging.CRITICAL)

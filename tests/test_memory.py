@@ -1,6 +1,10 @@
 """What cannot fit into memory is refused in one sentence, with the estimate and what to do."""
 
 import gzip
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -13,6 +17,24 @@ from custom_components.methods.voxelmorph_probabilistic.deformation import Gauss
 from custom_components.methods.voxelmorph_probabilistic.inference import SamplesInferer
 from custom_components.space import load_image
 from custom_components.space.fit import fitting_grid
+
+LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not LARGE_PAGES.is_file() or "[madvise]" not in LARGE_PAGES.read_text(), reason="large pages come on request"
+)
+@pytest.mark.parametrize(("given", "large"), [({}, True), ({"THP_MEM_ALLOC_ENABLE": "0"}, False)])
+def test_a_command_takes_large_pages_unless_the_environment_forbids_it(given, large):
+    script = "import workers; from custom_components.memory import ask_for_large_pages; ask_for_large_pages(); "
+    command = [sys.executable, "-c", script + "print(workers.page_faults(0))"]
+    names = ("MALLOC_", "THP_")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(names)} | given
+    folder = Path(__file__).parent
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
+    pages = 10_000_000 * 4 // 4096  # small ones of one array
+    assert (int(done.stdout) < pages) == large
 
 
 def test_memory_is_free_and_finite_here():
