@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -142,22 +143,40 @@ def images_in(given: Sequence[str], output: str | os.PathLike[str]) -> list[str]
 
 
 def finish(heads: Iterator[Head], output: str) -> Heads:
-    """Print each head as it comes, and write volumes.csv.
+    """Print each head as it comes, and write its row of volumes.csv.
+
+    Rows of images that were done earlier stay, as their files do; of one image what `strip` and `segment` found stands
+    in one row.
 
     Raises:
         RuntimeError: at the end, if images failed; the results of the others are there.
     """
     from ..files import write_table
 
-    done = []
+    done, path = [], Path(output) / "volumes.csv"
+    rows = _rows(path)
     for head in heads:
         print(head, flush=True)
         done.append(head)
+        earlier = {
+            name: value for name, value in rows.get(head.path, {}).items() if name not in ("warnings", "failure")
+        }
+        if head.failure is None:
+            rows[head.path] = {**earlier, **head.measures, "warnings": list(head.warnings)}
+        else:
+            rows[head.path] = {"image": head.path, **earlier, "failure": head.failure}
+        write_table(path, sorted(rows.values(), key=lambda row: "failure" in row))
     failed = [head for head in done if head.failure is not None]
-    rows = [{**head.measures, "warnings": list(head.warnings)} for head in done if head.failure is None]
-    rows += [{"image": head.path, "failure": head.failure} for head in failed]
-    write_table(Path(output) / "volumes.csv", rows)
     if failed:
         others = ", the others are done" if len(done) > len(failed) else ""
         raise RuntimeError(f"{len(failed)} of {len(done)} images failed{others}; {failed[0].failure}")
     return Heads(done, Path(output))
+
+
+def _rows(path: Path) -> dict[str, Row]:
+    """The rows of a table by their image, without empty cells; none if there is no table."""
+    if not path.is_file():
+        return {}
+    with open(path, newline="", encoding="utf-8") as file:
+        rows: list[Row] = [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
+    return {str(row["image"]): row for row in rows if row.get("image")}

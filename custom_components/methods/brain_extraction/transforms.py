@@ -195,7 +195,8 @@ class SaveHeadd(Transform):
         files = {kind: Path(self.output_dir) / f"{name}_{kind}.nii.gz" for kind in self.write}
         if not files:
             return release(data)
-        with publishing(self.output_dir, f"head {name}", {"image": volume.origin}) as scratch:
+        # Other kinds of the same image stay: one command writes masks into the folder, another label maps.
+        with publishing(self.output_dir, f"head {name}", {"image": volume.origin}, add=True) as scratch:
             for kind, path in files.items():
                 image, dtype = self._image(kind, data, volume)
                 write_image(scratch / path.name, image, volume.file_affine, dtype=dtype)

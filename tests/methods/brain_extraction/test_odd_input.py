@@ -167,3 +167,30 @@ def test_a_real_head_has_its_brain_in_any_field_of_view(test_data, kind):
         data = torch.maximum(data, noise)
     wanted = resample(truth.data.float(), truth.affine, grid, mode="nearest", fill=0.0) > 0
     assert dice(BrainSegmenter(WEIGHTS).mask(meta(data, grid)).as_tensor() > 0, wanted) > 0.94
+
+
+def test_what_strip_and_segment_find_stands_side_by_side(save, head, tmp_path):
+    path, output = save("head.nii.gz", head), tmp_path / "found"
+    strip(path, output=str(output))
+    segment(path, output=str(output), atlases=0)
+    kinds = ("labels", "mask", "stripped")
+    assert sorted(file.name for file in output.glob("*.nii.gz")) == [f"head_{kind}.nii.gz" for kind in kinds]
+    strip(path, output=str(output))
+    strip(save("other.nii.gz", head), output=str(output))
+    assert (output / "head_labels.nii.gz").is_file()
+    with open(output / "volumes.csv", newline="") as file:
+        rows = {Path(row["image"]).name: row for row in csv.DictReader(file)}
+    assert list(rows) == ["head.nii.gz", "other.nii.gz"]
+    assert rows["head.nii.gz"]["thalamus_ml"] != "" == rows["other.nii.gz"]["thalamus_ml"]
+    assert rows["head.nii.gz"]["brain_ml"] == rows["other.nii.gz"]["brain_ml"]
+
+
+def test_a_failure_of_an_earlier_run_goes_when_the_image_is_good(save, head, tmp_path):
+    path, output = save("head.nii.gz", head[:, :, 15]), tmp_path / "found"
+    with pytest.raises(RuntimeError, match="3-D"):
+        strip(path, output=str(output))
+    save("head.nii.gz", head)
+    strip(path, output=str(output))
+    with open(output / "volumes.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert "failure" not in row
