@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..checks import check_number, writable_folder
+from ..vocabulary import Row
 from .bundles import find_bundle, segments
 from .labelling import Labelling
 from .workflow import load_workflow
