@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..checks import check_number
+from ..notices import warn
 from ..vocabulary import Item
 from .bundles import DEFAULT_BUNDLE, atlases_of, overlay_path
 from .registrar import Registrar
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from ..space.volumes import Volume
 
 FUSION = "local"
+LIKENESS = 0.8  # Dice of the labelled voxels and the network's mask, below which one of them is wrong
 
 
 class Labelling:
@@ -70,6 +72,7 @@ class Labelling:
         if mask.any():
             fused = fuse(*self.proposals(volume), volume.data[0], FUSION)
             pred = MetaTensor(fused.view(mask.shape), meta=mask.meta)
+            _check_likeness(pred.as_tensor() > 0, mask.as_tensor() > 0, Path(volume.path).name)
         measures = item["measures"] | volumes_ml(pred, volume.file_affine)
         return {**item, "pred": pred, "measures": measures}
 
@@ -88,3 +91,10 @@ class Labelling:
                 found = self.registrar(atlas.image, volume.path, label_moving=atlas.labels)
             labels[k], images[k] = (one.as_tensor().reshape(size) for one in (found.warped_label, found.warped))
         return labels, images
+
+
+def _check_likeness(labelled: Tensor, brain: Tensor, name: str) -> None:
+    """Warn if atlases and network, which know nothing of each other, see the brain in different places."""
+    dice = 2 * float((labelled & brain).sum()) / max(1.0, float(labelled.sum() + brain.sum()))
+    if dice < LIKENESS:
+        warn(f"{name}: the atlases' labels and the brain mask overlap by a Dice of {dice:.2f} only: look at both")

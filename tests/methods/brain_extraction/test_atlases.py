@@ -26,6 +26,7 @@ from custom_components.evaluation.overlap import label_overlap
 from custom_components.methods.brain_extraction.atlases import read_atlases
 from custom_components.methods.brain_extraction.segmenter import BrainSegmenter
 from custom_components.methods.brain_extraction.structures import STRUCTURES, class_table, volumes_ml
+from custom_components.notices import collecting
 from custom_components.space.volumes import load_image
 from custom_components.synthesis.brains import BrainContrast
 from custom_components.transforms.scan_paths import ScanPath
@@ -114,6 +115,21 @@ def test_where_no_brain_was_found_nothing_is_registered(odd_head, monkeypatch):
     found = Labelling(BUNDLE, 1)(item)
     assert not found["pred"].any()
     assert found["measures"] == {"brain_ml": 0.0, **volumes_ml(mask, volume.file_affine)}
+
+
+@pytest.mark.parametrize(("shift", "warned"), [(0, False), (12, True)])
+def test_labels_that_are_not_where_the_mask_is_are_told(odd_head, monkeypatch, shift, warned):
+    volume = load_image(odd_head[0])
+    size = volume.data.shape[1:]
+    mask = torch.zeros(1, *size, dtype=torch.uint8)
+    mask[:, 20:40, 20:30, 20:60] = 1
+    proposals = mask.roll(shift, 1), torch.rand(1, *size)
+    monkeypatch.setattr(Labelling, "proposals", lambda self, volume: proposals)
+    item = {"image_path": ScanPath(volume), "mask": MetaTensor(mask), "measures": {}}
+    with collecting() as warnings:
+        Labelling(BUNDLE, 1)(item)
+    assert bool(warnings) == warned
+    assert not warned or "overlap by a Dice of 0.40" in warnings[0]
 
 
 def test_without_atlases_the_labels_are_the_networks(odd_head, tmp_path):
