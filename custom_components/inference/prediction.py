@@ -87,6 +87,10 @@ class Refinement(Protocol):
 class Precision:
     """Runs networks in a floating-point precision; their output, and all fields, stay in float32.
 
+    Small volumes are trained in float32 on CPUs, whatever the precision: in bfloat16 oneDNN's gradient for the weights
+    of a 3-D convolution reads memory that nobody wrote where its input has two voxels along the first axis (found with
+    torch 2.13 on an AMD EPYC; 1, 3 and more voxels are right). No network here divides an axis by more than 16.
+
     Args:
         name: "float32", or "bfloat16" or "float16" for autocast. On CPUs with bfloat16 units this is faster
             (docs/benchmarks.md); training in float16 needs the trainer's `amp=True`.
@@ -94,18 +98,23 @@ class Precision:
         ValueError: for another name.
     """
 
+    SMALL = 48  # voxels along the first axis, of which a sixteenth can be two
+
     def __init__(self, name: str = "float32") -> None:
         if name not in ("float32", "bfloat16", "float16"):
             raise ValueError(f"expected precision float32, bfloat16 or float16, got {name!r}")
         self.name = name
 
-    def autocast(self, device: torch.device) -> torch.autocast:
-        """The context in which the network runs.
+    def autocast(self, image: Tensor) -> torch.autocast:
+        """The context in which the network sees an image (B, C, *S).
 
         Raises:
             ValueError: for bfloat16 on a GPU that only emulates it.
         """
-        dtype = getattr(torch, self.name)
+        device, dtype = image.device, getattr(torch, self.name)
+        small = image.ndim == 5 and image.shape[2] < self.SMALL
+        if device.type == "cpu" and small and torch.is_grad_enabled():
+            dtype = torch.float32
         if dtype == torch.bfloat16 and device.type == "cuda" and not _has_bfloat16():
             raise ValueError(
                 "this GPU has no bfloat16: give precision float32, or float16 (in a training with amp true)"
@@ -115,7 +124,7 @@ class Precision:
     def ask(self, network: Network, image: Tensor, **options: object) -> Any:
         """The network's answer as it comes, in whatever precision."""
         layout = torch.channels_last_3d if image.ndim == 5 else torch.channels_last
-        with self.autocast(image.device):
+        with self.autocast(image):
             return network(image.contiguous(memory_format=layout), **options)
 
     def run(self, network: Network, image: Tensor, **options: object) -> Tensor:

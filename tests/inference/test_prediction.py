@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -69,10 +74,49 @@ def test_unknown_words_are_refused(average):
 def test_bfloat16_is_refused_where_a_gpu_only_emulates_it(monkeypatch, has):
     monkeypatch.setattr(prediction, "_has_bfloat16", lambda: has)
     runs = [Precision(name).autocast for name in ("float32", "bfloat16")]
-    runs[0](torch.device("cuda"))
+    on_gpu = SimpleNamespace(device=torch.device("cuda"), ndim=4)
+    runs[0](on_gpu)
     if has:
-        runs[1](torch.device("cuda"))
+        runs[1](on_gpu)
     else:
         with pytest.raises(ValueError, match="this GPU has no bfloat16: give precision float32, or float16"):
-            runs[1](torch.device("cuda"))
-    runs[1](torch.device("cpu"))
+            runs[1](on_gpu)
+    runs[1](torch.rand(1, 2, 64, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("size", "trains", "dtype"),
+    [
+        ((32, 64, 64), True, torch.float32),
+        ((32, 64, 64), False, torch.bfloat16),
+        ((48, 32, 32), True, torch.bfloat16),
+        ((32, 32), True, torch.bfloat16),
+    ],
+)
+def test_small_volumes_are_trained_in_float32_on_a_cpu(size, trains, dtype):
+    seen = []
+    network = torch.nn.Conv3d(2, 3, 3) if len(size) == 3 else torch.nn.Conv2d(2, 3, 3)
+    network.register_forward_hook(lambda module, given, output: seen.append(output.dtype))
+    with torch.set_grad_enabled(trains):
+        Precision("bfloat16").run(network, torch.rand(1, 2, *size))
+    assert seen == [dtype]
+
+
+@pytest.mark.slow
+def test_no_gradient_reads_memory_that_nobody_wrote():
+    """A process whose freed memory is full of NaN trains a network on volumes of 32 voxels."""
+    script = """
+import torch
+from custom_components.inference.prediction import Precision
+from custom_components.networks.voxelmorph_unet import VoxelMorphUNet
+network, precision = VoxelMorphUNet(3), Precision("bfloat16")
+for _ in range(20):
+    for n in (1_000, 10_000, 100_000, 1_000_000):
+        torch.full((n,), torch.nan), torch.full((n,), torch.nan, dtype=torch.bfloat16)
+    network.zero_grad()
+    precision.run(network, torch.rand(1, 2, 32, 32, 32)).square().mean().backward()
+    assert all(torch.isfinite(p.grad).all() for p in network.parameters())
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "4294967296"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]

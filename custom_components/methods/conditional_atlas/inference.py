@@ -70,7 +70,7 @@ class TemplateInferer(Inferer):
         """
         scan: Tensor = plain(inputs)
         atlas: AtlasNetwork = unwrap(network)  # type: ignore[assignment]
-        with self.precision.autocast(scan.device):
+        with self.precision.autocast(scan):
             image, logits = atlas.template.render(attributes)
         if image.shape[1:] != scan.shape[1:]:
             raise ValueError(f"expected scans {tuple(image.shape[1:])} as the template, got {tuple(scan.shape[1:])}")

@@ -145,7 +145,7 @@ class SweepInferer(Inferer):
             answers = network.each(image[i : i + 1].contiguous(memory_format=layout), values[i])
             for k in range(self.sweep):
                 # The answer is computed here, not above; the field stays out of autocast.
-                with self.precision.autocast(image.device):
+                with self.precision.autocast(image):
                     parameters = next(answers)
                 ddf[i, k] = self.deformation(parameters.float().contiguous(), image.shape[2:])["ddf"][0]
         seconds = torch.full((len(image),), (time.perf_counter() - start) / len(image))
