@@ -16,11 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.experiments import bundle_config
-from benchmarks.gpu_speed import TIMED, Bench, smooth
-from custom_components.deformations.velocity import StationaryVelocity
-from custom_components.fields import warp
-from custom_components.losses.pair import pair_loss
+from benchmarks.gpu_speed import Bench, timed_networks
 
 SIZES = ([64, 80, 64], [80, 112, 96], [112, 144, 128], [160, 192, 224], [192, 224, 256])
 
@@ -48,25 +44,11 @@ def memory(device: torch.device, call: Callable[[], object]) -> float:
 
 def cases(device: torch.device, size: list[int]) -> dict[str, Callable[[], object]]:
     """A pair, and a training step of one pair, of each network that is timed."""
-    image = torch.cat([smooth([1, 1, *size], device), smooth([1, 1, *size], device)], 1)
-    deformation, loss, found = StationaryVelocity(), pair_loss(0.1, folding_weight=10.0), {}
-    for bundle in TIMED:
-        network = bundle_config(bundle, ["inference"]).get_parsed_content("network_def").to(device)
-        for precision in (torch.float32, torch.bfloat16):
-
-            def pair(network: torch.nn.Module = network, precision: torch.dtype = precision) -> dict[str, Tensor]:
-                with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-                    velocity = network(image).float()
-                fields = deformation(velocity, size)
-                return {**fields, "warped": warp(image[:, :1], fields["ddf"])}
-
-            def step(pair: Callable = pair) -> None:
-                loss(pair(), {"moving": image[:, :1], "fixed": image[:, 1:]}).backward()
-
-            kind = f"{bundle} {str(precision).removeprefix('torch.')} {'x'.join(map(str, size))}"
-            if device.type == "cuda":
-                found[f"pair {kind}"] = torch.no_grad()(pair)
-            found[f"training step {kind}"] = step
+    found: dict[str, Callable[[], object]] = {}
+    for timed in timed_networks(device, size, (torch.float32, torch.bfloat16)):
+        if device.type == "cuda":
+            found[f"pair {timed.name}"] = torch.no_grad()(timed.pair)
+        found[f"training step {timed.name}"] = timed.gradient
     return found
 
 

@@ -14,8 +14,9 @@ import json
 import platform
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -158,15 +159,22 @@ def operations(bench: Bench, size: list[int]) -> None:
     bench.row(f"LabelDice + gradient {name}", with_gradient(lambda: dice(field, *labels)), moved=voxels * 4 * 8)
 
 
-def networks(bench: Bench, size: list[int]) -> None:
-    """A pair through the networks, and a training step as the bundles' default loss asks for it."""
-    device, name = bench.device, "x".join(map(str, size))
+class Timed(NamedTuple):
+    """A pair through a network, and the gradient of the bundles' default loss."""
+
+    name: str
+    network: nn.Module
+    pair: Callable[[], object]
+    gradient: Callable[[], object]
+
+
+def timed_networks(device: torch.device, size: list[int], precisions: Sequence[torch.dtype]) -> Iterator[Timed]:
+    """The networks that are timed, each in each precision, with a pair of this size."""
     image = torch.cat([smooth([1, 1, *size], device), smooth([1, 1, *size], device)], 1)
     deformation, loss = StationaryVelocity(), pair_loss(0.1, folding_weight=10.0)
     for bundle in TIMED:
         network = bundle_config(bundle, ["inference"]).get_parsed_content("network_def").to(device)
-        optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
-        for precision in (torch.float32, torch.bfloat16) if device.type == "cuda" else (torch.float32,):
+        for precision in precisions:
 
             def pair(network: nn.Module = network, precision: torch.dtype = precision) -> dict[str, Tensor]:
                 with torch.autocast(device.type, precision, enabled=precision != torch.float32):
@@ -174,15 +182,27 @@ def networks(bench: Bench, size: list[int]) -> None:
                 fields = deformation(velocity, size)
                 return {**fields, "warped": warp(image[:, :1], fields["ddf"])}
 
-            def step(pair: Callable = pair, optimizer: torch.optim.Optimizer = optimizer) -> None:
-                optimizer.zero_grad()
+            def gradient(pair: Callable[[], dict[str, Tensor]] = pair) -> None:
                 loss(pair(), {"moving": image[:, :1], "fixed": image[:, 1:]}).backward()
-                optimizer.step()
 
-            kind = f"{bundle} {str(precision).removeprefix('torch.')} {name}"
-            with torch.no_grad():
-                bench.row(f"pair {kind}", pair)
-            bench.row(f"training step {kind}", step, repeats=3)
+            name = f"{bundle} {str(precision).removeprefix('torch.')} {'x'.join(map(str, size))}"
+            yield Timed(name, network, pair, gradient)
+
+
+def networks(bench: Bench, size: list[int]) -> None:
+    """A pair through the networks, and a training step as the bundles' default loss asks for it."""
+    precisions = (torch.float32, torch.bfloat16) if bench.device.type == "cuda" else (torch.float32,)
+    for timed in timed_networks(bench.device, size, precisions):
+        optimizer = torch.optim.Adam(timed.network.parameters(), lr=1e-4)
+
+        def step(timed: Timed = timed, optimizer: torch.optim.Optimizer = optimizer) -> None:
+            optimizer.zero_grad()
+            timed.gradient()
+            optimizer.step()
+
+        with torch.no_grad():
+            bench.row(f"pair {timed.name}", timed.pair)
+        bench.row(f"training step {timed.name}", step, repeats=3)
 
 
 def refinement(bench: Bench, size: list[int]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import torch
-from monai.transforms import Randomizable
+from monai.transforms import RandFlipd, Randomizable
 from monai.utils import get_seed
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -68,7 +68,9 @@ class TrainingPairs:
 
         `data` takes the place of the list: MONAI Label hands its items over as `train#dataset#data`.
         """
-        flip = RandomFlip(self.flip_probability) if self.flip_probability else None
+        flip = None
+        if self.flip_probability:
+            flip = RandFlipd(_FLIPPED, prob=self.flip_probability, spatial_axis=0, allow_missing_keys=True)
         return self._dataset(section, data, flip, num_pairs, shuffle)
 
     def validation(
@@ -100,27 +102,6 @@ class TrainingPairs:
         except ValueError as error:
             place = "" if data is not None else f" (section {section!r} of {self.data_list})"
             raise ValueError(f"{error}{place}") from error
-
-
-class RandomFlip(Randomizable):
-    """Mirror a pair along its first axis, images, labels, masks and all, where it is.
-
-    Args:
-        probability: of doing so.
-    """
-
-    def __init__(self, probability: float) -> None:
-        self.probability = probability
-
-    def randomize(self, data: object = None) -> bool:
-        """Whether the next pair is mirrored."""
-        return bool(self.R.rand() < self.probability)
-
-    def __call__(self, pair: Entry) -> Entry:
-        """The pair, its tensors (C, *S)."""
-        if not self.randomize():
-            return pair
-        return {key: value.flip(1) if key in _FLIPPED else value for key, value in pair.items()}
 
 
 class ScanPairDataset(Dataset[Entry], Randomizable):

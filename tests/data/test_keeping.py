@@ -4,12 +4,12 @@ import logging
 
 import pytest
 import torch
-from monai.transforms import Compose, RandFlipd
+from monai.transforms import Compose
 
 from custom_components.data import keeping
 from custom_components.data.keeping import ScanCache
 from custom_components.data.lists import load_list
-from custom_components.data.pairs import RandomFlip, ScanPairDataset, TrainingPairs
+from custom_components.data.pairs import ScanPairDataset, TrainingPairs
 from custom_components.training.engines import loader
 from custom_components.transforms.scan import LoadScand
 
@@ -70,18 +70,6 @@ def test_room_decides_where_scans_are_kept_and_the_log_says_so(monkeypatch, capl
 def test_another_cache_is_refused():
     with pytest.raises(ValueError, match="expected a cache out of auto, device, memory, none, got 'disk'"):
         TrainingPairs("list.json", None, None, cache="disk")
-
-
-def test_pairs_are_mirrored_as_monai_mirrors_them():
-    keys = ["moving", "fixed", "label_moving", "mask_fixed"]
-    pairs = [{**{key: torch.rand(1, 4, 5, 6) for key in keys}, "note": "text"} for _ in range(20)]
-    ours, theirs = RandomFlip(0.5), RandFlipd(keys, prob=0.5, spatial_axis=0)
-    for flip in (ours, theirs):
-        flip.set_random_state(seed=3)
-    for pair in pairs:
-        mine, other = ours(pair), theirs(dict(pair))
-        assert mine["note"] == "text"
-        assert all(torch.equal(mine[key], torch.as_tensor(other[key])) for key in keys)
 
 
 def test_an_epoch_without_mirroring_has_none(phantom_list):
