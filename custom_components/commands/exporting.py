@@ -57,7 +57,7 @@ _USAGE = """## Additional Usage Steps
 This folder is complete. Run these commands in it; settings of a config can follow by their names.
 
     python -m monai.bundle run --config_file configs/inference.json --dataset#data "[{item}]" --output_dir out
-    python -m monai.bundle run --config_file configs/train.json --dataset_dir DIR --data_list LIST --ckpt_dir runs/x
+    python -m monai.bundle run --config_file configs/train.json --dataset_dir DIR --data_list LIST --output_dir runs/x
     python -m monai.bundle run --config_file "['configs/train.json','configs/smoke.json']" --dataset_dir DIR
 
 To run them from another folder, put this one on PYTHONPATH. On this page, `morphzoo` and everything in `bundles/`,

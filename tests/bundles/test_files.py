@@ -124,6 +124,16 @@ def test_every_id_an_overlay_overrides_exists(bundle):
             assert not parent or parent in parser, f"{overlay}.json overrides {name}, and {base}.json has no {parent}"
 
 
+def test_a_training_does_not_replace_the_shipped_weights(bundle):
+    parser = ConfigParser()
+    parser.read_config(bundle / "configs" / "train.json")
+    parser["bundle_root"] = str(bundle)
+    shipped = bundle / "models"
+    for name in ("ckpt_dir", "output_dir"):
+        folder = Path(parser.get_parsed_content(name))
+        assert shipped not in (folder, *folder.parents)
+
+
 @pytest.mark.parametrize("weights", WEIGHTS, ids=lambda path: f"{path.parents[1].name}-{path.stem}")
 def test_shipped_weights_have_a_sidecar_of_their_own(weights):
     sidecar = json.loads(sidecar_path(weights).read_text())
