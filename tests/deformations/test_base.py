@@ -6,6 +6,7 @@ import torch
 from custom_components import fields
 from custom_components.deformations.affine import AffineMap
 from custom_components.deformations.base import Deformation
+from custom_components.deformations.bspline import BSplineDeformation
 from custom_components.deformations.kernels import MultiGaussianKernel
 from custom_components.deformations.momentum import VectorMomentum
 from custom_components.deformations.velocity import Displacement, StationaryVelocity
@@ -17,6 +18,7 @@ DEFORMATIONS: list[Deformation] = [
     StationaryVelocity(),
     Displacement(stride=2),
     GaussianVelocity(),
+    BSplineDeformation(4),
     VectorMomentum(KERNEL, num_steps=4),
     VectorMomentum(KERNEL, num_steps=4, stationary=True),
     VectorMomentum(KERNEL, (1.0, 1.5, 2.0), num_steps=4, quantity="root"),
