@@ -17,7 +17,7 @@ MINUTES ?= 14
 OUTPUT ?= gpu_output
 DEVICE ?= cuda
 
-.PHONY: help demo test test-fast lint bench gpu clean
+.PHONY: help demo test test-fast lint bench docs gpu clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ lint: $(STAMP)  ## format, style, types, layers
 
 bench: $(STAMP)  ## speed, as ratios to MONAI in one run
 	$(BIN)/python -m benchmarks.bench
+
+docs: $(STAMP)  ## the site, in build/site
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/python -m mkdocs build --quiet --strict
 
 gpu:  ## correctness, speed, memory and trainings on a GPU; on a node with torch and wheels, too
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu --minutes $(MINUTES) --output $(OUTPUT) \
