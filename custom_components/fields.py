@@ -3,7 +3,7 @@
 Convention: fields have shape (B, D, *S), channel i moves along tensor axis i, in voxels; voxel centres lie at integer
 coordinates; grids are aligned at their corners. phi(x) = x + ddf(x) maps fixed to moving, `warped(x) = moving(phi(x))`.
 Every function takes 2-D and 3-D, any batch size, float32 and float64; lower precisions are raised to float32.
-This is the only module that calls `grid_sample`.
+Images are looked up here alone; `repeatable.grid_sample` is called by no other module.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import repeatable
+
 Value = TypeVar("Value")
 
 _MODES = {"linear": "bilinear", "nearest": "nearest"}
-
-
-_INTERPOLATE = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 def identity_grid(
@@ -168,8 +167,7 @@ def resize_field(field: Tensor, size: Sequence[int]) -> Tensor:
         return field
     factors = [(new - 1) / (n - 1) if n > 1 and new > 1 else 1.0 for new, n in zip(size, old, strict=True)]
     scale = per_channel(factors, field)
-    resized = F.interpolate(field, size=tuple(size), mode=_INTERPOLATE[len(old)], align_corners=True)
-    return resized * scale
+    return repeatable.resize(field, size) * scale
 
 
 def resize_map(values: Tensor, size: Sequence[int]) -> Tensor:
@@ -177,7 +175,7 @@ def resize_map(values: Tensor, size: Sequence[int]) -> Tensor:
     their own."""
     if tuple(values.shape[2:]) == tuple(size):
         return values
-    return F.interpolate(values, size=tuple(size), mode=_INTERPOLATE[len(size)], align_corners=True)
+    return repeatable.resize(values, size)
 
 
 def spatial_gradient(field: Tensor) -> Tensor:
@@ -340,11 +338,9 @@ def _grid_sample(image: Tensor, grid: Tensor, mode: str, padding: str) -> Tensor
     slabs = torch.get_num_threads() if image.device.type == "cpu" else 1
     rows, rest = grid.shape[1], grid[0, 0].numel()
     if slabs < 2 or batch >= slabs or rows < slabs or rows * rest < 16384:
-        return F.grid_sample(image, grid, mode=mode, padding_mode=padding, align_corners=True)
+        return repeatable.grid_sample(image, grid, mode, padding)
     if rows % slabs:
         grid = torch.cat([grid, grid[:, -1:].expand(-1, slabs - rows % slabs, *grid.shape[2:])], 1)
     images = image.unsqueeze(1).expand(batch, slabs, *image.shape[1:]).flatten(0, 1)
-    parts = F.grid_sample(
-        images, grid.unflatten(1, (slabs, -1)).flatten(0, 1), mode=mode, padding_mode=padding, align_corners=True
-    )
+    parts = repeatable.grid_sample(images, grid.unflatten(1, (slabs, -1)).flatten(0, 1), mode, padding)
     return parts.unflatten(0, (batch, slabs)).movedim(1, 2).flatten(2, 3).narrow(2, 0, rows)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RandomState:
-    """The state of every global generator, MONAI's seed, and what cuDNN may choose."""
+    """The state of every global generator, MONAI's seed, and what a GPU may choose."""
 
     python: object
     numpy: object
@@ -23,13 +23,16 @@ class RandomState:
     cuda: list[Tensor]
     seed: int | None
     cudnn: tuple[bool, bool]
+    deterministic: tuple[bool, bool]
 
     @classmethod
     def now(cls) -> RandomState:
         """The state as it is."""
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
         cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
-        return cls(random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda, misc.get_seed(), cudnn)  # noqa: NPY002
+        known = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+        numbers = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+        return cls(*numbers, cuda, misc.get_seed(), cudnn, known)
 
     def restore(self) -> None:
         """Make it the state again."""
@@ -40,6 +43,7 @@ class RandomState:
             torch.cuda.set_rng_state_all(self.cuda)
         misc._seed = self.seed
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = self.cudnn
+        torch.use_deterministic_algorithms(self.deterministic[0], warn_only=self.deterministic[1])
 
 
 @contextmanager

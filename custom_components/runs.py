@@ -55,18 +55,19 @@ def _chain(error: BaseException) -> list[BaseException]:
     return chain
 
 
-def start(seed: int | None = 0, *, deterministic: bool = True) -> None:
+def start(seed: int | None = 0, *, deterministic: bool | None = None) -> None:
     """What `initialize` of every bundle does: errors become one sentence, and MONAI's random numbers get their seed.
 
     A process of `python -m monai.bundle` also takes large pages of memory (`memory.ask_for_large_pages`).
 
     Args:
         seed: a whole number, or None for other numbers in each run.
-        deterministic: with a seed, let cuDNN take the same kernels in each run. If false, it tries which are the
-            fastest for each size. Either way a GPU adds the gradients of warps and the sums of labels in any order:
-            their last digits differ from run to run.
+        deterministic: what a GPU may do in another way in each run. None: with a seed, cuDNN takes the same kernels.
+            True: so does every other operation, those of `repeatable` in a way of their own; torch warns of one that
+            has none. False: cuDNN tries which kernels are the fastest for each size, and sums are added in any order:
+            last digits differ from run to run.
     Raises:
-        ValueError: if the seed is neither, or `deterministic` is no bool.
+        ValueError: if the seed is neither, or `deterministic` none of them.
     """
     import torch
     from monai.utils import set_determinism  # the command line has no time for monai before it knows the command
@@ -76,11 +77,15 @@ def start(seed: int | None = 0, *, deterministic: bool = True) -> None:
         _end_with_a_sentence()
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
         raise ValueError(f"expected a seed that is a whole number, got {seed!r}")
-    if not isinstance(deterministic, bool):
+    if deterministic is not None and not isinstance(deterministic, bool):
         raise ValueError(f"expected deterministic true or false, got {deterministic!r}")
     set_determinism(seed=seed)
-    if not deterministic:
+    if deterministic is False:
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = False, True
+    if torch.cuda.is_available():
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # of fixed size, which torch asks for
+        torch.use_deterministic_algorithms(deterministic is True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _runs_a_bundle() -> bool:

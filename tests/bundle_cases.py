@@ -45,6 +45,18 @@ def with_ages(folder: Path) -> Path:
     return folder
 
 
+def label_maps(scans: Path, folder: Path) -> Path:
+    """The phantoms' label maps without their images, as a data set of its own."""
+    sections = read_json(scans / "datalist.json")
+    maps = {
+        name: [{**scan, "label": str(scans / scan["label"])} for scan in sections[name] if scan.pop("image")]
+        for name in ("training", "validation")
+    }
+    (folder / "datalist.json").write_text(json.dumps(maps))
+    (folder / "labels.csv").write_text(STATISTICS)
+    return folder
+
+
 def has_template(bundle: Path) -> bool:
     """Whether it registers single scans, each to the bundle's own template."""
     return "conditions" in read_json(bundle / "configs" / "inference.json")

@@ -1,5 +1,6 @@
 """How a run starts, and the one sentence with which it ends on an error."""
 
+import os
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import torch
 from bundle_cases import EVERY_BUNDLE, OVERLAYS, REPOSITORY, read_json
 
 from custom_components import files, runs, weights
+from custom_components.random_numbers import RandomState
 
 
 def caught(call) -> BaseException:
@@ -84,6 +86,22 @@ def test_a_run_that_need_not_be_deterministic_lets_cudnn_choose(deterministic, m
         assert torch.backends.cudnn.benchmark != deterministic
     finally:
         runs.start(None)
+
+
+@pytest.mark.parametrize("deterministic", [True, False, None])
+def test_on_a_gpu_every_operation_is_deterministic_if_asked_for(deterministic, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    before = RandomState.now()
+    try:
+        runs.start(None, deterministic=deterministic)
+        assert torch.are_deterministic_algorithms_enabled() == bool(deterministic)
+        assert not deterministic or torch.is_deterministic_algorithms_warn_only_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        monkeypatch.undo()
+        before.restore()
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_deterministic_is_true_or_false():

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checks import check_number
 from ..fields import transform_points
+from ..repeatable import block_means
 from ..vocabulary import Batch
 
 LANDMARKS = ("landmarks_moving", "landmarks_fixed", "landmarks_mm")
@@ -42,10 +42,9 @@ class LandmarkDistance(nn.Module):
         """
         moving, fixed, mm = (batch[key].to(ddf) for key in LANDMARKS)
         width = [2 * round(self.radius_mm / float(size)) + 1 for size in mm[0, 0]]
-        pool = F.avg_pool2d if ddf.ndim == 4 else F.avg_pool3d
         for axis, n in enumerate(width):
             kernel = [n if i == axis else 1 for i in range(len(width))]
-            ddf = pool(ddf, kernel, 1, [k // 2 for k in kernel], count_include_pad=False)
+            ddf = block_means(ddf, kernel, stride=1, padding=True)
         squares = ((transform_points(fixed, ddf) - moving) * mm).square().sum(-1)
         return ((squares + _SMOOTH_MM**2).sqrt() - _SMOOTH_MM).mean()
 

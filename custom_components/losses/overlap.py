@@ -10,6 +10,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from ..constants import Constant, filled
 from ..fields import warp
+from .label_sums import label_sums
 
 
 class LabelDice(nn.Module):
@@ -59,7 +60,7 @@ class LabelDice(nn.Module):
             torch.where((labels >= 0) & (labels < num), labels.long(), num).flatten(1) for labels in (moving, fixed)
         ]
         overlap, mass = _Overlap.apply(ddf, *maps, num + 1)
-        count = _bin_sums(torch.ones_like(maps[1], dtype=overlap.dtype), maps[1], num + 1)
+        count = label_sums(torch.ones_like(maps[1], dtype=overlap.dtype), maps[1], num + 1)
         overlap, total = overlap[:, chosen], (mass + count)[:, chosen]
         if self.pooled:
             overlap, total = overlap.sum(1), total.sum(1)
@@ -138,10 +139,10 @@ class _Overlap(torch.autograd.Function):
     def forward(ctx: _OverlapContext, ddf: Tensor, moving: Tensor, fixed: Tensor, num: int) -> tuple[Tensor, Tensor]:
         dtype = torch.float64 if ddf.dtype == torch.float64 else torch.float32
         neighbours, weights, inside = _neighbours(ddf.to(dtype), moving)
-        overlap = _bin_sums(_interpolate([(n == fixed).to(dtype) for n in neighbours], weights), fixed, num)
+        overlap = label_sums(_interpolate([(n == fixed).to(dtype) for n in neighbours], weights), fixed, num)
         mass = torch.zeros_like(overlap)
         for i, labels in enumerate(neighbours):
-            mass += _bin_sums(_corner(weights, i), labels, num)
+            mass += label_sums(_corner(weights, i), labels, num)
         ctx.save_for_backward(fixed, *neighbours, *weights, *inside)
         ctx.shape, ctx.dtype = ddf.shape, ddf.dtype
         return overlap, mass
@@ -193,8 +194,3 @@ def _interpolate(values: Sequence[Tensor], weights: Sequence[Tensor], derivative
         else:
             values = [torch.addcmul(low, weight, step) for low, step in zip(values[:half], steps, strict=True)]
     return values[0]
-
-
-def _bin_sums(values: Tensor, labels: Tensor, num: int) -> Tensor:
-    """Sum of values (B, N) over the voxels of each label, (B, num)."""
-    return values.new_zeros(values.shape[0], num).scatter_add_(1, labels.long(), values)

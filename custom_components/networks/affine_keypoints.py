@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..affine import affine_to_ddf, centred_to_voxel, compose_affine
 from ..fields import at_least_float32, warp
-from .blocks import average_pool, check_pair, convolution, initialize_layers, pad_to_multiple
+from .blocks import AveragePool, check_pair, convolution, initialize_layers, pad_to_multiple
 
 
 class AffineKeypointNetwork(nn.Module):
@@ -75,7 +75,7 @@ class AffineKeypointNetwork(nn.Module):
         for level, n_out in enumerate(list(widths) + [widths[-1]] * depth):
             layers += [convolution(spatial_dims, n_in, n_out, bias=False), nn.LeakyReLU(0.2)]
             if level < len(widths):
-                layers.append(average_pool(spatial_dims))
+                layers.append(AveragePool())
             layers.append(_UnitPower())
             n_in = n_out
         self.detector = nn.Sequential(*layers, convolution(spatial_dims, n_in, num_points, bias=False))

@@ -5,8 +5,11 @@ Everything here that a network's `forward` calls works under TorchScript.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..repeatable import block_means
 
 
 def convolution(
@@ -31,10 +34,21 @@ def max_pool(spatial_dims: int, *, ceil_mode: bool = False) -> nn.Module:
     return layer(2, ceil_mode=ceil_mode)
 
 
-def average_pool(spatial_dims: int, width: int = 2, *, stride: int | None = None, padding: int = 0) -> nn.Module:
-    """The mean of each window; what is padded does not count."""
-    layer = nn.AvgPool3d if spatial_dims == 3 else nn.AvgPool2d
-    return layer(width, stride, padding, count_include_pad=False)
+class AveragePool(nn.Module):
+    """The mean of each window of `width` voxels, an odd one with `padding`; what is padded does not count."""
+
+    def __init__(self, width: int = 2, *, stride: int | None = None, padding: bool = False) -> None:
+        super().__init__()
+        self.width, self.padding = width, padding
+        self.stride = width if stride is None else stride
+
+    def forward(self, image: Tensor) -> Tensor:
+        beyond = self.width // 2 if self.padding else 0
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            if image.ndim == 4:
+                return F.avg_pool2d(image, self.width, self.stride, beyond, count_include_pad=False)
+            return F.avg_pool3d(image, self.width, self.stride, beyond, count_include_pad=False)
+        return block_means(image, [self.width] * (image.ndim - 2), stride=self.stride, padding=self.padding)
 
 
 def initialize_layers(network: nn.Module, slope: float = 0.0) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from .noise import Draw, Range, uniform
@@ -42,20 +41,24 @@ def thick_slices(image: Tensor, stride: Tensor) -> Tensor:
         stride: shape (B, D), whole numbers of voxels per slice along each axis; 1 changes nothing.
     """
     for axis in range(image.ndim - 2):
-        n = image.shape[axis + 2]
-        position = torch.arange(n, device=image.device, dtype=image.dtype)
-        step = stride[:, axis : axis + 1].to(image.dtype)
-        sums = F.pad(image.movedim(axis + 2, -1).cumsum(-1, dtype=torch.float64), (1, 0))
-        centre = ((position - (step - 1) / 2) / step).clamp(min=0)
-        last = torch.div(n - 1, step, rounding_mode="floor")
-        below = centre.floor().clamp(max=last)
-        above = (below + 1).clamp(max=last)
-        values = []
-        for slab in (below, above):
-            shape = (image.shape[0], *[1] * (image.ndim - 2), n)
-            start = (slab * step).long().view(shape).expand(*sums.shape[:-1], n)
-            stop = ((slab + 1) * step).clamp(max=n).long().view(shape).expand_as(start)
-            values.append((sums.gather(-1, stop) - sums.gather(-1, start)) / (stop - start))
-        share = (centre - below).clamp(0, 1).view(image.shape[0], *[1] * (image.ndim - 2), n)
-        image = torch.lerp(values[0], values[1], share.double()).to(image.dtype).movedim(-1, axis + 2)
+        shares = _shares(image.shape[axis + 2], stride[:, axis].to(image.dtype))
+        rows = image.movedim(axis + 2, -1)
+        # A product, since on a GPU the sum of so many voxels that come one after another depends on the run.
+        with torch.autocast(image.device.type, enabled=False):
+            means = torch.bmm(rows.flatten(1, -2), shares.mT)
+        image = means.view(rows.shape).movedim(-1, axis + 2)
     return image
+
+
+def _shares(n: int, step: Tensor) -> Tensor:
+    """What each of n voxels in a row takes of each, (B, n, n), for slabs of `step` (B,) voxels."""
+    position, step = torch.arange(n, device=step.device, dtype=step.dtype), step[:, None]
+    centre = ((position - (step - 1) / 2) / step).clamp(min=0)
+    last = torch.div(n - 1, step, rounding_mode="floor")
+    below = centre.floor().clamp(max=last)
+    above = (below + 1).clamp(max=last)
+    means = []
+    for slab in (below, above):
+        start, stop = (slab * step)[..., None], ((slab + 1) * step).clamp(max=n)[..., None]
+        means.append(((position >= start) & (position < stop)) / (stop - start))
+    return torch.lerp(means[0], means[1], (centre - below).clamp(0, 1)[..., None])

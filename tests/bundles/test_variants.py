@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -16,8 +15,8 @@ from bundle_cases import (
     OVERLAYS,
     RENDERED,
     REPOSITORY,
-    STATISTICS,
     TINY,
+    label_maps,
     needs,
     network_of,
     read_curve,
@@ -79,18 +78,6 @@ def test_it_trains_in_bfloat16_as_it_does_on_a_cpu_unless_told_otherwise(bundle,
     data, settings = plane(bundle, scans, tmp_path)
     losses = train(bundle, data, tmp_path, "train_2d.json", **settings, max_epochs=1, precision="bfloat16")
     assert np.isfinite(losses).all()
-
-
-def label_maps(scans: Path, folder: Path) -> Path:
-    """The phantoms' label maps without their images, as a data set of its own."""
-    sections = read_json(scans / "datalist.json")
-    maps = {
-        name: [{**scan, "label": str(scans / scan["label"])} for scan in sections[name] if scan.pop("image")]
-        for name in ("training", "validation")
-    }
-    (folder / "datalist.json").write_text(json.dumps(maps))
-    (folder / "labels.csv").write_text(STATISTICS)
-    return folder
 
 
 def test_label_maps_alone_train(bundle, scans, tmp_path):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from custom_components.networks.blocks import (
-    average_pool,
+    AveragePool,
     check_pair,
     check_spatial_dims,
     convolution,
@@ -36,13 +36,13 @@ def test_transposed_convolution_doubles_the_size(size):
 @both
 def test_pools_take_blocks_of_two_voxels(size):
     image = torch.rand(1, 1, *size)
-    for pool, reduce in ((max_pool(len(size)), torch.amax), (average_pool(len(size)), torch.mean)):
+    for pool, reduce in ((max_pool(len(size)), torch.amax), (AveragePool(), torch.mean)):
         block = image[(0, 0, *[slice(2, 4)] * len(size))]
         assert torch.isclose(pool(image)[(0, 0, *[1] * len(size))], reduce(block))
 
 
 def test_voxels_that_padding_adds_do_not_count_in_a_mean():
-    assert torch.equal(average_pool(2, 3, stride=2, padding=1)(torch.ones(1, 1, 5, 5)), torch.ones(1, 1, 3, 3))
+    assert torch.equal(AveragePool(3, stride=2, padding=True)(torch.ones(1, 1, 5, 5)), torch.ones(1, 1, 3, 3))
 
 
 @both

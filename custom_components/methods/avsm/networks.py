@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ...affine import centred_to_voxel, voxel_to_centred
 from ...fields import at_least_float32
 from ...networks.blocks import check_pair, convolution, initialize_layers, max_pool, pad_to_multiple
+from ...repeatable import block_means, cell_means
 
 
 class AffineNetwork(nn.Module):
@@ -60,13 +61,12 @@ class AffineNetwork(nn.Module):
             )
         if size is not None and (len(size) != spatial_dims or min(size) < 1):
             raise ValueError(f"expected a size of {spatial_dims} axes, got {tuple(size)}")
-        average = nn.AdaptiveAvgPool3d if spatial_dims == 3 else nn.AdaptiveAvgPool2d
         self.spatial_dims = spatial_dims
         self.size = None if size is None else list(size)
         n = features
         self.shared = _block(spatial_dims, 1, n)
         self.trunk = _trunk(spatial_dims, n)
-        self.average: nn.Module = average(cells) if size is None else nn.Identity()
+        self.average: nn.Module = _CellMeans(cells) if size is None else nn.Identity()
         flat = n // 4
         for side in [cells] * spatial_dims if size is None else size:
             flat *= side if size is None else -(-side // 32)
@@ -86,6 +86,21 @@ class AffineNetwork(nn.Module):
         d = self.spatial_dims
         difference = at_least_float32(self.matrix(self.hidden(x.flatten(1)))).view(-1, d, d + 1)
         return difference + torch.eye(d, d + 1, dtype=difference.dtype, device=difference.device)
+
+
+class _CellMeans(nn.Module):
+    """The means of so many cells along each axis."""
+
+    def __init__(self, cells: int) -> None:
+        super().__init__()
+        self.cells = cells
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            if x.ndim == 4:
+                return F.adaptive_avg_pool2d(x, self.cells)
+            return F.adaptive_avg_pool3d(x, self.cells)
+        return cell_means(x, self.cells)
 
 
 def _trunk(dims: int, n: int) -> nn.Sequential:
@@ -133,7 +148,10 @@ class AffineMomentumNetwork(nn.Module):
             raise ValueError(f"expected the part 'affine' or 'momentum', got {part!r}")
         size, s = image.shape[2:], self.shrink
         padded = pad_to_multiple(image, s)
-        small = F.avg_pool3d(padded, s) if len(size) == 3 else F.avg_pool2d(padded, s)
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            small = F.avg_pool3d(padded, s) if len(size) == 3 else F.avg_pool2d(padded, s)
+        else:
+            small = block_means(padded, [s] * len(size))
         matrix = centred_to_voxel(self.affine(small), small.shape[2:])
         # A block's mean lies at its middle: voxel i of the small grid is s * i + (s - 1) / 2 of the full one.
         linear, middle = matrix[:, :, :-1], (s - 1) / 2

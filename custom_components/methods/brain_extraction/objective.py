@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from monai.inferers import Inferer
 from torch import Tensor, nn
 
+from ...losses.label_sums import label_sums
 from ...vocabulary import Batch, Output, Result
 
 _LEAST = 0.01  # Dice that a structure has at least in the logarithm
@@ -40,24 +41,25 @@ class SegmentationLoss:
         classes = targets["label_moving"][:, :, first :: self.stride].flatten(2).long()
         logs = logits.float().log_softmax(1)
         entropy = -logs.gather(1, classes).mean()
-        dice = _soft_dice(logs.exp(), classes)
-        pred["terms"] = {"cross_entropy": entropy.detach(), "dice": dice.detach().sum() / max(1, len(dice))}
-        return entropy - self.dice_weight * (dice + _LEAST).log().sum() / max(1, len(dice))
+        dice, shown = _soft_dice(logs.exp(), classes)
+        number = shown.sum().clamp(min=1)
+        pred["terms"] = {"cross_entropy": entropy.detach(), "dice": (dice.detach() * shown).sum() / number}
+        return entropy - self.dice_weight * ((dice + _LEAST).log() * shown).sum() / number
 
 
-def _soft_dice(shares: Tensor, classes: Tensor) -> Tensor:
-    """The Dice of each structure (not of background) that occurs, of shares (B, K, N) and classes (B, 1, N)."""
+def _soft_dice(shares: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    """The Dice of each structure (not of background) of shares (B, K, N) and classes (B, 1, N), and which occur."""
     number = shares.shape[1]
-    flat = classes.transpose(0, 1).flatten()
-    hit = shares.gather(1, classes).transpose(0, 1).flatten()
-    both = torch.zeros(number, device=shares.device).index_add(0, flat, hit)
-    there = torch.bincount(flat, minlength=number)
+    hit = shares.gather(1, classes)[:, 0]
+    both = label_sums(hit, classes[:, 0], number).sum(0)
+    there = label_sums(torch.ones_like(hit), classes[:, 0], number).sum(0)
     dice = 2 * both / (shares.sum((0, 2)) + there).clamp(min=1e-6)
-    return dice[1:][there[1:] > 0]
+    return dice[1:], there[1:] > 0
 
 
 def segmentation_score(output: Output) -> Tensor:
     """Mean Dice of the structures that a validation's item shows, each voxel given to its most likely class."""
     logits, classes = output["pred"]["logits"], output["label"]["label_moving"].long()
     best = F.one_hot(logits.argmax(1).flatten(1), logits.shape[1]).movedim(-1, 1).float()
-    return _soft_dice(best, classes.flatten(2)).mean()
+    dice, shown = _soft_dice(best, classes.flatten(2))
+    return (dice * shown).sum() / shown.sum()

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...networks.blocks import convolution, crop
+from ...repeatable import resize
 from ...vocabulary import Config
 from .attributes import AttributeEncoder, Kinds, read_description
 
@@ -142,7 +143,9 @@ class ConditionalTemplate(nn.Module):
             return x
         if x.shape[1] == 0:
             return torch.zeros([x.shape[0], 0] + self.size, device=x.device)
-        return F.interpolate(x, self.size, mode=self.mode, align_corners=True)
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            return F.interpolate(x, self.size, mode=self.mode, align_corners=True)
+        return resize(x, self.size)
 
     @torch.no_grad()
     def initialize(self, image: Tensor, shares: Tensor | None = None) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...networks.blocks import (
-    average_pool,
+    AveragePool,
     check_pair,
     convolution,
     crop,
@@ -58,7 +58,7 @@ class RegularizerNetwork(nn.Module):
                 f"{tuple(widths)} and {num_weights}"
             )
         self.spatial_dims, self.scale = spatial_dims, float(scale)
-        self.halve = average_pool(spatial_dims, 3, stride=2, padding=1)
+        self.halve = AveragePool(3, stride=2, padding=True)
         a, b, c, d = widths
         self.first = _block(spatial_dims, 2, a)
         self.encoder = nn.ModuleList(
