@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # Overlays that exchange the deformation of a training-free registration.
 MODELS = {"svf": ["svf"], "lddmm": ["lddmm"], "vsvf": ["lddmm", "vsvf"], "ddf": ["ddf"]}
+MODELS |= {name: [name] for name in ("bspline", "demons", "flow")}
 
 
 def optimize(
@@ -30,8 +31,9 @@ def optimize(
     Args:
         moving, fixed, output: as in `register`.
         model: "svf" (stationary velocity), "lddmm" (geodesic shooting from an initial momentum), "vsvf" (stationary
-            velocity of a momentum) or "ddf" (displacement, may fold). Default: the bundle's own deformation and
-            objective, for synthmorph svf.
+            velocity of a momentum), "ddf" (displacement, may fold), "bspline" (free-form deformation, may fold);
+            by intensities, for images of one contrast: "demons" (symmetric, in the log domain) or "flow" (Horn-Schunck,
+            may fold). Default: the bundle's own deformation and objective, for synthmorph svf.
         **settings: as in `register`; --smoothness is a factor of the regularisation.
     Returns:
         As `register`.

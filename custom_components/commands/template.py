@@ -52,7 +52,8 @@ def template(
         scans: a data list of scans (data_lists/README.md), or a folder of images, one for each person.
         output: folder for the results.
         bundle: what registers the deformable rounds: name of a bundle, or its folder.
-        model: register without a network: "svf", "lddmm", "vsvf" or "ddf", as `optimize`.
+        model: register without a network: "svf", "lddmm", "vsvf", "ddf", "bspline", "demons" or "flow", as
+            `optimize`.
         section: of the list. dataset_dir: folder to which the list's paths are relative; default: the list's folder.
         contrasts: keys of the list with further images of each person, aligned with the first.
         contrast_weights: how much each contrast counts in the registration, the first one first.

@@ -87,7 +87,17 @@ class Evaluation:
         loss = mean * self.voxels
         assert self.unknown.grad is not None
         similarity = pred.get("terms", {}).get("similarity", mean).detach()
-        self.last = Evaluated(self.unknown.detach().clone(), loss.detach(), self.unknown.grad.clone(), similarity)
+        return self.record(loss, self.unknown.grad, similarity)
+
+    def record(self, loss: Tensor, gradient: Tensor, similarity: Tensor) -> Tensor:
+        """Take note of what belongs to the unknown as it is; returns the loss.
+
+        Args:
+            loss: over all voxels, a scalar.
+            gradient: of the unknown's shape, or what stands for it.
+            similarity: the loss's term, a mean.
+        """
+        self.last = Evaluated(self.unknown.detach().clone(), loss.detach(), gradient.clone(), similarity)
         if self.keeps_best:
             self.best = self.last if self.best is None else _better(self.last, self.best)
         return loss.detach()
@@ -115,6 +125,11 @@ def _better(new: Evaluated, old: Evaluated) -> Evaluated:
     if new.loss.device == torch.device("cpu"):
         return new if bool(is_better) else old
     return Evaluated(*[torch.where(is_better, one, other) for one, other in zip(new, old, strict=True)])
+
+
+# A rule of its own for the steps of a level: from its objective and their number to a function that makes one step and
+# returns the loss before it.
+Steps = Callable[[Evaluation, int], Callable[[], Tensor]]
 
 
 class DirectEvaluation(Evaluation):

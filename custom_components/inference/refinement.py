@@ -18,7 +18,7 @@ from ..losses.guidance import GUIDES, Guided, LabelGuide, soft_maps
 from ..losses.landmarks import LandmarkDistance
 from .contrast import LossByContrast
 from .descent import Diffused, SmoothDescent, StepRule, force_of_a_voxel, loss_of_a_voxel
-from .level import DirectEvaluation, Evaluation, Loss
+from .level import DirectEvaluation, Evaluation, Loss, Steps
 from .pyramid import at_level, shrink
 from .readings import Readings
 
@@ -88,7 +88,7 @@ class PairwiseOptimizer:
         iterations: at each level; one number serves all levels. All zero: the start is returned unchanged. "auto": as
             many as are worth it, see above.
         learning_rate: Adam's step, about the voxels of the parameters' grid that a vector moves in an iteration.
-        method: "adam" or "lbfgs"; a `Diffused` loss is minimised by `SmoothDescent`.
+        method: "adam", "lbfgs" or steps of its own; a `Diffused` loss is minimised by `SmoothDescent`.
         guidance: what terms that a pair brings along weigh: its "landmarks", a millimetre of their mean distance, and
             its "labels", 1 - the mean Dice of the label maps that guide it. 0 leaves them out.
         progress: show a progress bar.
@@ -112,7 +112,7 @@ class PairwiseOptimizer:
         levels: float | Sequence[float] = (4, 2, 1),
         iterations: int | Sequence[int] | str = (30, 30, 20),
         learning_rate: float = 0.2,
-        method: str = "adam",
+        method: str | Steps = "adam",
         guidance: Mapping[str, float] | None = None,
         progress: bool = False,
     ) -> None:
@@ -130,7 +130,7 @@ class PairwiseOptimizer:
         whole = all(level > 0 and max(level, 1 / level).is_integer() for level in map(float, levels))
         if min(iterations, default=0) < 0 or not whole:
             raise ValueError(f"expected iterations of at least 0 and levels as 2, 1 or 0.5, got {iterations}, {levels}")
-        if method not in ("adam", "lbfgs"):
+        if isinstance(method, str) and method not in ("adam", "lbfgs"):
             raise ValueError(f"expected method adam or lbfgs, got {method!r}")
         self.deformation, self.loss = deformation, loss
         self.levels, self.iterations = levels, iterations
@@ -241,7 +241,7 @@ class PairwiseOptimizer:
             for factor, iterations, is_finer in plan:
                 level = at_level(batch, factor) | dict(constants)
                 coarse = deformation.on_grid(size, level["fixed"].shape[2:])
-                begin = _fitted(parameters, level["fixed"], deformation)
+                begin = _fitted(parameters, level["fixed"], coarse)
                 kind = (
                     DirectEvaluation if is_finer and not self.exact and isinstance(objective, Diffused) else Evaluation
                 )
@@ -269,6 +269,8 @@ class PairwiseOptimizer:
 
     def _steps(self, evaluation: Evaluation, iterations: int) -> Callable[[], Tensor]:
         """A function that makes one step and returns the loss before it."""
+        if not isinstance(self.method, str):
+            return self.method(evaluation, iterations)
         unknown, objective = evaluation.unknown, evaluation.objective
         if isinstance(objective, Diffused):
             rule = StepRule()

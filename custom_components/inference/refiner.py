@@ -10,7 +10,7 @@ from ..checks import check_number
 from ..deformations.base import Deformation
 from ..deformations.velocity import StationaryVelocity
 from ..losses.gradients import NGF
-from ..losses.pair import pair_loss
+from ..losses.pair import ENERGIES, pair_loss
 from ..losses.similarity import LNCC, MIND, MutualInformation
 from .contrast import LossByContrast
 from .descent import Diffused
@@ -24,6 +24,8 @@ SIMILARITIES: dict[str, tuple[Callable[[int], nn.Module], float]] = {
     "mi": (lambda window: MutualInformation(), 40.0),
     "ngf": (lambda window: NGF(), 10.0),
 }
+
+_WEIGHTS = {"energy": 0.003, "bending": 1.0}  # of what is a term of the loss
 
 _ACROSS = 2.0  # times the diffusion with LNCC: for all others, as forces come in units of their own
 
@@ -50,15 +52,16 @@ def refiner(
     """Refine a deformation for a pair.
 
     A velocity or a displacement descends from 1 - LNCC in windows of 5 voxels by smooth steps, and diffuses
-    (`descent.SmoothDescent`). A momentum minimises 1 - LNCC in windows of 9 voxels + weight * energy + 30 * folding
-    penalty by L-BFGS.
+    (`descent.SmoothDescent`). A momentum or a B-spline minimises 1 - LNCC in windows of 9 voxels + weight * energy
+    + 30 * folding penalty by L-BFGS.
 
     Args:
         deformation: parameters to fields.
         weight: of the regularisation: the variance of a full step's diffusion in squared voxels (default: 1), or the
-            factor of the energy (default: 0.003).
+            factor of the energy (default: 0.003; of a B-spline's bending 1).
         smoothness: factor of the weight; larger values make smoother fields, 0 takes none.
-        regularized: what is searched and regularised: "svf", "ddf", or "energy", that of a momentum.
+        regularized: what is searched and regularised: "svf", "ddf", "energy", that of a momentum, or "bending", that of
+            a B-spline.
         iterations, levels: as for `PairwiseOptimizer`.
         finest: iterations at one more level, of half the spacing of the grid on which the start was found, where the
             images have it; none if there are no others.
@@ -75,8 +78,8 @@ def refiner(
     """
     if similarity not in ("auto", *SIMILARITIES):
         raise ValueError(f"expected similarity auto, {', '.join(SIMILARITIES)}, got {similarity!r}")
-    is_momentum = regularized == "energy"
-    weight = weight if weight is not None else 0.003 if is_momentum else 1.0
+    is_term = regularized in ENERGIES
+    weight = _WEIGHTS.get(regularized, 1.0) if weight is None else weight
     for key, number in (("weight", weight), ("smoothness", smoothness)):
         check_number(key, number, least=0)
     same, across = (
@@ -92,21 +95,28 @@ def refiner(
         LossByContrast(same, across) if similarity == "auto" else same,
         levels=factors,
         iterations=counts,
-        method="lbfgs" if is_momentum else "adam",
+        method="lbfgs" if is_term else "adam",
         guidance={"landmarks": landmark_weight, "labels": guide_weight},
         progress=progress,
     )
     optimizer.exact, optimizer.least_gain = exact, least_gain
     if not robust:
         return optimizer
+    return trusting(optimizer, smoothness, similarity, bridged=not is_term)
+
+
+def trusting(
+    optimizer: PairwiseOptimizer, smoothness: float, similarity: str, *, bridged: bool = False
+) -> RobustOptimizer:
+    """An optimiser that leaves out where two images do not show the same; arguments as for `refiner`."""
     trust = Trust(_coarse(smoothness, similarity), _coarse(_STIFF * smoothness, similarity))
-    return RobustOptimizer(optimizer, trust, bridged=not is_momentum)
+    return RobustOptimizer(optimizer, trust, bridged=bridged)
 
 
 def _loss(name: str, weight: float, regularized: str) -> nn.Module:
     """The objective with a similarity of `SIMILARITIES`."""
     make, factor = SIMILARITIES[name]
-    if regularized == "energy":
+    if regularized in ENERGIES:
         return pair_loss(weight * factor, regularized=regularized, similarity=make(9), folding_weight=30.0)
     variance = weight * (1.0 if name == "lncc" else _ACROSS)
     return Diffused(pair_loss(0.0, regularized=regularized, similarity=make(5)), variance)

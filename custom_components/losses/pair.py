@@ -11,6 +11,9 @@ from .registration import RegistrationLoss
 from .regularization import GradientPenalty, MeanEnergy
 from .similarity import LNCC
 
+# What deformations say of themselves as one number a pair, and which is regularised by its mean.
+ENERGIES = ("energy", "bending")
+
 
 def pair_loss(
     weight: float,
@@ -25,8 +28,8 @@ def pair_loss(
 
     Args:
         weight: of the regularisation.
-        regularized: the field that is regularised: "svf" or "ddf" by its squared gradient, "energy" (of a momentum) by
-            its mean.
+        regularized: the field that is regularised: "svf" or "ddf" by its squared gradient, "energy" (of a momentum) or
+            "bending" (of a B-spline) by its mean.
         similarity: another one than LNCC in windows of 9 voxels.
         folding_weight: of the penalty on Jacobian determinants below 0.2.
         labels: ids of the labels to overlap, or "all"; None leaves this term out.
@@ -34,7 +37,7 @@ def pair_loss(
     """
     return RegistrationLoss(
         LNCC(9) if similarity is None else similarity,
-        MeanEnergy() if regularized == "energy" else GradientPenalty(),
+        MeanEnergy() if regularized in ENERGIES else GradientPenalty(),
         weight,
         regularized=regularized,
         folding_weight=folding_weight,

@@ -52,7 +52,7 @@ class FoldingPenalty(nn.Module):
 
 
 class MeanEnergy(nn.Module):
-    """Mean over the batch of a deformation's "energy" (B,): <m, K m>, the squared length of the geodesic."""
+    """Mean over the batch of a deformation's energy (B,): of a momentum <m, K m>, a geodesic's squared length."""
 
     def forward(self, energy: Tensor) -> Tensor:
         return energy.mean()

@@ -15,6 +15,7 @@ from ..evaluation.overlap import hausdorff95, label_overlap, present_labels
 from ..evaluation.pictures import pair_picture
 from ..evaluation.result import MEASURED
 from ..notices import warn
+from ..space.affine_parts import AffineParts
 from ..space.grids import Grid
 from ..space.resampling import Step, resample
 from ..space.volumes import Volume
@@ -36,6 +37,7 @@ _CAPTIONS = {
     "tre_median_mm": "median of the same",
     "folding_percent": "folding (det J <= 0), % of the foreground",
     "sd_log_jacobian": "SD of log det J",
+    "affine_rotation_degrees": "rotation of the linear stages, degrees",
     "displacement_mean_mm": "mean displacement, mm",
     "inverse_consistency_mm": "mean inverse-consistency error, mm",
     "seconds": "seconds (network, fields, refinement)",
@@ -50,7 +52,8 @@ class PairReport:
     (`ncc_aligned`, see `image_metrics`) and between the images themselves (see `image_likeness`, which warns where it
     fell). Folding, the spread of log J, displacements and inverse consistency are those of the written fields at the
     voxels of the fixed image (see `WrittenField`). So is overlap: the warped label map of an earlier reporter against
-    the original fixed one; a warning says if it fell. Landmarks go through the whole transform (see `landmark_metrics`,
+    the original fixed one; a warning says if it fell. The linear stages are taken apart (see
+    `AffineParts`), in RAS mm. Landmarks go through the whole transform (see `landmark_metrics`,
     which warns where they fell apart).
 
     Args:
@@ -80,6 +83,7 @@ class PairReport:
         warped = earlier.files["warped_label"].image if "warped_label" in earlier.files else None
         if warped is not None and "label_fixed" in pair.volumes:
             metrics |= self._overlap(pair, warped)
+        metrics |= _linear_parts(pair)
         metrics |= landmark_metrics(pair)
         metrics |= image_likeness(pair)
         if "seconds" in pair.pred:
@@ -112,6 +116,10 @@ class PairReport:
         before, target = _on_grid(pair.volumes["label_moving"], pair.grid), pair.images["label_fixed"]
         distances = hausdorff95(before[None], target[None], self.labels, spacing_mm=pair.spacing_mm)
         return float(distances.nanmean())
+
+
+def _linear_parts(pair: RegisteredPair) -> Row:
+    return AffineParts.of(pair.world_matrix).as_row() if pair.is_aligned else {}
 
 
 def _on_grid(labels: Volume, grid: Grid, steps: Sequence[Step] = ()) -> Tensor:

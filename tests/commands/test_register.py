@@ -31,7 +31,7 @@ def test_a_pair_is_registered_without_a_network(registered):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["svf", "lddmm", "vsvf", "ddf"])
+@pytest.mark.parametrize("model", ["svf", "lddmm", "vsvf", "ddf", "bspline", "demons", "flow"])
 def test_other_models_register_without_a_network(model, scans, tmp_path):
     (moving, label_moving), (fixed, label_fixed) = scans[:2]
     words = ["optimize", moving, fixed, "-o", tmp_path, "--label_moving", label_moving, "--label_fixed", label_fixed]
@@ -73,8 +73,10 @@ def test_another_model_is_optimised_once_with_both_masks_whatever_the_bundles_st
 
 
 def test_an_unknown_model_is_refused(scans, tmp_path):
-    message = run("optimize", scans[0][0], scans[1][0], "-o", tmp_path, "--model", "demons")
-    assert message == "morphzoo: error: there is no model 'demons'; there are svf, lddmm, vsvf, ddf"
+    message = run("optimize", scans[0][0], scans[1][0], "-o", tmp_path, "--model", "syn")
+    assert message == (
+        "morphzoo: error: there is no model 'syn'; there are svf, lddmm, vsvf, ddf, bspline, demons, flow"
+    )
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from custom_components.deformations.bspline import BSplineDeformation, bspline_field, control_size
+from custom_components.deformations.bspline import (
+    BSplineDeformation,
+    _along,
+    _basis,
+    bending_energy,
+    bspline_field,
+    control_size,
+)
 from custom_components.fields import identity_grid, jacobian_determinant
 
 SIZES = [(33, 28), (17, 14, 11)]
@@ -177,3 +184,63 @@ def test_a_spacing_must_be_above_zero(spacing):
 def test_control_points_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"shape \(B, C, 11, 10\)"):
         bspline_field(torch.zeros(1, 2, 9, 9), (33, 28), 4)
+
+
+def squares(size, spacing, factors):
+    """Control points of u_0 = a x_0^2 + b x_0 x_1: those of a square lie a third of the spacing's square lower."""
+    x = places(size, spacing)
+    u = factors[0] * (x[:, :1] ** 2 - spacing**2 / 3) + factors[1] * x[:, :1] * x[:, 1:2]
+    return torch.cat([u, torch.zeros_like(x[:, 1:])], 1)
+
+
+@both
+@spacings
+@pytest.mark.parametrize(("factors", "expected"), [((0.3, 0.0), 4 * 0.09), ((0.0, 0.3), 2 * 0.09)])
+def test_the_bending_energy_of_squares_and_products_is_exact(size, spacing, factors, expected):
+    energy = bending_energy(squares(size, spacing, factors), size, spacing)
+    assert float(energy) == pytest.approx(expected, rel=1e-10)
+
+
+@both
+def test_an_affine_displacement_does_not_bend(size):
+    d = len(size)
+    matrix = torch.randn(d, d, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    affine = torch.einsum("ij,bj...->bi...", matrix, places(size, 5)) + 3
+    assert abs(float(bending_energy(affine, size, 5))) < 1e-10
+
+
+@both
+def test_the_bending_energy_is_that_of_finite_differences(size):
+    c, h = points(size, 8)[:1], 8
+    step = 1e-3
+
+    def second(i, j):
+        """Of all components at the middles of the voxels, by differences of the spline on grids shifted by a step."""
+        total = 0
+        for a, b in ((1, 1), (1, -1), (-1, 1), (-1, -1)):
+            field = c
+            for axis, n in enumerate(size):
+                shift = 0.5 + step * (a * (axis == i) + b * (axis == j))
+                where = (torch.arange(n - 1, dtype=torch.float64) + shift) / h
+                field = _along(field, axis + 2, _basis(where, field.shape[axis + 2]))
+            total = total + a * b * field
+        return total / (2 * step) ** 2
+
+    d = len(size)
+    expected = sum(second(i, j).square().sum(1).mean() for i in range(d) for j in range(d))
+    assert float(bending_energy(c, size, h)) == pytest.approx(float(expected), rel=0.02)
+
+
+def test_the_bending_energy_counts_in_the_voxels_size():
+    c, size = points((33, 28), 4), (33, 28)
+    voxels = bending_energy(c, size, 4)
+    torch.testing.assert_close(bending_energy(c, size, 4, voxel_size=2.0), voxels / 4)
+    stretched = squares(size, 4, (0.3, 0.0)) * 2  # u_0 = .6 x^2 voxels of 3 mm: .2 X^2 in mm
+    assert float(bending_energy(stretched, size, 4, (3.0, 1.0))) == pytest.approx(4 * 0.04, rel=1e-10)
+
+
+def test_refinement_keeps_the_bending_energy():
+    full, c = (33, 28), points((17, 14), 4)
+    levels = [BSplineDeformation(4, 2.0).on_grid(full, size) for size in ((17, 14), full)]
+    fine = levels[1].resize(c, levels[1].parameter_size(full))
+    torch.testing.assert_close(levels[1](fine, full)["bending"], levels[0](c, (17, 14))["bending"])

@@ -155,3 +155,21 @@ def test_overlap_and_surfaces_tell_the_same_stages_apart(registered, tmp_path):
     assert dice == sorted(dice)
     assert dice[-1] > 0.99
     assert distance == pytest.approx([8, 2, 0], abs=0.5)
+
+
+def test_the_linear_stages_are_taken_apart(registered, tmp_path):
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]) @ np.diag([1.1, 0.9, 1.2])
+    matrix[:3, 3] = [4, -5, 6]
+    pair = {**registered, "world_matrix": torch.from_numpy(matrix)}
+    metrics = report(pair, tmp_path, picture=False).metrics
+    assert metrics["affine_rotation_degrees"] == pytest.approx(90)
+    np.testing.assert_allclose(metrics["affine_scaling"], [1.1, 0.9, 1.2])
+    assert metrics["affine_translation_mm"] == [4, -5, 6]
+    parts = [np.array(metrics[f"affine_{name}"]) for name in ("rotation", "scaling", "shear")]
+    product = parts[0] @ np.diag(parts[1]) @ parts[2]
+    assert np.abs(product - matrix[:3, :3]).max() < 1e-10
+
+
+def test_a_pair_that_was_not_aligned_has_no_linear_parts(metrics):
+    assert not [key for key in metrics if key.startswith("affine_")]
