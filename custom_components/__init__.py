@@ -31,8 +31,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _COMMANDS = (
-    *("apply", "atlas", "convert", "demo", "evaluate", "export", "longitudinal", "optimize", "prepare"),
-    *("propagate", "register", "segment", "strip", "template", "tune"),
+    *("apply", "atlas", "cite", "convert", "demo", "evaluate", "export", "info", "longitudinal", "optimize"),
+    *("prepare", "propagate", "register", "segment", "strip", "template", "tune"),
 )
 _FIELDS = ("compose", "integrate_velocity", "invert", "jacobian_determinant", "resize_field", "warp")
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import logging
 import os
 import sys
-import warnings
 from collections.abc import Callable
 
 from .commands import discover
+from .commands.console import Console, answer, split, stop
 from .commands.words import checked, from_text
 from .memory import ask_for_large_pages
 from .runs import sentence
@@ -18,7 +17,10 @@ from .runs import sentence
 class Commands(dict[str, Callable[..., object]]):
     """Learned deformable image registration. `morphzoo COMMAND --help` describes a command.
 
-    Errors are one line; with the environment variable MORPHZOO_DEBUG set to 1 they show the whole traceback.
+    Every command takes --quiet (warnings and errors alone), --verbose (also what the libraries say) and --json (the
+    result as JSON). `morphzoo --version` tells the version, `morphzoo --completion [bash|zsh|fish]` prints what a shell
+    needs to complete commands and flags. Errors are one line; --verbose, or the environment variable MORPHZOO_DEBUG set
+    to 1, shows the whole traceback. Exit codes: 0, all is done; 1, it failed, or some of many failed; 130, interrupted.
     """
 
 
@@ -27,30 +29,33 @@ def main() -> None:
     import fire
 
     ask_for_large_pages()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for noisy in ("ignite", "monai", "py.warnings", "nibabel", "matplotlib"):
-        logging.getLogger(noisy).setLevel(logging.CRITICAL)
-    warnings.simplefilter("ignore")
-    commands = discover()
     try:
-        words = checked(sys.argv[1:], commands)
-        table = Commands({name: _printing(from_text(command)) for name, command in commands.items()})
-        fire.Fire(table, command=words, name="morphzoo")
+        console, words = split(sys.argv[1:])
+        console.begin()
+        commands = discover()
+        told = answer(words, commands)
+        if told is not None:
+            print(told)
+            return
+        table = Commands({name: _showing(from_text(command), console) for name, command in commands.items()})
+        fire.Fire(table, command=checked(words, commands), name="morphzoo")
     except KeyboardInterrupt:
-        sys.exit("morphzoo: interrupted")
+        stop("morphzoo: interrupted", 130)
+    except BrokenPipeError:  # who read the output, `head` for instance, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except Exception as error:
         if os.environ.get("MORPHZOO_DEBUG"):
             raise
         sys.exit(f"morphzoo: error: {sentence(error)}")
 
 
-def _printing(command: Callable[..., object]) -> Callable[..., None]:
-    """The command as the command line has it: it prints what the function returns."""
+def _showing(command: Callable[..., object], console: Console) -> Callable[..., None]:
+    """The command as the command line has it: what the function returns is shown."""
 
     @functools.wraps(command)
     def run(*args: object, **kwargs: object) -> None:
-        result = command(*args, **kwargs)
-        print(*(result if isinstance(result, list) else [result]), sep="\n")
+        console.show(command(*args, **kwargs))
 
     return run
 

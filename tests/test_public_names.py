@@ -22,8 +22,8 @@ def test_finding_the_commands_loads_neither_torch_nor_monai():
     code = "import sys; from custom_components.commands import discover; print(sorted(discover()))\n"
     code += "print([m for m in ('torch', 'monai', 'nibabel') if m in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    commands = ["apply", "atlas", "convert", "demo", "evaluate", "export", "longitudinal", "optimize", "prepare"]
-    commands += ["propagate", "register", "segment", "strip", "template", "tune"]
+    commands = ["apply", "atlas", "cite", "convert", "demo", "evaluate", "export", "info", "longitudinal", "optimize"]
+    commands += ["prepare", "propagate", "register", "segment", "strip", "template", "tune"]
     assert shown.splitlines() == [str(commands), "[]"]
 
 

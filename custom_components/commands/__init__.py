@@ -9,6 +9,7 @@ from collections.abc import Callable
 # What commands are made of.
 PARTS = {
     "bundles",
+    "console",
     "export_checks",
     "exporting",
     "heads",

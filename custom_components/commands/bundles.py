@@ -77,6 +77,16 @@ def atlases_of(bundle: Path) -> Path | None:
     return bundle / "models" / name if name else None
 
 
+def references(bundle: Path) -> list[str]:
+    """The papers of a bundle, its own first."""
+    return list(_read(bundle / "configs" / "metadata.json")["references"])
+
+
+def version_of(bundle: Path) -> str:
+    """The version that a bundle's metadata state."""
+    return str(_read(bundle / "configs" / "metadata.json")["version"])
+
+
 def settings_of(bundle: Path) -> set[str]:
     """The ids of a bundle's inference.json."""
     return set(_read(bundle / "configs" / "inference.json"))
