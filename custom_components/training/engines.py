@@ -17,6 +17,7 @@ from ..data.batches import Prepare, prepare_pair_batch
 from ..data.pairs import ScanPairDataset
 from ..networks.parallel import is_distributed
 from ..vocabulary import Entry, Output, Result
+from .compiling import compile_network
 from .scores import registration_score
 
 
@@ -52,6 +53,7 @@ def trainer(
     batch_size: int = 1,
     val_interval: int = 1,
     amp: bool = False,
+    compile: bool = False,
     train_handlers: Sequence[object] = (),
 ) -> SupervisedTrainer:
     """MONAI's trainer on a data set, which is shuffled, with a validation after some epochs.
@@ -59,6 +61,7 @@ def trainer(
     Args:
         network, inferer, prepare_batch, device, loss_function, optimizer, max_epochs, amp: as for `SupervisedTrainer`.
         dataset: the training items; their number is the length of an epoch.
+        compile: run the network, in the validation, too, as `torch.compile` makes it (see `compile_network`).
         evaluator: runs after every `val_interval` epochs, before the handlers of that event.
         train_handlers: further handlers, attached in this order.
     Raises:
@@ -66,6 +69,9 @@ def trainer(
             the labels that the loss compares.
     """
     _check_trainer(optimizer, max_epochs, val_interval, amp)
+    check_switch("compile", compile)
+    if compile:
+        compile_network(network, torch.device(device))
     if isinstance(dataset, ScanPairDataset) and prepare_batch is prepare_pair_batch:
         dataset.check_keys(getattr(loss_function, "needs", ()), alike=batch_size != 1)
     return SupervisedTrainer(

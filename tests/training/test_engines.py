@@ -34,7 +34,7 @@ def make(data=None, loss=None, **settings) -> object:
         *(("batch_size", v) for v in (0, -1, 1.5, "2", None)),
         *(("val_interval", v) for v in (0, -1, 1.5, "2", None, 3)),
         *(("learning_rate", v) for v in (0, float("inf"))),
-        *(("amp", v) for v in ("false", 1)),
+        *((name, v) for name in ("amp", "compile") for v in ("false", 1)),
     ],
 )
 def test_a_setting_that_makes_no_training_is_named(name, value):
