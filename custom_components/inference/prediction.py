@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..deformations.base import Deformation
 from ..fields import per_channel
+from ..networks.layout import fastest_layout
 from ..vocabulary import Pred
 
 # What a network answers depends on the network: mostly a tensor, sometimes several.
@@ -123,8 +124,8 @@ class Precision:
 
     def ask(self, network: Network, image: Tensor, **options: object) -> Any:
         """The network's answer as it comes, in whatever precision."""
-        layout = torch.channels_last_3d if image.ndim == 5 else torch.channels_last
         with self.autocast(image):
+            layout = fastest_layout(network, image, options)
             return network(image.contiguous(memory_format=layout), **options)
 
     def run(self, network: Network, image: Tensor, **options: object) -> Tensor:

@@ -8,6 +8,8 @@ from monai.inferers import Inferer
 from torch import Tensor, nn
 
 from ...losses.label_sums import label_sums
+from ...networks.layout import fastest_layout
+from ...networks.parallel import unwrap
 from ...vocabulary import Batch, Output, Result
 
 _LEAST = 0.01  # Dice that a structure has at least in the logarithm
@@ -17,6 +19,9 @@ class SegmentationInferer(Inferer):
     """The network's answer as a dictionary, {"logits": (B, K, *S)}, to which a loss adds its `terms`."""
 
     def __call__(self, inputs: Tensor, network: nn.Module, *args: object, **kwargs: object) -> Result:
+        layout = fastest_layout(network, inputs)
+        # One channel lies the same way in either format: the weights say which is meant.
+        unwrap(network).to(memory_format=layout)
         return {"logits": network(inputs)}
 
 

@@ -15,6 +15,7 @@ from ...fields import plain
 from ...inference.prediction import Masks, Network, Precision
 from ...inference.pyramid import at_level
 from ...memory import check_memory
+from ...networks.layout import channels_last
 from ...networks.parallel import unwrap
 from ...vocabulary import Result
 from .network import HyperMorphUNet
@@ -141,8 +142,7 @@ class SweepInferer(Inferer):
         values[:, :, 0] = torch.linspace(0, 1, self.sweep)
         start = time.perf_counter()
         for i in range(len(image)):
-            layout = torch.channels_last_3d if image.ndim == 5 else torch.channels_last
-            answers = network.each(image[i : i + 1].contiguous(memory_format=layout), values[i])
+            answers = network.each(image[i : i + 1].contiguous(memory_format=channels_last(image)), values[i])
             for k in range(self.sweep):
                 # The answer is computed here, not above; the field stays out of autocast.
                 with self.precision.autocast(image):
