@@ -6,7 +6,6 @@ import copy
 import logging
 import time
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +26,7 @@ def channels_last(image: Tensor) -> torch.memory_format:
     return torch.channels_last_3d if image.ndim == 5 else torch.channels_last
 
 
-def fastest_layout(network: object, image: Tensor, options: Mapping[str, Any] | None = None) -> torch.memory_format:
+def fastest_layout(network: object, image: Tensor, options: Mapping[str, object] | None = None) -> torch.memory_format:
     """The format in which a network is fastest: channels last or, on a GPU that may choose, what a trial says.
 
     A trial runs a copy of the network in both formats, with its gradient if gradients are wanted; the log names both
@@ -53,13 +52,18 @@ def fastest_layout(network: object, image: Tensor, options: Mapping[str, Any] | 
     return _chosen[key]
 
 
+def in_format(network: nn.Module, form: torch.memory_format) -> nn.Module:
+    """The network, its weights in a format, too: images of one channel lie the same way in either."""
+    return network.to(memory_format=form)  # type: ignore[call-overload]
+
+
 def _forms(image: Tensor) -> tuple[torch.memory_format, torch.memory_format]:
     return channels_last(image), torch.contiguous_format
 
 
-def _trial(network: nn.Module, image: Tensor, options: Mapping[str, Any], form: torch.memory_format) -> float:
+def _trial(network: nn.Module, image: Tensor, options: Mapping[str, object], form: torch.memory_format) -> float:
     """The least seconds of a few calls, after one that does not count."""
-    ours = copy.deepcopy(network).to(memory_format=form)
+    ours = in_format(copy.deepcopy(network), form)
     weights = [weight for weight in ours.parameters() if weight.requires_grad]
     given = image.detach().contiguous(memory_format=form)
     seconds = []

@@ -8,7 +8,7 @@ from monai.inferers import Inferer
 from torch import Tensor, nn
 
 from ...losses.label_sums import label_sums
-from ...networks.layout import fastest_layout
+from ...networks.layout import fastest_layout, in_format
 from ...networks.parallel import unwrap
 from ...vocabulary import Batch, Output, Result
 
@@ -20,8 +20,7 @@ class SegmentationInferer(Inferer):
 
     def __call__(self, inputs: Tensor, network: nn.Module, *args: object, **kwargs: object) -> Result:
         layout = fastest_layout(network, inputs)
-        # One channel lies the same way in either format: the weights say which is meant.
-        unwrap(network).to(memory_format=layout)
+        in_format(unwrap(network), layout)
         return {"logits": network(inputs)}
 
 
