@@ -24,6 +24,7 @@ def optimize(
     output: str | None = None,
     *,
     model: str | None = None,
+    relaxation: bool = False,
     **settings: Any,
 ) -> Registration:
     """Register without a network: optimise a deformation from zero, coarse to fine. Other settings as `register`.
@@ -34,11 +35,14 @@ def optimize(
             velocity of a momentum), "ddf" (displacement, may fold), "bspline" (free-form deformation, may fold);
             by intensities, for images of one contrast: "demons" (symmetric, in the log domain) or "flow" (Horn-Schunck,
             may fold). Default: the bundle's own deformation and objective, for synthmorph svf.
+        relaxation: of lddmm: search the velocities at all times, by their gradient, in place of the initial momentum.
         **settings: as in `register`; --smoothness is a factor of the regularisation.
     Returns:
         As `register`.
     """
-    overlays = training_free(model)
+    if relaxation and model != "lddmm":
+        raise ValueError(f"--relaxation is another way to find the velocities of --model lddmm, not of {model}")
+    overlays = training_free(model) + ([overlay_path("relaxation")] if relaxation else [])
     network = ["optimize", "quality", "weights", "samples", "sweep", "correction"]
     for name in network if model is None else [*network, "hyper"]:
         if settings.get(name) is not None:

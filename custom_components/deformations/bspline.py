@@ -94,7 +94,8 @@ def bending_energy(control_points: Tensor, size: Sequence[int], spacing: Spacing
             for j in range(i, d):
                 result = points
                 for axis, (n, h) in enumerate(zip(size, spacing, strict=True)):
-                    result = _along(result, axis + 2, _gram(n, h, (axis == i) + (axis == j)))
+                    gram = _gram_on(points.device, points.dtype, n, h, (axis == i) + (axis == j))
+                    result = _along(result, axis + 2, gram)
                 share = (1 if i == j else 2) / (voxel_size[i] * voxel_size[j]) ** 2
                 total = total + share * (points * result).flatten(1).sum(1)
     return total
@@ -180,6 +181,11 @@ def _basis(where: Tensor, number: int, derivative: int = 0) -> Tensor:
 
 
 @functools.lru_cache(maxsize=128)
+def _gram_on(device: torch.device, dtype: torch.dtype, n: int, spacing: float, derivative: int) -> Tensor:
+    """`_gram`, kept where it is used: to bring it there makes the host wait."""
+    return _gram(n, spacing, derivative).to(dtype).to(device)
+
+
 def _gram(n: int, spacing: float, derivative: int) -> Tensor:
     """Mean products of the derivatives of two control points' splines along an axis of n voxels, (M, M)."""
     (number,) = control_size([n], spacing)

@@ -20,7 +20,36 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class MomentumDeformation(Deformation):
+class MetricDeformation(Deformation):
+    """What deformations with a metric share: a kernel whose lengths are those of the image's spacing.
+
+    Args:
+        kernel: K; its lengths are in units of the spacing, so in mm if that is in mm.
+        spacing: of the image grid, one number or one for each axis; None is 1.
+        stride: image voxels per voxel of the parameters' grid along each axis.
+    """
+
+    def __init__(self, kernel: Kernel, spacing: Spacing | None = None, stride: int = 2) -> None:
+        self.kernel, self.spacing, self.stride = kernel, 1.0 if spacing is None else spacing, stride
+
+    def description(self) -> dict[str, object]:
+        return {**super().description(), "kernel": repr(self.kernel)}
+
+    def parameter_spacing(self, parameters: Tensor, size: Sequence[int]) -> tuple[float, ...]:
+        """Spacing of the parameters' grid, which spans an image grid of the given size."""
+        image = per_axis(self.spacing, len(size))
+        grids = zip(image, size, parameters.shape[2:], strict=True)
+        return tuple(h * (n - 1) / (m - 1) if m > 1 else h for h, n, m in grids)
+
+    def on_grid(self, full: Sequence[int], size: Sequence[int]) -> Self:
+        # The kernel's lengths stay, so the voxels must grow.
+        factors = [(n - 1) / (m - 1) if m > 1 else 1.0 for n, m in zip(full, size, strict=True)]
+        coarse = copy(self)
+        coarse.spacing = [h * f for h, f in zip(per_axis(self.spacing, len(size)), factors, strict=True)]
+        return coarse
+
+
+class MomentumDeformation(MetricDeformation):
     """What all shooting shares: units, the quantity that stands for the momentum, and the variable of an optimiser.
 
     The first D channels of the parameters are the momentum, in voxels of their own grid, or the quantity that stands
@@ -63,12 +92,12 @@ class MomentumDeformation(Deformation):
         if quantity not in self.quantities:
             known = f"{', '.join(self.quantities[:-1])} or {self.quantities[-1]}"
             raise ValueError(f"expected quantity {known}, got {quantity!r}")
-        self.kernel, self.spacing = kernel, 1.0 if spacing is None else spacing
-        self.num_steps, self.stride, self.checkpoint = num_steps, stride, checkpoint
+        super().__init__(kernel, spacing, stride)
+        self.num_steps, self.checkpoint = num_steps, checkpoint
         self.floor, self.quantity = floor, quantity
 
     def description(self) -> dict[str, object]:
-        return {**super().description(), "kernel": repr(self.kernel), "quantity": self.quantity}
+        return {**super().description(), "quantity": self.quantity}
 
     @abstractmethod
     def flow(self, parameters: Tensor, spacing: tuple[float, ...]) -> tuple[Flow, Fields]:
@@ -96,19 +125,6 @@ class MomentumDeformation(Deformation):
             if shot.inverse_ddf is not None:
                 fields["inverse_ddf"] = resize_field(shot.inverse_ddf, size)
         return fields
-
-    def parameter_spacing(self, parameters: Tensor, size: Sequence[int]) -> tuple[float, ...]:
-        """Spacing of the parameters' grid, which spans an image grid of the given size."""
-        image = per_axis(self.spacing, len(size))
-        grids = zip(image, size, parameters.shape[2:], strict=True)
-        return tuple(h * (n - 1) / (m - 1) if m > 1 else h for h, n, m in grids)
-
-    def on_grid(self, full: Sequence[int], size: Sequence[int]) -> Self:
-        # The kernel's lengths stay, so the voxels must grow.
-        factors = [(n - 1) / (m - 1) if m > 1 else 1.0 for n, m in zip(full, size, strict=True)]
-        coarse = copy(self)
-        coarse.spacing = [h * f for h, f in zip(per_axis(self.spacing, len(size)), factors, strict=True)]
-        return coarse
 
     def to_unknown(self, parameters: Tensor, size: Sequence[int]) -> Tensor:
         """(K + floor)^(1/2) m. The energy is its square (but for the floor), so that no scale is stiffer than another;

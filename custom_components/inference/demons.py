@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from ..deformations.base import Fields
 from ..deformations.kernels import Spacing, per_axis
 from ..fields import per_channel, resize_field, spatial_gradient, warp
+from ..losses.multistep import swapped
 from ..losses.registration import common_mask
 from .descent import diffused, voxels_per_node
 from .level import Evaluation
@@ -58,7 +59,7 @@ class LogDemons:
         velocity = evaluation.unknown
         fields = evaluation.deformation(velocity.detach(), evaluation.size, inverse=True)
         there, loss = self._moved(evaluation, fields["ddf"], batch)
-        back, loss_back = self._moved(evaluation, fields["inverse_ddf"], exchanged(batch))
+        back, loss_back = self._moved(evaluation, fields["inverse_ddf"], swapped(batch))
         new = (self._joined(velocity, there, evaluation) - self._joined(-velocity, back, evaluation)) / 2
         mean = (loss + loss_back) / 2
         loss = evaluation.record(mean * evaluation.voxels, velocity - new, mean)
@@ -107,13 +108,6 @@ def bracket(first: Tensor, second: Tensor) -> Tensor:
     """
     along = (spatial_gradient(first) * second.unsqueeze(1)).sum(2)
     return along - (spatial_gradient(second) * first.unsqueeze(1)).sum(2)
-
-
-def exchanged(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The batch with moving and fixed exchanged in all names."""
-    other = {"moving": "fixed", "fixed": "moving"}
-    names = {key: "_".join(other.get(part, part) for part in key.split("_")) for key in batch}
-    return {names[key]: value for key, value in batch.items()}
 
 
 def relative(spacing: Spacing, field: Tensor) -> list[float]:

@@ -15,6 +15,7 @@ from ..losses.similarity import LNCC, MIND, MutualInformation
 from .contrast import LossByContrast
 from .descent import Diffused
 from .refinement import PairwiseOptimizer
+from .relaxation import Relaxation
 from .robust import RobustOptimizer, Trust
 
 # By name: the similarity, and how much more the energy weighs than with LNCC (docs/contrasts.md).
@@ -47,6 +48,7 @@ def refiner(
     landmark_weight: float = 0.0,
     least_gain: float = 0.05,
     guide_weight: float = 1.0,
+    relaxation: bool = False,
     progress: bool = False,
 ) -> PairwiseOptimizer | RobustOptimizer:
     """Refine a deformation for a pair.
@@ -72,6 +74,7 @@ def refiner(
         landmark_weight: of the mean distance of the landmarks in mm, if the pair has some.
         least_gain: what a field must gain to be taken, see `PairwiseOptimizer`.
         guide_weight: of 1 - the mean Dice of the label maps that guide the pair, if it has some.
+        relaxation: search the velocities of a `TimeVelocity` by `relaxation.Relaxation`.
         progress: show a progress bar.
     Raises:
         ValueError: for another word for the similarity, or a negative weight or smoothness.
@@ -95,7 +98,7 @@ def refiner(
         LossByContrast(same, across) if similarity == "auto" else same,
         levels=factors,
         iterations=counts,
-        method="lbfgs" if is_term else "adam",
+        method=Relaxation() if relaxation else "lbfgs" if is_term else "adam",
         guidance={"landmarks": landmark_weight, "labels": guide_weight},
         progress=progress,
     )

@@ -72,6 +72,23 @@ def test_another_model_is_optimised_once_with_both_masks_whatever_the_bundles_st
     assert calls == [("VectorMomentum", ["mask_fixed", "mask_moving"])]
 
 
+@pytest.mark.slow
+def test_time_dependent_lddmm_registers(scans, tmp_path):
+    (moving, label_moving), (fixed, label_fixed) = scans[:2]
+    words = ["optimize", moving, fixed, "-o", tmp_path, "--label_moving", label_moving, "--label_fixed", label_fixed]
+    words += ["--model", "lddmm", "--relaxation", "--integration_steps", 5, "--iterations", "[20,20,10]"]
+    assert run(*words, "--affine", "none") is None
+    (path,) = tmp_path.glob("*/metrics.json")
+    metrics = json.loads(path.read_text())
+    assert metrics["dice_after"] > metrics["dice_before"] + 0.05
+    assert metrics["folding_percent"] < 0.1
+
+
+def test_relaxation_is_of_lddmm_alone(scans, tmp_path):
+    message = run("optimize", scans[0][0], scans[1][0], "-o", tmp_path, "--model", "svf", "--relaxation")
+    assert message.endswith("--relaxation is another way to find the velocities of --model lddmm, not of svf")
+
+
 def test_an_unknown_model_is_refused(scans, tmp_path):
     message = run("optimize", scans[0][0], scans[1][0], "-o", tmp_path, "--model", "syn")
     assert message == (

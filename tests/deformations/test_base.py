@@ -7,8 +7,9 @@ from custom_components import fields
 from custom_components.deformations.affine import AffineMap
 from custom_components.deformations.base import Deformation
 from custom_components.deformations.bspline import BSplineDeformation
-from custom_components.deformations.kernels import MultiGaussianKernel
+from custom_components.deformations.kernels import HelmholtzKernel, MultiGaussianKernel
 from custom_components.deformations.momentum import VectorMomentum
+from custom_components.deformations.time_velocity import TimeVelocity
 from custom_components.deformations.velocity import Displacement, StationaryVelocity
 from custom_components.methods.rdmm.metric import MetricSettings, RegionSpecificMomentum, StationaryMetricMomentum
 from custom_components.methods.voxelmorph_probabilistic.deformation import GaussianVelocity
@@ -19,6 +20,7 @@ DEFORMATIONS: list[Deformation] = [
     Displacement(stride=2),
     GaussianVelocity(),
     BSplineDeformation(4),
+    TimeVelocity(HelmholtzKernel(4.0, 1.0, power=2), num_steps=3),
     VectorMomentum(KERNEL, num_steps=4),
     VectorMomentum(KERNEL, num_steps=4, stationary=True),
     VectorMomentum(KERNEL, (1.0, 1.5, 2.0), num_steps=4, quantity="root"),

@@ -9,7 +9,8 @@ from custom_components.deformations.velocity import StationaryVelocity
 from custom_components.evaluation.overlap import mean_dice
 from custom_components.fields import compose, integrate_velocity, jacobian_determinant, warp
 from custom_components.inference.classical import by_intensities
-from custom_components.inference.demons import bracket, exchanged, force
+from custom_components.inference.demons import bracket, force
+from custom_components.losses.multistep import swapped
 
 
 def blob(size, centre, width=4.0):
@@ -92,7 +93,7 @@ def test_exchanging_the_images_turns_the_velocity_round(size):
     masks["mask_moving"][:, :, :9], masks["mask_fixed"][..., 12:16] = 0, 0
     optimizer = by_intensities(StationaryVelocity(), "demons", levels=[2, 1], iterations=8)
     there = optimizer(pair["moving"], pair["fixed"], masks=masks)
-    back = optimizer(pair["fixed"], pair["moving"], masks=exchanged(masks))
+    back = optimizer(pair["fixed"], pair["moving"], masks=swapped(masks))
     assert there.abs().max() > 0.05
     assert (there + back).abs().max() < 1e-6
 
