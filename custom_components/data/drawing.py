@@ -23,8 +23,8 @@ class Pairing(ABC):
         return self.num_pairs
 
     @abstractmethod
-    def draw(self, index: int, state: np.random.RandomState) -> tuple[int, int]:
-        """Positions of the moving and the fixed scan of pair `index`; random ones advance the state."""
+    def draw(self, index: int, number: int) -> tuple[int, int]:
+        """Positions of the moving and the fixed scan of pair `index`; random ones depend on it and on the number."""
 
 
 class SamePairs(Pairing):
@@ -35,7 +35,7 @@ class SamePairs(Pairing):
         self.pairs = [pairs[int(i * step)] for i in range(min(num_pairs or len(pairs), len(pairs)))]
         super().__init__(len(self.pairs))
 
-    def draw(self, index: int, state: np.random.RandomState) -> tuple[int, int]:
+    def draw(self, index: int, number: int) -> tuple[int, int]:
         return self.pairs[index]
 
 
@@ -52,9 +52,9 @@ class RandomPartners(Pairing):
         self.partners = partners
         self.scans = np.flatnonzero([len(p) > 0 for p in partners])
 
-    def draw(self, index: int, state: np.random.RandomState) -> tuple[int, int]:
+    def draw(self, index: int, number: int) -> tuple[int, int]:
         # The index takes part, so that the processes of a multi-GPU run, seeded alike, still draw different pairs.
-        rng = np.random.default_rng([int(state.randint(2**31)), index])
+        rng = np.random.default_rng([number, index])
         moving = int(rng.choice(self.scans))
         return moving, int(rng.choice(self.partners[moving]))
 
@@ -66,8 +66,8 @@ class RandomToAtlas(Pairing):
         super().__init__(num_pairs)
         self.num_scans = num_scans
 
-    def draw(self, index: int, state: np.random.RandomState) -> tuple[int, int]:
-        rng = np.random.default_rng([int(state.randint(2**31)), index])
+    def draw(self, index: int, number: int) -> tuple[int, int]:
+        rng = np.random.default_rng([number, index])
         return int(rng.integers(self.num_scans)), self.num_scans
 
 

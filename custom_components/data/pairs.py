@@ -170,16 +170,25 @@ class ScanPairDataset(Dataset[Entry], Randomizable):
     def __len__(self) -> int:
         return len(self.pairing)
 
-    def __getitem__(self, index: int) -> Entry:
+    def __getitem__(self, index: int | tuple[int, int]) -> Entry:
+        """A pair; `index` may bring the number from which all its random numbers come, in whatever process."""
+        index, number = index if isinstance(index, tuple) else (index, self.number())
         if not -len(self) <= index < len(self):
             raise IndexError(f"item {index} of a dataset of {len(self)} pairs")
-        moving, fixed = self.pairing.draw(index % len(self), self.R)
+        moving, fixed = self.pairing.draw(index % len(self), number)
+        for i, transform in enumerate((self.transform if self.cache.kept is None else None, self.pair_transform)):
+            if isinstance(transform, Randomizable):
+                transform.set_random_state(seed=int(np.random.default_rng([number, index, i]).integers(2**31)))
         pair = self._load(moving)
         if not self.pairs_given:
             pair = pair_of(pair, {} if self.partner == "none" else self._load(fixed))
         if self.pair_transform is not None:
             pair = self.pair_transform(pair)
         return _with_image(pair)
+
+    def number(self) -> int:
+        """A random number for the next pair."""
+        return int(self.R.randint(2**31))
 
     def check_keys(self, needed: Collection[str], alike: bool) -> None:
         """Refuse scans or pairs without a key of a pair that a training needs.
@@ -200,7 +209,7 @@ class ScanPairDataset(Dataset[Entry], Randomizable):
                 raise ValueError(f"{len(lacking)} of {len(given)} items have no {name!r}, {first} the first; {why}")
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> ScanPairDataset:
-        """Seed the drawing of pairs and the random transforms; MONAI's DataLoader does so in each worker."""
+        """Seed the numbers of the pairs, and the random transforms."""
         Randomizable.set_random_state(self, seed=seed, state=state)
         for transform in (self.transform, self.pair_transform):
             if isinstance(transform, Randomizable):

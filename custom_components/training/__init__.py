@@ -1,7 +1,8 @@
 """Training with MONAI's engines: the handler that records a run, checkpoints, schedules, logs, validation."""
 
 from .checkpoints import BestCheckpoint
-from .engines import loader, trainer, validator
+from .engines import trainer, validator
+from .loading import loader
 from .record import TrainingRecord, default_precision
 from .schedules import Schedule, falling_weight
 from .scores import registration_score

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 from ignite.metrics import Average
-from monai.data import DataLoader, DistributedSampler
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import ValidationHandler
 from torch import Tensor, nn
@@ -15,28 +14,10 @@ from torch.utils.data import Dataset
 from ..checks import check_number, check_switch
 from ..data.batches import Prepare, prepare_pair_batch
 from ..data.pairs import ScanPairDataset
-from ..networks.parallel import is_distributed
 from ..vocabulary import Entry, Output, Result
 from .compiling import compile_network
+from .loading import loader
 from .scores import registration_score
-
-
-def loader(dataset: Dataset[Entry], batch_size: int = 1, *, shuffle: bool = True) -> DataLoader:
-    """Batches of a data set; in a distributed run, of this process's share of it.
-
-    Raises:
-        ValueError: if the size of a batch is no whole number of at least 1.
-    """
-    check_number("batch_size", batch_size, least=1, whole=True)
-    if not is_distributed():
-        return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle, pin_memory=_is_pinned(dataset))
-    sampler = DistributedSampler(dataset, even_divisible=True, shuffle=shuffle)
-    return DataLoader(dataset, batch_size=batch_size, sampler=sampler, pin_memory=_is_pinned(dataset))
-
-
-def _is_pinned(dataset: Dataset[Entry]) -> bool:
-    """Whether batches go from the host's memory to a GPU."""
-    return isinstance(dataset, ScanPairDataset) and dataset.cache.uploads
 
 
 def trainer(
@@ -54,6 +35,7 @@ def trainer(
     val_interval: int = 1,
     amp: bool = False,
     compile: bool = False,
+    num_workers: int | None = None,
     train_handlers: Sequence[object] = (),
 ) -> SupervisedTrainer:
     """MONAI's trainer on a data set, which is shuffled, with a validation after some epochs.
@@ -62,6 +44,7 @@ def trainer(
         network, inferer, prepare_batch, device, loss_function, optimizer, max_epochs, amp: as for `SupervisedTrainer`.
         dataset: the training items; their number is the length of an epoch.
         compile: run the network, in the validation, too, as `torch.compile` makes it (see `compile_network`).
+        num_workers: processes that load (see `loader`).
         evaluator: runs after every `val_interval` epochs, before the handlers of that event.
         train_handlers: further handlers, attached in this order.
     Raises:
@@ -77,7 +60,7 @@ def trainer(
     return SupervisedTrainer(
         device=device,
         max_epochs=max_epochs,
-        train_data_loader=loader(dataset, batch_size),
+        train_data_loader=loader(dataset, batch_size, num_workers=num_workers),
         network=network,
         optimizer=optimizer,
         loss_function=loss_function,

@@ -11,7 +11,7 @@ from bundle_cases import BUNDLES, STATISTICS, train, with_ages
 from custom_components.data.phantoms import write_phantom_scans
 
 SLOW = {"test_training.py", "test_inference.py", "test_variants.py", "test_waits.py"}
-SLOW |= {"test_deterministic.py", "test_compile.py"}
+SLOW |= {"test_deterministic.py", "test_compile.py", "test_workers.py"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,7 +10,7 @@ from custom_components.data import keeping
 from custom_components.data.keeping import ScanCache
 from custom_components.data.lists import load_list
 from custom_components.data.pairs import ScanPairDataset, TrainingPairs
-from custom_components.training.engines import loader
+from custom_components.training.loading import loader
 from custom_components.transforms.scan import LoadScand
 
 LOAD = Compose([LoadScand(2.0, [12, 12, 12], "image")])
