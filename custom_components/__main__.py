@@ -55,7 +55,9 @@ def _showing(command: Callable[..., object], console: Console) -> Callable[..., 
 
     @functools.wraps(command)
     def run(*args: object, **kwargs: object) -> None:
-        console.show(command(*args, **kwargs))
+        with console.aside():
+            result = command(*args, **kwargs)
+        console.show(result)
 
     return run
 

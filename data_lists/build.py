@@ -26,51 +26,16 @@ from typing import Any
 
 from custom_components.data.lists import number_or_text
 from custom_components.data.names import distinct_names, file_stem
-from custom_components.data.tables import MISSING, PERSON, make_list, pattern_to_regex, read_people, walk, write_list
+from custom_components.data.tables import (
+    MISSING,
+    PERSON,
+    make_list,
+    read_people,
+    scans_from_folder,
+    walk,
+    write_list,
+)
 from custom_components.vocabulary import Entry
-
-
-def scans_from_folder(
-    folder: str | os.PathLike, *, image: str | None = None, label: str | None = None, mask: str | None = None
-) -> list[Entry]:
-    """Find the scans of a plain folder by patterns.
-
-    A pattern is a path relative to the folder with fields in braces, for instance
-    `images/{subject}_scan-{session}.nii.gz`. A field matches any text without a slash and becomes a key of the item;
-    `{subject}` must be among them; `*` matches anything but a slash. Labels and masks are named by the same fields.
-
-    Args:
-        folder: where to look, with its sub-folders.
-        image: pattern of the images; None for label maps without images.
-        label: pattern of the label maps, without `*` unless there is no `image`.
-        mask: pattern of the masks, without `*`.
-    Returns:
-        Scan items in the order of their names, paths relative to the folder.
-    Raises:
-        FileNotFoundError: if the folder does not exist, no file matches, or labels or masks are missing.
-        ValueError: if neither image nor label is given, or the pattern has no `{subject}`.
-    """
-    folder = Path(folder)
-    main = image if image is not None else label
-    if main is None or "{subject}" not in main:
-        raise ValueError(f"expected a pattern with {{subject}} for images or labels, got {main!r}")
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}")
-    expression = pattern_to_regex(main)
-    companions = {"label": label if image is not None else None, "mask": mask}
-    scans = []
-    for name in walk(folder):
-        match = expression.fullmatch(name)
-        if match is None:
-            continue
-        fields = match.groupdict()
-        scan = {"image" if image is not None else "label": name}
-        scan |= {key: pattern.format(**fields) for key, pattern in companions.items() if pattern is not None}
-        scans.append(scan | fields)
-    if not scans:
-        raise FileNotFoundError(f"no file in {folder} matches {main!r}")
-    _check_companions(scans, folder)
-    return scans
 
 
 def scans_from_bids(
@@ -342,15 +307,6 @@ def _slice_name(name: str, level: int) -> str:
     if os.path.isabs(name) or os.path.normpath(name).startswith(".."):
         raise ValueError(f"expected paths inside of the list's folder, got {name}")
     return str(Path(name).with_name(f"{file_stem(name)}_slice-{level}.nii.gz"))
-
-
-def _check_companions(scans: Sequence[Entry], folder: Path) -> None:
-    for key in ("label", "mask"):
-        missing = [scan[key] for scan in scans if key in scan and not (folder / scan[key]).is_file()]
-        if missing:
-            raise FileNotFoundError(
-                f"{len(missing)} of {len(scans)} scans in {folder} have no {key}, the first missing is {missing[0]}"
-            )
 
 
 def _find_derivative(root: Path, stem: str, ending: str) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from .. import __version__
@@ -48,6 +49,17 @@ class Console:
         for noisy in _NOISY:
             logging.getLogger(noisy).setLevel(logging.CRITICAL)
         warnings.simplefilter("ignore")
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Keep the standard output free of what a command says while it works, if something else is wanted there."""
+        with contextlib.ExitStack() as stack:
+            if self.quiet:
+                nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+                stack.enter_context(contextlib.redirect_stdout(nowhere))
+            elif self.json:
+                stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+            yield
 
     def show(self, result: object) -> None:
         """Print what a command returned."""

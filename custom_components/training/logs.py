@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import logging
+import math
 import os
 import time
 from pathlib import Path
@@ -19,6 +21,10 @@ from .loss_log import LossLog
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+logger = logging.getLogger(__name__)
+
+_PAUSE = 60.0  # seconds between two lines on the time left
+
 
 class ProgressBar(ignite.handlers.ProgressBar):
     """ignite's progress bar, one for each epoch, showing the total loss and its terms as they were last read."""
@@ -27,6 +33,32 @@ class ProgressBar(ignite.handlers.ProgressBar):
         """Attach to the trainer."""
         log = LossLog.of(engine)
         super().attach(engine, output_transform=lambda output: log.latest)
+
+
+class TimeLeft:
+    """Say after an epoch, once a minute at most, how long the training will still take at the pace so far."""
+
+    def __init__(self) -> None:
+        self.begin = self.said = 0.0
+        self.first = 0
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.say)
+
+    def start(self, engine: Engine) -> None:
+        """Take the time; a resumed run has done epochs before."""
+        self.begin, self.said, self.first = time.monotonic(), -math.inf, engine.state.epoch
+
+    def say(self, engine: Engine) -> None:
+        """Log the time left."""
+        now, epochs = time.monotonic(), engine.state.max_epochs or 0
+        done, left = engine.state.epoch - self.first, epochs - engine.state.epoch
+        if left and done and now - self.said >= _PAUSE:
+            self.said = now
+            minutes = (now - self.begin) / done * left / 60
+            logger.info("epoch %d of %d, about %.3g min left", engine.state.epoch, epochs, minutes)
 
 
 class TrainingCurve:

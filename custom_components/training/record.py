@@ -21,7 +21,7 @@ from ..networks.parallel import is_first_process, unwrap
 from ..vocabulary import Stateful
 from .checkpoints import AverageWeights, BestCheckpoint, ResumableCheckpoint, WeightAverage
 from .finite import FiniteLoss
-from .logs import ProgressBar, TrainingCurve, WarpedPanel, write_events
+from .logs import ProgressBar, TimeLeft, TrainingCurve, WarpedPanel, write_events
 from .run_files import RunFiles
 
 logger = logging.getLogger(__name__)
@@ -125,3 +125,4 @@ class TrainingRecord:
             TensorBoardStatsHandler(log_dir=str(self.output_dir), iteration_event_writer=write_events).attach(engine)
             WarpedPanel(self.output_dir).attach(self.evaluator)
         ProgressBar().attach(engine)
+        TimeLeft().attach(engine)

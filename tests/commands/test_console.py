@@ -83,6 +83,15 @@ def test_quiet_prints_errors_alone(capsys):
     assert "there is no bundle" in run("info", "nothing", "--quiet")
 
 
+@pytest.mark.parametrize(
+    ("flag", "out", "err"), [((), "working\n", ""), (("json",), "", "working\n"), (("quiet",), "", "")]
+)
+def test_what_a_command_says_while_it_works_stands_aside(flag, out, err, capsys):
+    with Console(**dict.fromkeys(flag, True)).aside():
+        print("working")
+    assert capsys.readouterr() == (out, err)
+
+
 def test_verbose_shows_where_an_error_comes_from():
     with pytest.raises(ValueError, match="there is no bundle"):
         run("info", "nothing", "--verbose")

@@ -27,7 +27,7 @@ def test_o_is_the_output_and_b_the_bundle_of_every_command(command):
         ["x", "y"]
         if command in ("register", "optimize", "longitudinal")
         else ["x"]
-        if command in ("evaluate", "tune", "prepare", "template")
+        if command in ("evaluate", "tune", "prepare", "template", "train")
         else []
     )
     if command not in ("optimize", "prepare"):
