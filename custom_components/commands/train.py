@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..vocabulary import Entry
 from .bundles import find_bundle, segments, takes_scans
@@ -38,7 +38,7 @@ class Trained:
     folder: Path
     weights: Path
     bundle: str
-    spacing: float | Sequence[float] | None
+    spacing: object
     rows: Mapping[str, Mapping[str, float]]
 
     def __str__(self) -> str:
@@ -92,10 +92,7 @@ def train(
         ValueError: if there are too few people, the bundle has no such setting, or OUTPUT holds another training.
     """
     from ..data.lists import make_pairs
-    from ..data.tables import write_list
-    from ..files import write_metrics
     from ..runs import unwrapped
-    from ..weights import digest
 
     root, folder = find_bundle(bundle), Path(output)
     sections = _sections(scans, output, image, label, dataset_dir)
@@ -103,26 +100,15 @@ def train(
     begin = _initial(root, initial, dims)
     parser, given = _parser(root, dims, as_list(overlay), settings)
     given |= _from_data(parser, given, sections["training"], begin)
-    request = {
-        "bundle": root.name,
-        "initial": None if begin is None else digest(begin),
-        "scans": sections,
-        **{name: value for name, value in given.items() if name not in _OWN_TO_A_RUN},
-    }
-    request = json.loads(json.dumps(request, default=str))
-    _claim(folder, request, again)
+    _start(folder, _request(root, begin, sections, given), sections, again)
+    spacing = given.get("spacing")
     given |= {"dataset_dir": str(folder), "data_list": str(folder / _LIST), "output_dir": str(folder)}
     given |= {"initial_weights": None if begin is None else str(begin), "bundle_root": str(root)}
-    given["resume"] = not again and (folder / "last.pt").is_file()
-    folder.mkdir(parents=True, exist_ok=True)
-    write_list(folder / _LIST, sections)
-    write_metrics(folder / _REQUEST, request)
-    give(parser, given)
+    give(parser, {**given, "resume": not again and (folder / "last.pt").is_file()})
     with unwrapped():
         for step in ("initialize", "run"):
             parser.get_parsed_content(step)
-    spacing = given.get("spacing")
-    spacing = None if spacing is None or spacing == _own_spacing(root, dims) else spacing
+    spacing = None if spacing == _own_spacing(root, dims) else spacing
     pairs = [] if takes_scans(root) or segments(root) else make_pairs(sections["validation"], limit=_COMPARED)
     rows = _compared(root, folder, pairs, begin, spacing) if pairs else {}
     return Trained(folder, folder / "model.pt", root.name, spacing, rows)
@@ -183,7 +169,7 @@ def _initial(root: Path, initial: str, dims: int) -> Path | None:
 
 def _parser(
     root: Path, dims: int, overlays: Sequence[str], settings: Mapping[str, object]
-) -> tuple[ConfigParser, dict[str, Any]]:
+) -> tuple[ConfigParser, dict[str, object]]:
     """The bundle's train.json for images of this dimension, and the settings as their types."""
     from monai.bundle import ConfigParser
 
@@ -202,7 +188,7 @@ def _from_data(
     from ..weights import read_sidecar
 
     found: dict[str, object] = {}
-    spacing: Any = given.get("spacing", parser["spacing"])
+    spacing = given.get("spacing", parser["spacing"])
     if begin is not None:
         if "learning_rate" in parser and "learning_rate" not in given:
             found["learning_rate"] = _FINER * float(parser["learning_rate"])
@@ -226,20 +212,36 @@ def _own_spacing(root: Path, dims: int) -> object:
     return ConfigParser.load_config_files([str(path) for path in files if path.is_file()]).get("spacing")
 
 
-def _claim(folder: Path, request: Mapping[str, object], again: bool) -> None:
-    """Raises ValueError: if the folder holds another training."""
+def _request(
+    root: Path, begin: Path | None, sections: Mapping[str, list[Entry]], given: Mapping[str, object]
+) -> dict[str, object]:
+    """What makes a training this one and no other."""
+    from ..weights import digest
+
+    found = {name: value for name, value in given.items() if name not in _OWN_TO_A_RUN}
+    found |= {"bundle": root.name, "initial": None if begin is None else digest(begin), "scans": sections}
+    return dict(json.loads(json.dumps(found, default=str)))
+
+
+def _start(folder: Path, request: dict[str, object], sections: Mapping[str, list[Entry]], again: bool) -> None:
+    """Make the folder, with the data list. Raises ValueError: if it holds another training."""
+    from ..data.tables import write_list
+    from ..files import write_metrics
+
     path = folder / _REQUEST
-    if again or not path.is_file():
-        return
-    before = json.loads(path.read_text(encoding="utf-8"))
-    other = [name for name in request.keys() | before.keys() if request.get(name) != before.get(name)]
-    if other:
-        what = f"{folder} holds a training with another {sorted(other)[0]}"
-        raise ValueError(f"{what}: give another --output, or --again to begin anew")
+    if path.is_file() and not again:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        other = [name for name in request.keys() | before.keys() if request.get(name) != before.get(name)]
+        if other:
+            what = f"{folder} holds a training with another {sorted(other)[0]}"
+            raise ValueError(f"{what}: give another --output, or --again to begin anew")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_list(folder / _LIST, sections)
+    write_metrics(path, request)
 
 
 def _compared(
-    root: Path, folder: Path, pairs: list[Entry], begin: Path | None, spacing: float | Sequence[float] | None
+    root: Path, folder: Path, pairs: list[Entry], begin: Path | None, spacing: object
 ) -> dict[str, dict[str, float]]:
     """Mean measures of validation pairs: before, by the weights it began from, by the new ones, and refined."""
     from .workflow import infer

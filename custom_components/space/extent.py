@@ -17,19 +17,19 @@ _MOST_FILES = 20
 _UNIT = 16  # voxels, to a multiple of which sizes are rounded up: networks halve a grid four times
 
 
-def size_for(files: Sequence[str], spacing: float | Sequence[float], center: str) -> list[int]:
+def size_for(files: Sequence[str], spacing: object, center: str) -> list[int]:
     """The size of a grid that holds what each of the images shows, in multiples of 16 voxels.
 
     Args:
         files: images or label maps, of which at most 20 are read.
-        spacing: of the grid, mm.
+        spacing: of the grid, mm, one number or one per axis.
         center: where its middle lies, as `LoadScand` has it: "mass", "image" or "world".
     Returns:
         Voxels by axis, RAS.
     """
     step = max(1, len(files) // _MOST_FILES)
     half = np.max([_half_extent(load_image(path), center) for path in files[::step]], axis=0)
-    lengths = 2 * half / np.broadcast_to(np.asarray(spacing, dtype=np.float64), half.shape)
+    lengths = 2 * half / np.broadcast_to(np.array(spacing, dtype=np.float64), half.shape)
     return [max(2 * _UNIT, math.ceil(length / _UNIT) * _UNIT) for length in lengths]
 
 
