@@ -21,10 +21,18 @@ CONTRASTS = ("t1", "t2", "inverted")  # of the fixed image; the moving one is T1
 
 
 def load_people(
-    data_list: Path, section: str = "validation", *, spacing: float = 2.0, size: Sequence[int] = (80, 112, 96)
+    data_list: Path,
+    section: str = "validation",
+    *,
+    spacing: float = 2.0,
+    size: Sequence[int] = (80, 112, 96),
+    center: str = "world",
 ) -> list[Entry]:
-    """The scans of a list that `data_lists/align.py` wrote, each with its "label" (1, *S) on the common grid."""
-    load = LoadScand(spacing=spacing, size=size)
+    """The scans of a list that `data_lists/align.py` wrote, each with its "label" (1, *S) on the common grid.
+
+    Scans that nobody aligned need the center "mass".
+    """
+    load = LoadScand(spacing=spacing, size=size, center=center)
     return [load(scan) for scan in load_list(data_list, section)]
 
 
