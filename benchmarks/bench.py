@@ -149,11 +149,7 @@ def run_races(options: argparse.Namespace, with_voxelmorph: bool) -> list[Row]:
 
 
 def report(
-    about: dict[str, str],
-    checks: list[tuple[str, str]],
-    rows: list[Row],
-    networks: list[dict[str, Any]],
-    threads: int,
+    about: dict[str, str], checks: list[tuple[str, str]], rows: list[Row], networks: list[dict[str, Any]], threads: int
 ) -> str:
     parts = [as_table(["machine", ""], [[key, value] for key, value in about.items()])]
     parts.append(as_table(["do they compute the same?", ""], [list(line) for line in checks]))

@@ -71,12 +71,7 @@ class Registration(nn.Module):
     """
 
     def __init__(
-        self,
-        bundle: str,
-        *,
-        spatial_dims: int = 3,
-        initial: Path | None = None,
-        precision: torch.dtype = torch.float32,
+        self, bundle: str, *, spatial_dims: int = 3, initial: Path | None = None, precision: torch.dtype = torch.float32
     ) -> None:
         super().__init__()
         names = ["inference", *["inference_2d"] * (spatial_dims == 2)]

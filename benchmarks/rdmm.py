@@ -24,15 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.experiments import (
-    BUNDLES,
-    EPOCHS,
-    chosen_variants,
-    experiment_parser,
-    markdown,
-    train,
-    write_and_print,
-)
+from benchmarks.experiments import BUNDLES, EPOCHS, chosen_variants, experiment_parser, markdown, train, write_and_print
 from custom_components.commands.evaluate import evaluate
 from custom_components.data.lists import load_list
 

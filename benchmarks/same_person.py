@@ -14,13 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from custom_components.space import (
-    load_labels,
-    resample,
-    transform_points_world,
-    write_affine_transform,
-    write_image,
-)
+from custom_components.space import load_labels, resample, transform_points_world, write_affine_transform, write_image
 from custom_components.space.grids import fixed_size_grid
 from custom_components.space.resampling import Step
 from custom_components.synthesis.brains import BrainContrast

@@ -27,14 +27,7 @@ BUNDLE = "voxelmorph_probabilistic"
 
 
 def measure(
-    folder: Path,
-    slices: Path,
-    *,
-    smoothing: float | None,
-    samples: int,
-    num_pairs: int,
-    white_noise: bool,
-    known: bool,
+    folder: Path, slices: Path, *, smoothing: float | None, samples: int, num_pairs: int, white_noise: bool, known: bool
 ) -> None:
     """All measures of a trained variant: FOLDER/rows.csv, a line for each pair, and FOLDER/result.json.
 

@@ -45,11 +45,7 @@ def grid_sample(image: Tensor, grid: Tensor, mode: str, padding: str) -> Tensor:
 
 
 def resize(
-    values: Tensor,
-    size: Sequence[int] | None = None,
-    *,
-    scale_factor: float | None = None,
-    align_corners: bool = True,
+    values: Tensor, size: Sequence[int] | None = None, *, scale_factor: float | None = None, align_corners: bool = True
 ) -> Tensor:
     """Linear interpolation of (B, C, *S) onto a grid of `size`, or of `scale_factor` times as many voxels."""
 

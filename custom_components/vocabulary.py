@@ -39,6 +39,8 @@ Row: TypeAlias = dict[str, Any]
 class Stateful(Protocol):
     """What a checkpoint can keep: networks, optimisers, schedules, and handlers like them."""
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]:
+        """What is kept."""
 
-    def load_state_dict(self, state_dict: Any, /) -> object: ...
+    def load_state_dict(self, state_dict: Any, /) -> object:
+        """Go back to what was kept."""

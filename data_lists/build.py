@@ -26,15 +26,7 @@ from typing import Any
 
 from custom_components.data.lists import number_or_text
 from custom_components.data.names import distinct_names, file_stem
-from custom_components.data.tables import (
-    MISSING,
-    PERSON,
-    make_list,
-    read_people,
-    scans_from_folder,
-    walk,
-    write_list,
-)
+from custom_components.data.tables import MISSING, PERSON, make_list, read_people, scans_from_folder, walk, write_list
 from custom_components.vocabulary import Entry
 
 

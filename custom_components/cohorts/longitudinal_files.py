@@ -154,12 +154,7 @@ class _Shown:
 
 
 def write_change(
-    output: Path,
-    found: Change,
-    labels: Labels,
-    *,
-    page: ChangePage | None = None,
-    warnings: Sequence[str] = (),
+    output: Path, found: Change, labels: Labels, *, page: ChangePage | None = None, warnings: Sequence[str] = ()
 ) -> LongitudinalResult:
     """Write OUTPUT: both scans and their average in the middle, the map of percent change, transforms, tables, a page.
 

@@ -47,7 +47,8 @@ class Register(Protocol):
         mask_fixed: Image | None = None,
         channel_weights: Sequence[float] | None = None,
         affine: str | None = None,
-    ) -> Registration: ...
+    ) -> Registration:
+        """The registration of the pair."""
 
 
 @dataclass(frozen=True)

@@ -74,10 +74,7 @@ def evaluate(
     configs, given = check_settings(root, overlays, settings, dimension)
     pairs = [{**pair, "request": request_of(pair, root, configs, given)} for pair in pairs]
     report = CohortReport(
-        output,
-        compare=as_list(compare),
-        origin=origin_of(root, overlays, settings),
-        label_names=table.names,
+        output, compare=as_list(compare), origin=origin_of(root, overlays, settings), label_names=table.names
     )
     registering = Registering(root, dimension, overlays, settings)
     return run_list(pairs, registering, report, workers, title="pairs", again=again, load=registering.load)

@@ -33,12 +33,7 @@ _FILE_KEYS = (
 )
 
 
-def infer(
-    bundle: str,
-    pairs: list[Entry],
-    overlays: str | Sequence[str],
-    settings: Mapping[str, object],
-) -> Cohort:
+def infer(bundle: str, pairs: list[Entry], overlays: str | Sequence[str], settings: Mapping[str, object]) -> Cohort:
     """Run a bundle's inference.json on pairs; what became of each.
 
     Arguments and errors as in `build_workflow`; `output_dir` must be among the settings. OSError: if it cannot be made,
@@ -73,10 +68,7 @@ def results_in(output: str | os.PathLike[str], pairs: Sequence[Entry]) -> Iterat
 
 
 def build_workflow(
-    bundle: str,
-    pairs: list[Entry],
-    overlays: str | Sequence[str],
-    settings: Mapping[str, object],
+    bundle: str, pairs: list[Entry], overlays: str | Sequence[str], settings: Mapping[str, object]
 ) -> ConfigWorkflow:
     """A bundle's inference.json, initialised for these pairs.
 

@@ -92,11 +92,7 @@ class SynthesizedBatch:
 
     @torch.no_grad()
     def __call__(
-        self,
-        batch: Collated,
-        device: torch.device | str | None = None,
-        non_blocking: bool = False,
-        **kwargs: object,
+        self, batch: Collated, device: torch.device | str | None = None, non_blocking: bool = False, **kwargs: object
     ) -> Prepared:
         """As `prepare_pair_batch`; the batch needs `label_moving` and, unless scans come alone, `label_fixed`."""
         maps = [plain(batch[key]) for key in ("label_moving", "label_fixed") if key in batch]

@@ -118,7 +118,7 @@ def _slices(inside: Tensor, spacing: Sequence[float]) -> list[View]:
         (places.amin(0), places.amax(0)) if len(places) else (torch.zeros(inside.ndim), torch.tensor(inside.shape) - 1)
     )
     found = []
-    for share in sorted({share for shares in _PLACES.values() for share in shares}):
+    for share in sorted(set().union(*_PLACES.values())):
         centre = [round(float(a + share * (b - a))) for a, b in zip(low, high, strict=True)]
         found += [view for view in views_of(inside.shape, spacing, centre) if share in _PLACES[view.name]]
     return sorted(found, key=lambda view: list(_PLACES).index(view.name))

@@ -15,11 +15,7 @@ from ..space.writers import image_ending
 
 CONTRASTS = ("T1w", "T2w", "FLAIR")
 
-_WORDS = {
-    "FLAIR": r"flair|dark.?fluid",
-    "T2w": r"t2w?(?![a-z0-9*])",
-    "T1w": r"t1w?(?![a-z0-9*])|mp.?rage|bravo|spgr",
-}
+_WORDS = {"FLAIR": r"flair|dark.?fluid", "T2w": r"t2w?(?![a-z0-9*])", "T1w": r"t1w?(?![a-z0-9*])|mp.?rage|bravo|spgr"}
 
 _OURS = re.compile(r"_(desc|space)-|(^|/)derivatives/")  # what is prepared already
 

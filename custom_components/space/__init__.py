@@ -21,13 +21,7 @@ from .dialects.itk import write_affine_transform, write_composite_transform
 from .dialects.vectors import read_displacement_field, write_displacement_field
 from .files import write_image
 from .grids import Grid, canonical_grid, center_of_mass, fixed_size_grid, model_grid, voxel_map, voxel_spacing
-from .resampling import (
-    DisplacementField,
-    Step,
-    resample,
-    transform_points_world,
-    transform_steps,
-)
+from .resampling import DisplacementField, Step, resample, transform_points_world, transform_steps
 from .volumes import Volume, load_grid, load_image, load_labels
 
 __all__ = [

@@ -60,11 +60,7 @@ def write_voxels(
 
 
 def save_nifti(
-    array: np.ndarray,
-    affine: np.ndarray,
-    path: Path,
-    intent: str | None = None,
-    like: nib.Nifti1Header | None = None,
+    array: np.ndarray, affine: np.ndarray, path: Path, intent: str | None = None, like: nib.Nifti1Header | None = None
 ) -> None:
     """Write an array with the affine (4, 4), voxel to RAS mm, of its first three axes; `like` as in `write_voxels`."""
     image = nib.Nifti1Image(array, affine)

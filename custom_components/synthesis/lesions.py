@@ -38,10 +38,7 @@ class RandomLesions:
         there = uniform((0, 1), (batch,), generator) < self.probability
         threshold = uniform(self.threshold, (batch, 1, *[1] * len(size)), generator)
         noise = smooth_noise(size, self.scale, threshold.new_ones(batch), generator)
-        return {
-            "field": noise - threshold,
-            "change": uniform((-self.change, self.change), (batch,), generator) * there,
-        }
+        return {"field": noise - threshold, "change": uniform((-self.change, self.change), (batch,), generator) * there}
 
     def __call__(self, image: Tensor, labels: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
         """The image (B, 1, *S) with its lesions; their edges are a tenth of the noise's deviation wide."""

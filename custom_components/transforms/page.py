@@ -40,10 +40,7 @@ class PairPage:
     """
 
     def __init__(
-        self,
-        kind: str = "views",
-        origin: Mapping[str, str] | None = None,
-        label_names: Mapping[int, str] | None = None,
+        self, kind: str = "views", origin: Mapping[str, str] | None = None, label_names: Mapping[int, str] | None = None
     ) -> None:
         check_page(kind)
         self.kind, self.origin, self.label_names = kind, dict(origin or {}), dict(label_names or {})

@@ -76,7 +76,8 @@ class Report:
 class Reporter(Protocol):
     """A pure function of a registered pair and of what earlier reporters said about it; it touches no disk."""
 
-    def __call__(self, pair: RegisteredPair, earlier: Report) -> Report: ...
+    def __call__(self, pair: RegisteredPair, earlier: Report) -> Report:
+        """Measures and files of the pair."""
 
 
 def image_file(

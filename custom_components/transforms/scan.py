@@ -37,10 +37,7 @@ class LoadScand(Transform):
     """
 
     def __init__(
-        self,
-        spacing: float | Sequence[float],
-        size: Sequence[int],
-        center: str | Sequence[float] = "world",
+        self, spacing: float | Sequence[float], size: Sequence[int], center: str | Sequence[float] = "world"
     ) -> None:
         if isinstance(center, str) and center not in ("world", "image", "mass"):
             raise ValueError(f"expected center 'world', 'image', 'mass' or coordinates, got {center!r}")

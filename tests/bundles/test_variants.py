@@ -178,11 +178,7 @@ def test_other_settings_train(bundle, scans, tmp_path, trained, name, value):
 
 
 def settings_of_two(scans: Path, folder: Path) -> dict[str, Any]:
-    settings = {
-        "dataset_dir": str(scans),
-        "output_dir": str(folder),
-        "ckpt_dir": str(folder),
-    }
+    settings = {"dataset_dir": str(scans), "output_dir": str(folder), "ckpt_dir": str(folder)}
     return {**settings, **TINY, "batch_size": 1, "num_pairs": 4, "num_patches": 4}
 
 

@@ -17,11 +17,7 @@ from custom_components.methods.conditional_atlas.files import render
 from custom_components.methods.conditional_atlas.network import AtlasNetwork
 from custom_components.methods.conditional_atlas.template import ConditionalTemplate
 from custom_components.networks.voxelmorph_unet import VoxelMorphUNet
-from custom_components.space import (
-    load_image,
-    load_labels,
-    resample,
-)
+from custom_components.space import load_image, load_labels, resample
 
 ATTRIBUTES = {"age": "numeric", "sex": ["F", "M"]}
 PEOPLE = torch.tensor([[20.0, 0], [35, 1], [50, 1], [75, 0], [60, 1]])
@@ -170,10 +166,7 @@ def test_an_atlas_whose_categories_are_numbers_is_rendered(tmp_path):
         (["--attributes", "age=40", "--sweep", "sex=F"], "at least two values of sex"),
         (["--attributes", "sex=F", "--spaccing", 3], "conditional_atlas has no setting 'spaccing'"),
         (["--attributes", "sex=F", "--weights", "none.pt"], "none.pt: bundle conditional_atlas has no weights there"),
-        (
-            ["--attributes", "sex=F", "--bundle", "voxelmorph"],
-            "voxelmorph has no template; conditional_atlas has",
-        ),
+        (["--attributes", "sex=F", "--bundle", "voxelmorph"], "voxelmorph has no template; conditional_atlas has"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
 )

@@ -200,8 +200,7 @@ def test_the_page_for_the_hub_names_the_licence(answers):
 
 
 @pytest.mark.parametrize(
-    ("question", "part"),
-    [("infer_absent_scan", "absent.nii.gz: no such"), ("infer_without_weights", "absent.pt")],
+    ("question", "part"), [("infer_absent_scan", "absent.nii.gz: no such"), ("infer_without_weights", "absent.pt")]
 )
 def test_the_exported_bundle_names_the_file_that_is_missing(answers, question, part):
     last = answers[question]["error"][-1]

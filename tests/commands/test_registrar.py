@@ -158,11 +158,7 @@ IMAGE = np.random.default_rng(0).random((16, 16, 16))
 @pytest.mark.parametrize(
     ("moving", "fixed", "said"),
     [
-        (
-            (IMAGE, np.eye(4)),
-            (np.full_like(IMAGE, np.nan), np.eye(4)),
-            "fixed: .* got NaN in every voxel",
-        ),
+        ((IMAGE, np.eye(4)), (np.full_like(IMAGE, np.nan), np.eye(4)), "fixed: .* got NaN in every voxel"),
         ((np.full_like(IMAGE, np.inf), np.eye(4)), (IMAGE, np.eye(4)), "moving: expected values below 1e.30, got inf"),
         ((IMAGE, np.zeros((4, 4))), (IMAGE, np.eye(4)), "moving: expected an invertible affine"),
         ((IMAGE[0, 0], np.eye(4)), (IMAGE, np.eye(4)), "moving: expected an array of 2 or 3 axes"),

@@ -107,12 +107,7 @@ def test_arguments_of_a_function_are_converted_by_its_annotations():
 
 @pytest.mark.parametrize("bundle", [one for one in all_bundles() if not segments(one)], ids=lambda bundle: bundle.name)
 def test_settings_take_the_types_that_the_bundle_declares(bundle):
-    given = {
-        "precision": "bfloat16",
-        "weights": "1",
-        "save#write": "warped",
-        "report#surfaces": "true",
-    }
+    given = {"precision": "bfloat16", "weights": "1", "save#write": "warped", "report#surfaces": "true"}
     _, found = check_settings(bundle, (), {**given, "labels": None}, 3)
     wanted = {"precision": "bfloat16", "weights": "1", "save#write": ["warped"], "report#surfaces": True}
     assert found == wanted

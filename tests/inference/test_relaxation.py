@@ -57,10 +57,7 @@ class Sums(torch.nn.Module):
 
 def gaussians():
     """The reference pair: blobs of the periodic square."""
-    return {
-        "moving": blob(SIZE, (23, 23), 6.0).double(),
-        "fixed": blob(SIZE, (26, 22), 5.0).double(),
-    }
+    return {"moving": blob(SIZE, (23, 23), 6.0).double(), "fixed": blob(SIZE, (26, 22), 5.0).double()}
 
 
 def level(batch, *, num_steps=10, look=cubic, loss=None):

@@ -10,9 +10,7 @@ import numpy as np
 import torch
 
 from custom_components.fields import identity_grid
-from custom_components.space import (
-    Grid,
-)
+from custom_components.space import Grid
 
 OBLIQUE = nib.affines.from_matvec(
     np.array([[0.96, -0.28, 0.0], [0.28, 0.96, 0.0], [0, 0, 1.0]]) @ np.diag([1.5, 2.0, 2.5]), [5.0, -7.0, 3.0]

@@ -12,11 +12,7 @@ import torch
 from space.cases import save
 
 from custom_components.notices import collecting
-from custom_components.space import (
-    load_image,
-    register_affine,
-    transform_points_world,
-)
+from custom_components.space import load_image, register_affine, transform_points_world
 from custom_components.space.volumes import load_mask
 
 

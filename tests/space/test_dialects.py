@@ -22,14 +22,7 @@ from custom_components.space import (
     write_transform,
 )
 
-MATRIX_FILES = {
-    "itk": "a.tfm",
-    "ants": "a_",
-    "fsl": "a.mat",
-    "freesurfer": "a.lta",
-    "afni": "a.aff12.1D",
-    "x5": "a.x5",
-}
+MATRIX_FILES = {"itk": "a.tfm", "ants": "a_", "fsl": "a.mat", "freesurfer": "a.lta", "afni": "a.aff12.1D", "x5": "a.x5"}
 FIELD_FILES = {"itk": "a.nii.gz", "ants": "a_", "fsl": "a.nii.gz", "freesurfer": "a.mgz", "x5": "a.x5"}
 NEEDS = {"ants": "itk", "x5": "nitransforms"}
 

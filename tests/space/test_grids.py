@@ -7,12 +7,7 @@ import numpy as np
 import pytest
 from space.cases import OBLIQUE, world_points
 
-from custom_components.space import (
-    Grid,
-    canonical_grid,
-    fixed_size_grid,
-    model_grid,
-)
+from custom_components.space import Grid, canonical_grid, fixed_size_grid, model_grid
 
 
 def test_model_grid_keeps_the_image_grid_by_default() -> None:

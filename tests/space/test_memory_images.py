@@ -96,10 +96,7 @@ def test_images_of_other_content_have_another_origin():
 @pytest.mark.parametrize(
     ("image", "said"),
     [
-        (
-            np.eye(5),
-            "fixed: expected a path, an image of nibabel or ITK, .*, got ndarray of shape .5, 5.",
-        ),
+        (np.eye(5), "fixed: expected a path, an image of nibabel or ITK, .*, got ndarray of shape .5, 5."),
         (None, "fixed: expected a path, .* got None"),
         ((np.zeros(5), np.eye(4)), "fixed: expected an array of 2 or 3 axes with its affine, got shape .5,."),
         ((np.eye(5), np.eye(2)), r"fixed: expected an affine .4, 4. to RAS mm, got shape .2, 2."),

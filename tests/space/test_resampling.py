@@ -8,12 +8,7 @@ import torch
 from space.cases import OBLIQUE, world_points
 
 from custom_components.fields import identity_grid
-from custom_components.space import (
-    Grid,
-    fixed_size_grid,
-    resample,
-    voxel_map,
-)
+from custom_components.space import Grid, fixed_size_grid, resample, voxel_map
 
 
 def test_resampling_a_linear_ramp_in_the_world_is_exact() -> None:

@@ -11,13 +11,7 @@ import pytest
 import torch
 from space.cases import OBLIQUE, noise, save, write_dicom
 
-from custom_components.space import (
-    load_grid,
-    load_image,
-    load_labels,
-    register_affine,
-    write_composite_transform,
-)
+from custom_components.space import load_grid, load_image, load_labels, register_affine, write_composite_transform
 from custom_components.space.volumes import spatial_dims_of
 
 

@@ -20,10 +20,7 @@ from custom_components.space.writers import place_itk_image
 @pytest.mark.parametrize(
     ("names", "ours"),
     [
-        (
-            ["linear", "Linear", "sitkLinear", "trilinear", "bilinear", "itkLinearInterpolateImageFunction"],
-            "linear",
-        ),
+        (["linear", "Linear", "sitkLinear", "trilinear", "bilinear", "itkLinearInterpolateImageFunction"], "linear"),
         (["nearest", "nearestNeighbor", "NearestNeighbor", "sitkNearestNeighbor", "nearestneighbour", "NN"], "nearest"),
         (["label", "genericLabel", "GenericLabel[Linear]", "multiLabel", "MultiLabel[0.8,4.0]"], "label"),
         (["cubic", "bSpline", "BSpline[3]", "sitkBSpline", "tricubic"], "cubic"),

@@ -46,9 +46,7 @@ class BrainUNet(nn.Module):
         self.encode_1 = _block(spatial_dims, a, a)
         self.encode_2 = nn.Sequential(_block(spatial_dims, a, b, strides=2), _block(spatial_dims, b, b))
         self.encode_3 = nn.Sequential(
-            _block(spatial_dims, b, c, strides=2),
-            _block(spatial_dims, c, c),
-            _block(spatial_dims, c, c, dilation=2),
+            _block(spatial_dims, b, c, strides=2), _block(spatial_dims, c, c), _block(spatial_dims, c, c, dilation=2)
         )
         self.enlarge = _Enlarge(scale_factor=2.0, mode="trilinear" if spatial_dims == 3 else "bilinear")
         self.reduce_2, self.reduce_1 = plain(c, b, 1), plain(b, a, 1)

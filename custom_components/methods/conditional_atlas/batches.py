@@ -28,19 +28,11 @@ class AtlasBatch:
         ValueError: on a call, if an attribute is missing or impossible.
     """
 
-    def __init__(
-        self,
-        encoder: AttributeEncoder,
-        prepare: Prepare = prepare_pair_batch,
-    ) -> None:
+    def __init__(self, encoder: AttributeEncoder, prepare: Prepare = prepare_pair_batch) -> None:
         self.encoder, self.prepare = encoder, prepare
 
     def __call__(
-        self,
-        batch: Collated,
-        device: torch.device | str | None = None,
-        non_blocking: bool = False,
-        **kwargs: object,
+        self, batch: Collated, device: torch.device | str | None = None, non_blocking: bool = False, **kwargs: object
     ) -> Prepared:
         """As `prepare` returns it, with `attributes`."""
         _image, targets, _args, options = self.prepare(batch, device, non_blocking, **kwargs)

@@ -55,12 +55,7 @@ class TemplateInferer(Inferer):
         self.inferer, self.mean_stream, self.precision = inferer, mean_stream, Precision(precision)
 
     def __call__(
-        self,
-        inputs: Tensor,
-        network: Network,
-        *,
-        masks: Masks | None = None,
-        attributes: Tensor | None = None,
+        self, inputs: Tensor, network: Network, *, masks: Masks | None = None, attributes: Tensor | None = None
     ) -> Result:
         """Register scans.
 

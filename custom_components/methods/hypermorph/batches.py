@@ -43,11 +43,7 @@ class HyperBatch:
             self.hyper = torch.tensor(rows, dtype=torch.float32)
 
     def __call__(
-        self,
-        batch: Collated,
-        device: torch.device | str | None = None,
-        non_blocking: bool = False,
-        **kwargs: object,
+        self, batch: Collated, device: torch.device | str | None = None, non_blocking: bool = False, **kwargs: object
     ) -> Prepared:
         """As `prepare` returns it, with `hyper`."""
         image, targets, _args, options = self.prepare(batch, device, non_blocking, **kwargs)

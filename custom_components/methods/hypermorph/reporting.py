@@ -79,8 +79,7 @@ class HyperReport:
             fixed, spacing = pair.images["fixed"].float(), pair.spacing_mm
             headings = self._headings(rows)
             files["sweep_picture"] = OutputFile(
-                "sweep.png",
-                lambda path: sweep_picture(path, fixed, warped, list(ddfs), headings, spacing_mm=spacing),
+                "sweep.png", lambda path: sweep_picture(path, fixed, warped, list(ddfs), headings, spacing_mm=spacing)
             )
         if "warped" in earlier.files:
             target, source = pair.volumes["fixed"], pair.volumes["moving"]

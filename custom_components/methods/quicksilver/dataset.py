@@ -233,11 +233,7 @@ class ContrastBatch:
         self.inputs, self.prepare = inputs, prepare
 
     def __call__(
-        self,
-        batch: Collated,
-        device: torch.device | str | None = None,
-        non_blocking: bool = False,
-        **kwargs: Any,
+        self, batch: Collated, device: torch.device | str | None = None, non_blocking: bool = False, **kwargs: Any
     ) -> Prepared:
         """As `prepare` returns it, with the other images as the network's input."""
         image, targets, args, options = self.prepare(batch, device, non_blocking, **kwargs)

@@ -10,15 +10,7 @@ from torch import Tensor
 
 from ...deformations.base import Deformation
 from ...fields import per_channel, resize_field, resize_map
-from ...inference.prediction import (
-    Masks,
-    Network,
-    NetworkPredictor,
-    Precision,
-    Prediction,
-    Predictor,
-    Refinement,
-)
+from ...inference.prediction import Masks, Network, NetworkPredictor, Precision, Prediction, Predictor, Refinement
 from ...networks.parallel import unwrap
 from ...networks.zero import ZeroField
 from .data import MomentumStore

@@ -127,10 +127,7 @@ def anatomies(size, batch, seed):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "rate", "left"),
-    [
-        (lambda: AffineNetwork(2), 1e-3, 0.9),
-        (lambda: AffineKeypointNetwork(2, (8, 16), depth=2), 3e-3, 0.25),
-    ],
+    [(lambda: AffineNetwork(2), 1e-3, 0.9), (lambda: AffineKeypointNetwork(2, (8, 16), depth=2), 3e-3, 0.25)],
     ids=["affine", "keypoints"],
 )
 def test_affine_networks_learn_maps_of_unseen_pairs(make, rate, left):

@@ -39,11 +39,7 @@ def test_attributes_are_given_by_name_in_any_order():
     assert encoder.values({"age": np.float32(3), "sex": "F"}).tolist() == [3, 0]
 
 
-@pytest.mark.parametrize(
-    "value",
-    [2, "2", 2.0, torch.tensor(2)],
-    ids=["int", "text", "float", "tensor"],
-)
+@pytest.mark.parametrize("value", [2, "2", 2.0, torch.tensor(2)], ids=["int", "text", "float", "tensor"])
 def test_categories_may_be_numbers(value):
     assert AttributeEncoder({"stage": [1, 2, 3]}).values({"stage": value}).tolist() == [1]
 
@@ -80,11 +76,7 @@ def test_an_attribute_that_is_the_same_for_all_is_refused():
     encoder.fit(torch.tensor([[40.0, 0], [50, 0]]))
 
 
-@pytest.mark.parametrize(
-    "kind",
-    ["number", ["F"], ["F", "F"], [], "FM", 5, None],
-    ids=str,
-)
+@pytest.mark.parametrize("kind", ["number", ["F"], ["F", "F"], [], "FM", 5, None], ids=str)
 def test_kinds_that_are_neither_numeric_nor_categories_are_refused(kind):
     with pytest.raises(ValueError, match="attribute 'x': expected 'numeric' or a list of categories"):
         AttributeEncoder({"age": "numeric", "x": kind})

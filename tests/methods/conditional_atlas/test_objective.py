@@ -69,10 +69,7 @@ def test_terms_of_the_loss_are_what_the_formula_says(size):
     torch.testing.assert_close(total, sum(expected.values()))
 
 
-@pytest.mark.parametrize(
-    "left_out",
-    TERMS,
-)
+@pytest.mark.parametrize("left_out", TERMS)
 def test_a_weight_of_0_leaves_its_term_out(left_out):
     pred, batch = loss_case(SIZES[0])
     needed = {"mean_weight": "mean_displacement", "label_weight": "warped_template_labels", "backward_weight": "warped"}

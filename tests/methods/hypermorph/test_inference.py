@@ -188,10 +188,7 @@ def test_more_values_than_the_network_has_are_named():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [
-        ({"sweep": 3}, "a sweep needs a network"),
-        ({"hyper": "auto", "criterion": alike}, "'auto' needs a network"),
-    ],
+    [({"sweep": 3}, "a sweep needs a network"), ({"hyper": "auto", "criterion": alike}, "'auto' needs a network")],
     ids=["sweep", "auto"],
 )
 def test_a_network_without_hyper_parameters_is_refused(options, message):

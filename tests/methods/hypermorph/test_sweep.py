@@ -12,10 +12,7 @@ from matplotlib.image import imread
 from support import published
 
 from custom_components.data.phantoms import random_velocity, write_phantom_scans
-from custom_components.evaluation.metrics import (
-    foreground_mask,
-    normalized_cross_correlation,
-)
+from custom_components.evaluation.metrics import foreground_mask, normalized_cross_correlation
 from custom_components.evaluation.overlap import label_overlap
 from custom_components.fields import integrate_velocity, warp
 from custom_components.files import write_table

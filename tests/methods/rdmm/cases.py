@@ -16,11 +16,7 @@ from custom_components.methods.rdmm.metric import (
     RegionSpecificMomentum,
     StationaryMetricMomentum,
 )
-from custom_components.methods.rdmm.objective import (
-    OMTPenalty,
-    RangePenalty,
-    RegionLoss,
-)
+from custom_components.methods.rdmm.objective import OMTPenalty, RangePenalty, RegionLoss
 
 PAIR_KERNEL = MultiGaussianKernel((2.0, 4.0, 8.0), (0.2, 0.3, 0.5))
 SIZES = [(33, 28), (20, 17, 18)]

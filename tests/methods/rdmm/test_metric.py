@@ -235,10 +235,7 @@ def voxels(**options):
     ("call", "message"),
     [
         (lambda m, h: shot_of(m[:, :1], h, VOXELS, weight_sigma=1.0), r"got \(1, 1, 8, 9\)"),
-        (
-            lambda m, h: shot_of(m, h[:, :2], VOXELS, weight_sigma=1.0),
-            r"expected pre-weights of shape \(1 or 1, 3",
-        ),
+        (lambda m, h: shot_of(m, h[:, :2], VOXELS, weight_sigma=1.0), r"expected pre-weights of shape \(1 or 1, 3"),
         (lambda m, h: shot_of(m, h[..., 1:], VOXELS, weight_sigma=1.0), r"8, 9\), got \(1, 3, 8, 8\)"),
         (lambda m, h: shot_of(m, h, VOXELS, weight_sigma=1.0, num_steps=0), "num_steps of at least 1"),
         (lambda m, h: shot_of(m, h, VOXELS, weight_sigma=-1.0), "positive standard deviations"),

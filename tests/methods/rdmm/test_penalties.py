@@ -15,9 +15,7 @@ from custom_components.methods.rdmm.objective import (
     omt_weight,
     range_weight,
 )
-from custom_components.methods.rdmm.weights import (
-    softmax_weights,
-)
+from custom_components.methods.rdmm.weights import softmax_weights
 
 SIGMAS = (1.0, 2.0, 8.0)
 

@@ -31,10 +31,7 @@ from custom_components.deformations.kernels import gaussian_kernel, smooth_weigh
 from custom_components.deformations.operators import coadjoint
 from custom_components.deformations.shooting import EPDiff, shoot
 from custom_components.methods.rdmm.metric import MetricSettings, RegionFlow
-from custom_components.methods.rdmm.weights import (
-    border_mask,
-    smooth_weights,
-)
+from custom_components.methods.rdmm.weights import border_mask, smooth_weights
 
 tiny = pytest.mark.parametrize("size", [(5, 6), (4, 5, 3)], ids=["2-D", "3-D"])
 
