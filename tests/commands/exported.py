@@ -87,7 +87,7 @@ class Bundle:
                 if key == "_target_" and "." in value and not value.startswith("$") and locate(value) is None:
                     found.append(f"{name}: {value}")
                 files = re.findall(r"bundle_root \+ '/([^']+)'", value)
-                weights = re.compile(r"models/\w+\.pt|eval")
+                weights = re.compile(r"models/\w+\.pt|eval|runs")
                 found += [f"{name}: {file}" for file in files if not Path(file).exists() and not weights.match(file)]
         return found
 
