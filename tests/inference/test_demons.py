@@ -5,7 +5,7 @@ import torch
 from inference.cases import both
 
 from custom_components.data.phantoms import phantom_pair, random_velocity
-from custom_components.deformations.velocity import StationaryVelocity
+from custom_components.deformations.velocity import Displacement, StationaryVelocity
 from custom_components.evaluation.overlap import mean_dice
 from custom_components.fields import compose, integrate_velocity, jacobian_determinant, warp
 from custom_components.inference.classical import by_intensities
@@ -148,3 +148,13 @@ def test_masks_leave_out_what_they_leave_out():
 def test_other_words_are_refused(options, said):
     with pytest.raises(ValueError, match=said):
         by_intensities(StationaryVelocity(), **{"method": "demons", **options})
+
+
+@pytest.mark.parametrize("method", ["demons", "flow"])
+def test_a_place_that_only_one_image_shows_can_be_left_out(method):
+    pair = phantom_pair((64, 56), seed=1)
+    deformation = StationaryVelocity() if method == "demons" else Displacement()
+    optimizer = by_intensities(deformation, method, levels=[2, 1], iterations=6, robust=True)
+    found = deformation(optimizer(pair["moving"], pair["fixed"]), (64, 56))["ddf"]
+    before, after = (float((warp(pair["moving"], u) - pair["fixed"]).square().mean()) for u in (0 * found, found))
+    assert after < 0.8 * before
