@@ -66,11 +66,7 @@ class SimulatedScans:
         self.make = SynthesizedBatch(synthesis, seed=seed)
 
     def __call__(
-        self,
-        batch: Collated,
-        device: torch.device | str | None = None,
-        non_blocking: bool = False,
-        **kwargs: object,
+        self, batch: Collated, device: torch.device | str | None = None, non_blocking: bool = False, **kwargs: object
     ) -> Prepared:
         """As `SynthesizedBatch`; the batch needs "moving" and "fixed", and their masks, if any, say what counts."""
         sources = {}
