@@ -17,7 +17,7 @@ MINUTES ?= 14
 OUTPUT ?= gpu_output
 DEVICE ?= cuda
 
-.PHONY: help demo test test-fast lint bench docs gpu clean
+.PHONY: help demo test test-fast lint bench docs wheel gpu clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST)
@@ -43,6 +43,15 @@ bench: $(STAMP)  ## speed, as ratios to MONAI in one run
 
 docs: $(STAMP)  ## the site, in build/site
 	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/python -m mkdocs build --quiet --strict
+
+wheel: $(STAMP)  ## the package in build/dist, checked, installed in an environment of its own, used for one registration
+	rm -rf build/dist build/wheel
+	$(BIN)/python -m pip install --quiet build twine
+	$(BIN)/python -m build --outdir build/dist
+	$(BIN)/python -m twine check --strict build/dist/*
+	$(PYTHON) -m venv build/wheel
+	build/wheel/bin/python -m pip install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) "$$(ls build/dist/*.whl)[demo]"
+	cd build && wheel/bin/morphzoo info && wheel/bin/morphzoo demo -o demo_output
 
 gpu:  ## correctness, speed, memory and trainings on a GPU; on a node with torch and wheels, too
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu --minutes $(MINUTES) --output $(OUTPUT) \

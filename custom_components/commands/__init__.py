@@ -18,6 +18,7 @@ PARTS = {
     "listed",
     "loaded",
     "monai_transforms",
+    "network_files",
     "origin",
     "registrar",
     "settings",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from .bundles import find_bundle
+from .workflow import as_list
 
 
 def export(
@@ -14,6 +16,7 @@ def export(
     atlas: str | None = None,
     atlas_labels: str | None = None,
     label_names: str | None = None,
+    formats: str | Sequence[str] = (),
     **options: object,
 ) -> list[Path]:
     """Write a bundle as a self-contained folder, OUTPUT/<bundle>, that works without this package.
@@ -25,6 +28,7 @@ def export(
         output: folder for the results.
         atlas, atlas_labels: for MONAI Label: the image that is registered to each study, and its label map.
         label_names: for MONAI Label: table of names, CSV or TSV with the columns id or index, and name.
+        formats: the network for other runtimes, too: some of pt2, onnx, torchscript, safetensors (docs/model_zoo.md).
         **options: for: "monai-label". zip: also write OUTPUT/<bundle>_v<version>.zip and its SHA-256.
     Returns:
         What was written.
@@ -42,7 +46,9 @@ def export(
     if purpose is None:
         if atlas or atlas_labels or label_names:
             raise ValueError("an atlas is for --for monai-label")
-        return export_bundle(folder, output, zipped=zipped)
+        return export_bundle(folder, output, zipped=zipped, formats=as_list(formats))
+    if formats:
+        raise ValueError("--formats are for a bundle, not for MONAI Label")
     if not (atlas and atlas_labels):
         raise ValueError("--for monai-label needs --atlas IMAGE and --atlas-labels LABELS")
     files = {"atlas": str(atlas), "atlas_labels": str(atlas_labels)}

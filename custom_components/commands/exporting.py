@@ -12,7 +12,7 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from ..vocabulary import Config
 from ..weights import sidecar_path
 from .bundles import PACKAGE
 from .export_checks import NOT_VENDORED, WEIGHTS, check_config, check_metadata, frameworks, own_weights, weights_name
+from .network_files import network_files
 
 _PAGES = (".md", ".txt", ".csv", ".json", ".png", ".jpg", ".gif", ".svg")
 
@@ -73,12 +74,15 @@ Without `itk` scans cannot be aligned by it and no whole transforms are written,
 """
 
 
-def export_bundle(bundle: Path, output: str | os.PathLike[str], *, zipped: bool = False) -> list[Path]:
+def export_bundle(
+    bundle: Path, output: str | os.PathLike[str], *, zipped: bool = False, formats: Sequence[str] = ()
+) -> list[Path]:
     """Write OUTPUT/<bundle>, and with `zipped` OUTPUT/<bundle>_v<version>.zip and its SHA-256 beside it.
 
     Args:
         bundle: its folder; the folder `overlays` and other bundles whose weights it uses are its siblings.
         output: folder, made if needed.
+        formats: further files of the network, see `network_files`.
     Returns:
         What was written.
     Raises:
@@ -86,7 +90,8 @@ def export_bundle(bundle: Path, output: str | os.PathLike[str], *, zipped: bool 
         FileNotFoundError: if there are no weights.
         ValueError: if the bundle is not fit to be shared: a config names something outside of it, a version is missing.
     """
-    return write_bundle(bundle_files(bundle), bundle.name, Path(output), zipped)
+    files = bundle_files(bundle)
+    return write_bundle(files | network_files(bundle, formats), bundle.name, Path(output), zipped)
 
 
 def bundle_files(bundle: Path, item: Mapping[str, object] | None = None) -> dict[str, bytes]:
