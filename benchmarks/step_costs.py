@@ -27,7 +27,7 @@ from custom_components.data.phantoms import write_phantom_scans
 BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
 STATISTICS = "id,t1_prior_mean,t1_prior_mean_spread\n0,5,2\n1,110,8\n2,170,8\n3,60,8\n4,140,8\n"
 # Networks of patches and of optimised momenta: few examples, optimised briefly.
-BRIEF = {"num_momenta": 1, "num_patches": 8, "iterations": [2, 2, 2], "visit_iterations": 2, "window": [0.0, 1.0, 1.0]}
+BRIEF = {"num_momenta": 1, "iterations": [2, 2, 2], "visit_iterations": 2, "window": [0.0, 1.0, 1.0]}
 BRIEF |= {"conditions": {"age": "numeric"}, "center": "image", "spacing": 1.0}
 
 
@@ -88,6 +88,7 @@ def measure(bundle: str, data: Path, folder: Path, size: list[int], precision: s
     settings = {**BRIEF, "dataset_dir": str(data), "output_dir": str(folder), "ckpt_dir": str(folder), "size": size}
     settings |= {"num_pairs": 3, "num_val_pairs": 1, "max_epochs": 1, "val_interval": 1, "precision": precision}
     known = json.loads(config.read_text(encoding="utf-8"))
+    settings["num_patches"] = 3 * known["batch_size"]  # where they are what a batch counts
     job = ConfigWorkflow(
         workflow_type="train",
         config_file=str(config),

@@ -102,6 +102,10 @@ class Waits(TorchFunctionMode):
         result = func(*args, **kwargs)
         if name == "to":
             there = self._moved(args, kwargs)
+        elif name == "copy_" and there and not _is_marked(args[0]):
+            there = False
+            if not kwargs.get("non_blocking"):
+                self._count("copy_ to the host")
         elif name in _MADE_OF_VALUES:
             goes = _is_there(kwargs.get("device")) or (name == "new_tensor" and there)
             if (goes and not there) or (name == "new_tensor" and goes):

@@ -105,7 +105,7 @@ class MomentumDeformation(MetricDeformation):
 
     def __call__(self, parameters: Tensor, size: Sequence[int], *, inverse: bool = False) -> Fields:
         self._check(parameters, size)
-        parameters = at_least_float32(parameters)
+        parameters = given = at_least_float32(parameters).view_as(parameters)
         spacing = self.parameter_spacing(parameters, size)
         with torch.autocast(parameters.device.type, enabled=False):
             momentum = self._momentum(parameters[:, : len(size)], spacing)
@@ -120,6 +120,10 @@ class MomentumDeformation(MetricDeformation):
                 checkpoint=checkpoint,
                 checked=self.checked,
             )
+            is_sound = shot.is_sound
+            if is_sound is not None and given.requires_grad:
+                # What has diverged on the way has a gradient that is no number.
+                given.register_hook(lambda gradient: torch.where(is_sound, gradient, torch.zeros_like(gradient)))
             fields = {"ddf": resize_field(shot.ddf, size), "momentum": momentum, "energy": shot.energy}
             fields |= {"velocity": shot.velocity / unit, **own}
             if shot.inverse_ddf is not None:

@@ -22,6 +22,7 @@ the `mermaid` package, without its limits on momentum and velocity.
 
 from __future__ import annotations
 
+import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -33,6 +34,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from ..fields import at_least_float32, per_channel, warp
 from .kernels import Spacing, per_axis
+from .late import LateReadings
 from .operators import advect, coadjoint
 
 State = tuple[Tensor, ...]
@@ -44,6 +46,10 @@ Operator = Callable[[Tensor, tuple[float, ...]], Tensor]
 
 # Runge-Kutta with central differences is stable up to 2 sqrt(2).
 _COURANT = 2.0
+
+_DIVERGED = "shooting has diverged: momentum or map are not finite"
+
+logger = logging.getLogger(__name__)
 
 
 class ShootingError(RuntimeError):
@@ -135,6 +141,7 @@ class Shot(NamedTuple):
         velocity: at time 0.
         energy: shape (B,), the mean of <m, v> over the voxels at time 0.
         num_steps: number of steps taken.
+        is_sound: of a shot that is read late, whether it counts, a scalar; else None.
     """
 
     ddf: Tensor
@@ -143,6 +150,7 @@ class Shot(NamedTuple):
     velocity: Tensor
     energy: Tensor
     num_steps: int
+    is_sound: Tensor | None = None
 
     @property
     def momentum(self) -> Tensor:
@@ -172,6 +180,11 @@ def shoot(
         max_steps: limit for the steps.
         checked: False takes the steps as they are and looks at no value, so that a GPU never makes the host wait; what
             diverges is then not finite.
+
+    A GPU makes the host wait once, for the speeds of all steps. Inside of `LateReadings.on` it does not: a shot that
+    needs more steps, or is not finite, becomes the identity and leaves the end of the state at its start, as its
+    `is_sound` says; eight shots later its speeds are read, and further shots take as many steps as it needed.
+
     Raises:
         ValueError: if the momentum is not a vector field, or there is no step.
         ShootingError: if a velocity stops being finite or would need more than `max_steps` steps.
@@ -186,13 +199,17 @@ def shoot(
         start, velocity = flow.start(momentum)
         maps = [torch.zeros_like(velocity)] * (2 if inverse else 1)
         carrying, begin = _Carrying(flow, len(maps)), (*start, *maps)
-        if checked:
+        late, is_sound = LateReadings.current, None
+        if checked and late is not None and momentum.device != torch.device("cpu"):
+            num_steps = max(num_steps, late.steps)
+            end, is_sound = _read_late(late, carrying, begin, num_steps, checkpoint, max_steps)
+        elif checked:
             end, num_steps = _restarted(carrying, begin, num_steps, checkpoint, max_steps)
         else:
-            end = _integrated(carrying, begin, num_steps, checkpoint, checked=False)
+            end, _ = _steps_taken(carrying, begin, num_steps, checkpoint)
         energy = (momentum * velocity).sum(1).flatten(1).mean(1)
     ddf, *back = end[len(start) :]
-    return Shot(ddf, back[0] if inverse else None, end[: len(start)], velocity, energy, num_steps)
+    return Shot(ddf, back[0] if inverse else None, end[: len(start)], velocity, energy, num_steps, is_sound)
 
 
 class _Carrying:
@@ -220,13 +237,36 @@ def _restarted(flow: _Carrying, state: State, num_steps: int, checkpoint: bool, 
         except _TooFast as error:
             needed = int(error.args[0])
             if needed > max_steps:
-                raise ShootingError(
-                    f"the momentum is too large for this grid: {needed} integration steps needed, {max_steps} allowed"
-                ) from error
+                raise ShootingError(_too_large(needed, max_steps)) from error
             num_steps = needed
 
 
-def _integrated(flow: _Carrying, state: State, num_steps: int, checkpoint: bool, checked: bool = True) -> State:
+def _read_late(
+    late: LateReadings, flow: _Carrying, begin: State, num_steps: int, checkpoint: bool, max_steps: int
+) -> tuple[State, Tensor]:
+    """The state at time 1, or that at time 0 where the steps were too long, and whether it counts."""
+    end, speeds = _steps_taken(flow, begin, num_steps, checkpoint)
+    finite = torch.stack([torch.isfinite(part).all() for part in end]).all()
+    for (*earlier, was_finite), steps in late.add(torch.stack([*speeds, finite.to(speeds[0])]), num_steps):
+        try:
+            for speed in earlier:
+                _check_speed(speed, 1 / steps)
+        except _TooFast as error:
+            late.steps = max(late.steps, int(error.args[0]))
+            if late.steps > max_steps:
+                raise ShootingError(_too_large(late.steps, max_steps)) from error
+            logger.warning("a shot of %d steps was too fast, and counted for nothing: %d now", steps, late.steps)
+        else:
+            if not was_finite:
+                raise ShootingError(_DIVERGED)
+    is_sound = finite & (torch.stack(speeds).max() / num_steps <= _COURANT)  # a speed that is none is not below
+    return tuple(torch.where(is_sound, after, before) for after, before in zip(end, begin, strict=True)), is_sound
+
+
+def _steps_taken(
+    flow: _Carrying, state: State, num_steps: int, checkpoint: bool, look: Callable[[Tensor], None] | None = None
+) -> tuple[State, list[Tensor]]:
+    """The state at time 1, and the largest speed at the start of each step, of which each gets a look."""
     dt = 1 / num_steps
     step: Callable[..., tuple[Tensor, ...]] = _runge_kutta
     speeds: list[Tensor] = []
@@ -237,17 +277,29 @@ def _integrated(flow: _Carrying, state: State, num_steps: int, checkpoint: bool,
             *new, fastest = step(flow, dt, *state)
         state = tuple(new)
         speeds.append(fastest)
-        if checked and fastest.device == torch.device("cpu"):
-            _check_speed(float(fastest), dt)
-    if checked:
-        # A GPU goes on to the end before the host asks, once.
-        finite = torch.stack([torch.isfinite(part).all() for part in state]).all()
-        *numbers, is_finite = torch.stack([*speeds, finite.to(speeds[0])]).tolist()
-        for speed in numbers:
-            _check_speed(speed, dt)
-        if not is_finite:
-            raise ShootingError("shooting has diverged: momentum or map are not finite")
+        if look is not None:
+            look(fastest)
+    return state, speeds
+
+
+def _integrated(flow: _Carrying, state: State, num_steps: int, checkpoint: bool) -> State:
+    """The state at time 1, of steps that were not too long."""
+    dt = 1 / num_steps
+    # A GPU goes on to the end before the host asks, once.
+    at_once = state[0].device == torch.device("cpu")
+    look = (lambda speed: _check_speed(float(speed), dt)) if at_once else None
+    state, speeds = _steps_taken(flow, state, num_steps, checkpoint, look)
+    finite = torch.stack([torch.isfinite(part).all() for part in state]).all()
+    *numbers, is_finite = torch.stack([*speeds, finite.to(speeds[0])]).tolist()
+    for speed in numbers:
+        _check_speed(speed, dt)
+    if not is_finite:
+        raise ShootingError(_DIVERGED)
     return state
+
+
+def _too_large(needed: int, allowed: int) -> str:
+    return f"the momentum is too large for this grid: {needed} integration steps needed, {allowed} allowed"
 
 
 def _check_speed(speed: float, dt: float) -> None:

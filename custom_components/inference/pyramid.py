@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..constants import filled
 from ..losses.guidance import GUIDES
 from ..losses.landmarks import LANDMARKS, landmarks_at
 
@@ -29,7 +30,7 @@ def at_level(batch: Mapping[str, Tensor], factor: int) -> dict[str, Tensor]:
     if "mask_moving" in images:
         images["mask_moving"] = without_rim(images["mask_moving"])
     images |= _guides_at(batch, factor)
-    sizes = [batch["fixed"].new_tensor(one["fixed"].shape[2:]) - 1 for one in (images, batch)]
+    sizes = [filled(one["fixed"].shape[2:], batch["fixed"]) - 1 for one in (images, batch)]
     return images | landmarks_at(batch, sizes[0] / sizes[1].clamp_min(1))
 
 

@@ -10,6 +10,7 @@ from monai.inferers import Inferer
 from torch import Tensor
 
 from ..deformations.base import Deformation
+from ..deformations.late import LateReadings
 from ..fields import plain, warp
 from ..vocabulary import Result
 from .prediction import Masks, Network, NetworkPredictor, Prediction, Predictor, Refinement
@@ -49,6 +50,7 @@ class RegistrationInferer(Inferer):
             raise ValueError(f"expected a random deformation to draw of, got {type(deformation).__name__}")
         self.deformation, self.predict = deformation, NetworkPredictor() if predict is None else predict
         self.refinement, self.inverse, self.draw = refinement, inverse, draw
+        self.late = LateReadings()
 
     def __call__(
         self, inputs: Tensor, network: Network, *, masks: Masks | None = None, finer: int = 1, **options: object
@@ -77,7 +79,8 @@ class RegistrationInferer(Inferer):
                 moving, fixed, parameters, masks, constants=options, deformation=deformation, finer=finer
             )
         make = deformation.draw if self.draw else deformation
-        fields = make(parameters, image.shape[2:], inverse=self.inverse)
+        with self.late.on(parameters.requires_grad):
+            fields = make(parameters, image.shape[2:], inverse=self.inverse)
         return {**fields, "warped": warp(moving, fields["ddf"]), **prediction.extra}
 
 

@@ -22,6 +22,7 @@ WAITING = {
     "by a list of places": lambda x: x[[0, 1]],
     "nonzero": lambda x: x.nonzero(),
     "a numpy array": lambda x: np.asarray(x),
+    "copied to the host": lambda x: torch.zeros(3).copy_(x),
     "of a gradient": lambda x: float(gradient_of(x)[0]),
 }
 WORKING = {
@@ -33,6 +34,7 @@ WORKING = {
     "a number in a place": lambda x: x.clone().__setitem__(0, 1.0),
     "on the host": lambda x: float(torch.ones(3).sum()),
     "copied while it works": lambda x: torch.ones(3).to(x.device, non_blocking=True),
+    "copied to the host on the side": lambda x: torch.zeros(3).copy_(x, non_blocking=True).tolist(),
     "a gradient": lambda x: gradient_of(x),
 }
 

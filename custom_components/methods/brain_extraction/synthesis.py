@@ -9,6 +9,7 @@ from typing import TypedDict
 import torch
 from torch import Generator, Tensor
 
+from ...constants import Constant, filled
 from ...fields import identity_grid
 from ...synthesis.contrast import ContrastDraw, RandomContrast
 from ...synthesis.noise import Draw, uniform
@@ -54,13 +55,18 @@ class SynthesizeHead:
     ) -> None:
         self.contrast, self.warp, self.strip, self.window = contrast, warp, strip, window
         self.first_extracerebral = first_extracerebral
-        self.classes = class_table(contrast.intensities.num_labels)
+        self.classes = Constant(class_table(contrast.intensities.num_labels))
 
     def draw(self, batch: int, size: Sequence[int], generator: Generator) -> HeadDraw:
         """All random numbers of `batch` images of maps of `size`; the window is one for all of them."""
         half = [n // 2 for n in size]
-        shares = uniform(self.window[1:], (len(half),), generator)
-        starts, whole, strip = uniform((0, 1), (len(half),), generator), *uniform((0, 1), (2, batch), generator)
+        # The host needs the window's size: it draws it itself, and waits for no GPU.
+        is_there = generator.device != torch.device("cpu")
+        host = Generator().manual_seed(generator.initial_seed()) if is_there else generator
+        shares = uniform(self.window[1:], (len(half),), host)
+        starts, whole, strip = uniform((0, 1), (len(half),), host), *uniform((0, 1), (2, batch), host)
+        if is_there:
+            strip = uniform((0, 1), (batch,), generator)
         cut = bool(whole[0] < self.window[0])
         window = [
             _window(n, float(s), float(u)) if cut else (0, n) for n, s, u in zip(half, shares, starts, strict=True)
@@ -81,14 +87,14 @@ class SynthesizeHead:
         signs = [s for s in product((-0.5, 0.5), repeat=labels.ndim - 2) if sum(x > 0 for x in s) % 2 == 0]
         image = torch.zeros(centre.shape, device=labels.device)
         for sign in signs:
-            offset = torch.tensor(sign, device=labels.device).view(1, -1, *[1] * (labels.ndim - 2))
+            offset = filled(sign, places).view(1, -1, *[1] * (labels.ndim - 2))
             image += _gather(numbers["mean"], look_up(labels, places + offset))
         image = torch.addcmul(image / len(signs), _gather(numbers["std"], centre), numbers["noise"])
         for effect, values in zip(self.contrast.effects, draw["contrast"]["effects"], strict=True):
             image = effect(image, centre, values)
         image = image.masked_fill(self._outside(centre, draw["strip"]), 0)
         image = torch.stack([normalize(one) for one in image])
-        return {"moving": image, "label_moving": self.classes.to(labels.device)[centre.long()]}
+        return {"moving": image, "label_moving": self.classes.on(labels.device)[centre.long()]}
 
     def _places(self, labels: Tensor, draw: HeadDraw) -> Tensor:
         """Where each voxel of the window lies in its map, (B, D, *S'), in voxels of the map."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -88,7 +89,8 @@ def weighted_linear_softmax(
     # What is set to this before the weights are divided by their sum is not below the minimum after.
     rest = 1 - shares.numel() * minimum**power
     lowest = minimum / rest ** (1 / power) if rest > 0 else float("inf")
-    if minimum < 0 or float(start.min()) < lowest:
+    least = min(base) / sum(base)
+    if minimum < 0 or (math.sqrt(least) if squared else least) < lowest:
         raise ValueError(
             f"expected a minimum of at least 0 and below the base {[round(b, 6) for b in shares.flatten().tolist()]}"
             f"{' (its roots)' if squared else ''}, got {minimum}"
