@@ -63,6 +63,13 @@ def at_once(workers: int, run: Callable[[str], Any], names: Iterable[str]) -> No
         list(pool.map(run, names))
 
 
+# The widths of the 2-D networks of `voxelmorph` and `voxelmorph_probabilistic` in experiments of before those that ship.
+NARROW = {
+    "network_def#encoder_channels": [32, 64, 64, 64],
+    "network_def#decoder_channels": [64, 64, 64, 64, 64, 32, 32],
+}
+
+
 def bundle_config(bundle: str, names: Sequence[str], **settings: Any) -> ConfigParser:
     """The settings of a bundle's config files `names` (without ".json"); later ones and `settings` override."""
     parser = ConfigParser()

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 import custom_components as mz
 from benchmarks.experiments import (
+    NARROW,
     at_once,
     bundle_command,
     chosen_variants,
@@ -143,7 +144,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     settings: dict[str, Any] = {"max_epochs": epochs, "val_interval": epochs, "num_pairs": PAIRS, "batch_size": BATCH}
     settings |= {"spacing": spacing, "size": _size(spacing), "weight": round(weights[similarity], 5)}
-    settings["loss#similarity"] = SIMILARITIES[similarity]
+    settings |= {"loss#similarity": SIMILARITIES[similarity], **NARROW}
     if kind == "t1-t2":
         settings["train#batch"] = {"_target_": "benchmarks.study_t1t2.across", "_mode_": "callable"}
     record_settings(folder / "settings.json", settings)

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 from benchmarks.experiments import (
+    NARROW,
     at_once,
     chosen_variants,
     experiment_parser,
@@ -80,7 +81,7 @@ def main(command: Sequence[str] | None = None) -> None:
 def run(name: str, args: argparse.Namespace) -> None:
     """Train and measure one variant in processes of their own, unless that was done."""
     folder = args.output / name
-    settings = {"size": json.loads(args.size), **VARIANTS[name]}
+    settings = {"size": json.loads(args.size), **NARROW, **VARIANTS[name]}
     people = settings.pop("people", None)
     folder.mkdir(parents=True, exist_ok=True)
     data_list = subset(args.slices, folder, people)

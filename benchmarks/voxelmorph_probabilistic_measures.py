@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.experiments import PEOPLE, bundle_config, shuffled
+from benchmarks.experiments import NARROW, PEOPLE, bundle_config, shuffled
 from custom_components.data.lists import load_list
 from custom_components.data.phantoms import random_velocity
 from custom_components.evaluation.overlap import mean_dice
@@ -40,7 +40,7 @@ def measure(
         white_noise: count the folds of samples whose noise is not smoothed, too.
         known: compare the uncertainty with the errors of known deformations.
     """
-    config = bundle_config(BUNDLE, ["train", "train_2d"], smoothing=smoothing, device=torch.device("cpu"))
+    config = bundle_config(BUNDLE, ["train", "train_2d"], **NARROW, smoothing=smoothing, device=torch.device("cpu"))
     network = config.get_parsed_content("network_def").eval()
     network.load_state_dict(torch.load(folder / "model.pt", weights_only=True))
     deformation = config.get_parsed_content("deformation")
