@@ -63,7 +63,7 @@ def at_once(workers: int, run: Callable[[str], Any], names: Iterable[str]) -> No
         list(pool.map(run, names))
 
 
-# The widths of the 2-D networks of `voxelmorph` and `voxelmorph_probabilistic` in experiments of before those that ship.
+# Widths of the 2-D networks of `voxelmorph` and `voxelmorph_probabilistic` in experiments before those that ship.
 NARROW = {
     "network_def#encoder_channels": [32, 64, 64, 64],
     "network_def#decoder_channels": [64, 64, 64, 64, 64, 32, 32],

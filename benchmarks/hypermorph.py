@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from benchmarks.experiments import (
-    NARROW,
     PEOPLE,
     at_once,
     bundle_config,
@@ -61,7 +60,7 @@ GAMMAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 def plain(weight: float) -> tuple[str, dict[str, Any]]:
     """The voxelmorph bundle with the same objective at fixed lambda; Adam does not see its scale."""
-    return "voxelmorph", {"weight": weight / (1 - weight) / SIMILARITY_WEIGHT, "folding_weight": 0, **NARROW}
+    return "voxelmorph", {"weight": weight / (1 - weight) / SIMILARITY_WEIGHT, "folding_weight": 0}
 
 
 def hyper(**settings: Any) -> tuple[str, dict[str, Any]]:
