@@ -26,7 +26,7 @@ TINY = {"size": [32, 32, 32], "spacing": 1.0, "center": "image", "learning_rate"
 # A network of patches: few examples, optimised briefly; dropout, that it can be sampled.
 TINY |= {"num_momenta": 1, "iterations": [2, 2, 2], "visit_iterations": 2, "dropout": 0.05}
 # One objective, so that the losses of different steps can be compared.
-TINY |= {"hyper_prior": [1000.0, 1000.0], "hyper_endpoint_share": 0.0}
+TINY |= {"hyper_prior": [1000.0, 1000.0], "hyper_endpoint_share": 0.0, "structures": [[2, 3, 4]], "mixed_pairs": 0.0}
 # One pair, where the claim is of one.
 FIRST = {"dataset#data": "$load_list(@data_list, @section, @dataset_dir)[:1]"}
 TINY |= {"window": [0.0, 1.0, 1.0]}  # whole heads: a part may show no structure
