@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import time
 import warnings
@@ -243,6 +244,7 @@ def networks(bench: Bench, size: list[int]) -> None:
 
 def ways(bench: Bench, size: list[int]) -> None:
     """The training step as `deterministic`, `compile` and the memory format change it."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     cuda = bench.device.type == "cuda"
     for timed in timed_networks(bench.device, size, (torch.bfloat16,) if cuda else (torch.float32,)):
         for layout in (torch.contiguous_format, torch.channels_last_3d):

@@ -75,3 +75,13 @@ def test_the_dice_loss_is_the_same_in_both_ways(size, labels, monkeypatch):
         found.append((loss.detach(), torch.autograd.grad(loss, ddf)[0]))
     torch.testing.assert_close(found[0][0], found[1][0], rtol=0, atol=1e-6)
     torch.testing.assert_close(found[0][1], found[1][1], rtol=0, atol=1e-6 * float(found[0][1].abs().max()))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_gives_the_cpu_s_sums_and_the_same_digits_in_each_run():
+    values, labels = example(31, 300_000, torch.float32)
+    there = [label_sums(values.cuda(), labels.cuda(), 31) for _ in range(3)]
+    torch.testing.assert_close(there[0].cpu(), label_sums(values, labels, 31), rtol=1e-6, atol=0)
+    assert torch.equal(there[0], there[1])
+    assert torch.equal(there[0], there[2])
