@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -213,12 +214,20 @@ def diffused(field: Tensor, deviations: Sequence[float]) -> Tensor:
     return field
 
 
+@lru_cache(maxsize=64)  # the smoothing of a step is the same in each
 def _diffusion(n: int, deviation: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     """exp(deviation^2 / 2 Laplacian) along an axis of n voxels whose ends are closed, a symmetric matrix (n, n)."""
+    with torch.inference_mode(False):
+        waves, speeds = _waves(n, device)
+        decay = torch.exp(-(deviation**2) * speeds)
+        return (waves.T @ (decay[:, None] * waves)).to(dtype).to(device)
+
+
+@lru_cache(maxsize=64)
+def _waves(n: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The cosines that closed ends allow, a row each, and how fast they decay."""
     # A matrix that is copied to a GPU makes the host wait for it, once an axis and step.
-    where = "cpu" if device.type == "mps" else device
-    index = torch.arange(n, dtype=torch.float64, device=where)
+    index = torch.arange(n, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
     waves = torch.cos(math.pi / n * index[:, None] * (index[None] + 0.5)) * math.sqrt(2 / n)
     waves[0] /= math.sqrt(2)
-    decay = torch.exp(-(deviation**2) * (1 - torch.cos(math.pi / n * index)))
-    return (waves.T @ (decay[:, None] * waves)).to(dtype).to(device)
+    return waves, 1 - torch.cos(math.pi / n * index)
