@@ -19,6 +19,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 _DEVICES = {"cuda"}  # whose kernels of gradients add in any order
 _PADDINGS = {"zeros": 0, "border": 1}
+_CHANNELS = 4  # of a gradient, at a time: its whole numbers take twice the memory
 _LEAST = 1e-25  # a gradient whose largest number is smaller keeps fewer digits
 
 _Whole = Callable[[Tensor], Tensor]
@@ -177,17 +178,19 @@ def _scatter(gradient: Tensor, grid: Tensor, size: Sequence[int], padding: str) 
     values = gradient.flatten(2)
     batch, channels, count = values.shape
     one = 2.0 ** min(40, 61 - math.ceil(math.log2(max(count, 2))))  # the sum of all stays below 2^62
-    largest = values.abs().amax().clamp(min=_LEAST)
-    values = values * (one / largest)
-    total = torch.zeros(batch, channels, math.prod(size), dtype=torch.int64, device=values.device)
-    for corner in product(*_corners(grid, size, padding)):
-        place = torch.zeros((), dtype=torch.int64, device=values.device)
-        weight = torch.ones((), dtype=values.dtype, device=values.device)
-        for n, (index, share) in zip(size, corner, strict=True):
-            place, weight = place * n + index, weight * share
-        addend = (values * weight.unsqueeze(1)).round().to(torch.int64)
-        total.scatter_add_(2, place.unsqueeze(1).expand(-1, channels, -1), addend)
-    return (total.to(values.dtype) * (largest / one)).view(batch, channels, *size)
+    unit = values.abs().amax().clamp(min=_LEAST) / one
+    found = []
+    for part in values.split(_CHANNELS, 1):
+        total = torch.zeros(batch, part.shape[1], math.prod(size), dtype=torch.int64, device=values.device)
+        for corner in product(*_corners(grid, size, padding)):
+            place = torch.zeros((), dtype=torch.int64, device=values.device)
+            weight = torch.ones((), dtype=values.dtype, device=values.device) / unit
+            for n, (index, share) in zip(size, corner, strict=True):
+                place, weight = place * n + index, weight * share
+            addend = (part * weight.unsqueeze(1)).round().to(torch.int64)
+            total.scatter_add_(2, place.unsqueeze(1).expand(-1, part.shape[1], -1), addend)
+        found.append(total.to(values.dtype) * unit)
+    return torch.cat(found, 1).view(batch, channels, *size)
 
 
 def _corners(grid: Tensor, size: Sequence[int], padding: str) -> list[list[tuple[Tensor, Tensor]]]:

@@ -55,6 +55,11 @@ def test_the_gradients_of_a_warp_are_those_of_grid_sample(size, padding, dtype, 
     both_ways(lambda i, u: fields.warp(i, u, padding=padding), image, field)
 
 
+def test_an_image_of_many_channels_has_the_same_gradient(asked_for):
+    torch.manual_seed(0)
+    both_ways(fields.warp, torch.randn(2, 10, 6, 7), torch.randn(2, 2, 6, 7))
+
+
 def test_a_velocity_is_integrated_with_the_same_gradient(asked_for):
     torch.manual_seed(0)
     velocity = F.interpolate(torch.randn(1, 3, 4, 4, 4), size=(12, 10, 8), mode="trilinear")
