@@ -7,6 +7,7 @@ import torch
 
 from custom_components.affine import affine_to_ddf
 from custom_components.fields import jacobian_determinant, spatial_gradient, warp
+from custom_components.methods.weakly_supervised.adversarial import Discriminator
 from custom_components.methods.weakly_supervised.adversaries import (
     AlignedImages,
     SimulatedDeformations,
@@ -86,3 +87,25 @@ def test_images_are_shown_aligned_by_labels_or_by_the_network():
     assert float((real[:, 0] - real[:, 1]).abs().mean()) < 0.01
     pred = {"warped": torch.rand(1, 1, *size)}
     torch.testing.assert_close(AlignedImages().fake(pred, targets), torch.cat([pred["warped"], label["fixed"]], 1))
+
+
+def test_a_discriminator_finds_rough_fields_and_cannot_tell_simulated_ones_apart():
+    torch.manual_seed(0)
+    adversary, targets = SimulatedDeformations(), {"fixed": torch.zeros(8, 1, 32, 32)}
+    accuracy = {}
+    for name in ("rough", "simulated"):
+        discriminator = Discriminator(2, 4, widths=(8, 16))
+        optimizer = torch.optim.Adam(discriminator.parameters(), lr=2e-3, betas=(0.5, 0.999))
+        right = []
+        for _ in range(120):
+            other = adversary.fake({"ddf": torch.randn(8, 2, 32, 32)}, targets)
+            fake = other if name == "rough" else adversary.real(targets)
+            real, fake = discriminator(adversary.real(targets)), discriminator(fake)
+            loss = torch.nn.functional.softplus(-real).mean() + torch.nn.functional.softplus(fake).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            right.append(float(((real > 0).float().mean() + (fake < 0).float().mean()) / 2))
+        accuracy[name] = sum(right[-30:]) / 30
+    assert accuracy["rough"] > 0.95
+    assert accuracy["simulated"] == pytest.approx(0.5, abs=0.06)
