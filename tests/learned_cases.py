@@ -38,6 +38,15 @@ def registers(bundle: Path, weights: Path, factor: float = 1.0) -> float:
     return closed(parser, network)
 
 
+def registers_in_stages(bundle: Path, weights: Path, factor: float = 1.0) -> float:
+    """As `registers`, the factor being of each stage's last layer: no affine map is 0 times another one."""
+    parser = configuration(bundle, weights)
+    network = loaded(parser, "network", weights)
+    for layer in (network.affine.parts, *[spline.points for spline in network.splines]):
+        scale_output(layer, factor)
+    return closed(parser, network)
+
+
 def corrects(bundle: Path, weights: Path, factor: float = 1.0) -> float:
     """What a correction network adds to what its prediction network closes."""
     results = []
@@ -138,6 +147,7 @@ def measure_of(weights: Path) -> tuple[Measure, float]:
     special = {"metric_learning": (learns_a_metric, 0.05), "conditional_atlas": (makes_templates, 0.3)}
     special["brain_extraction"] = (finds_tissue, 0.4)
     special["weakly_supervised"] = (brings_glands_together, 0.05)
+    special["dlir"] = (registers_in_stages, 0.3)
     return special.get(weights.parents[1].name, (registers, 0.3))
 
 
