@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.device_methods import Registration
+from benchmarks.device_slices import take_slices
 from benchmarks.device_step import Recipe, Training, label_table, read_maps
 from benchmarks.device_synthesis import LINEAR, POOL, Augmentation, DevicePairs
 from benchmarks.voxelmorph_probabilistic_measures import agreement, spread
@@ -114,12 +115,15 @@ def main() -> None:
     parser.add_argument("--table", type=Path, required=True, help="CSV file of the labels' T1-like intensities")
     parser.add_argument("--samples", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=3, help="deformations of each validation person")
+    parser.add_argument("--spatial_dims", type=int, choices=[2, 3], default=3)
     options = parser.parse_args()
-    maps, ids = read_maps(options.maps, "validation", torch.device("cpu"))
+    (maps, ids), runs = read_maps(options.maps, "validation", torch.device("cpu")), (1, 1)
+    if options.spatial_dims == 2:
+        maps, runs = take_slices(maps)
     known = label_table(options.table, ids, torch.device("cpu"))
     still = Augmentation(zero_background=1.0, strip=1.0, rotation_degrees=0, scaling=0, shift=0, elastic=(), flip=0)
-    registration = Registration("voxelmorph_probabilistic", initial=options.weights)
-    calibration = Calibration(registration, DevicePairs(maps, known, still), Recipe())
+    registration = Registration("voxelmorph_probabilistic", initial=options.weights, spatial_dims=options.spatial_dims)
+    calibration = Calibration(registration, DevicePairs(maps, known, still, runs), Recipe())
     print(json.dumps(compare(calibration, options.samples, options.repeats), indent=2))
 
 
