@@ -1,0 +1,1 @@
+"""VoxelMorph: what is its own beside the shared network, cycles and identities (Kim et al., 2019)."""
