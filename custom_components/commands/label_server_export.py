@@ -86,7 +86,7 @@ def _asked(settings: Mapping[str, object], learned: bool) -> Config:
 
 
 def _label_training(config: Config) -> Config:
-    """A training that MONAI Label can start: it validates after each epoch.
+    """A training that MONAI Label can start: it validates after each epoch, and the best network is what is served.
 
     MONAI Label looks into each handler's config, and cannot follow the macros ("%record") that MONAI's parser expands.
     It hands over its items as `train#dataset#data` and `validate#dataset#data`, so the data sets have to be components.
@@ -97,7 +97,8 @@ def _label_training(config: Config) -> Config:
         call = re.fullmatch(r"\$(@pairs\.\w+)\((@\w+)\)", str(part["dataset"]))
         if call:
             part["dataset"] = {"_target_": f"${call[1]}", "num_pairs": call[2]}
-    return {**config, "val_interval": 1, "train": train, "validate": validate}
+    place = "$@bundle_root + '/models'"
+    return {**config, "ckpt_dir": place, "val_interval": 1, "train": train, "validate": validate}
 
 
 def _checked_ids(atlas: str, atlas_labels: str) -> list[int]:

@@ -65,9 +65,10 @@ def _network(bundle: Path) -> tuple[nn.Module, Tensor]:
     from monai.bundle import ConfigParser
 
     from ..weights import load_weights
+    from .settings import give
 
     parser = ConfigParser(ConfigParser.load_config_file(str(bundle / "configs" / "inference.json")))
-    parser["bundle_root"], parser["device"] = str(bundle), "cpu"
+    give(parser, {"bundle_root": str(bundle), "device": torch.device("cpu")})
     network: nn.Module = parser.get_parsed_content("network_def").eval()
     load_weights(network, parser.get_parsed_content("weights"), bundle.name)
     metadata = json.loads((bundle / "configs" / "metadata.json").read_text(encoding="utf-8"))

@@ -233,7 +233,7 @@ def test_the_gates_figures_stand_beside_the_scores(folder):
 
 
 def test_the_default_queue_names_configs_settings_and_weights_that_exist():
-    places = dict.fromkeys(("labelmaps", "shares", "maps", "test_data"), "/")
+    places = dict.fromkeys(("labelmaps", "shares", "maps", "prostates", "test_data"), "/")
     queue = read_queue(campaign.QUEUE, places)
     for job in queue.jobs:
         config = bundle_config(job.bundle, job.configs)

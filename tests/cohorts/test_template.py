@@ -121,7 +121,7 @@ def test_a_run_that_was_killed_does_only_the_rest(people, tmp_path, monkeypatch)
         return known(self, *args, **kwargs)
 
     monkeypatch.setattr(registrar.Registrar, "__call__", dying)
-    assert run("template", people, "-o", output, *FAST, "--rounds", "1") == "morphzoo: interrupted"
+    assert run("template", people, "-o", output, *FAST, "--rounds", "1") == 130
     assert run("template", people, "-o", output, *FAST, "--rounds", "1") is None
     assert len(asked) == 5
     assert not list(output.glob(".unfinished*"))
@@ -239,7 +239,7 @@ def test_affine_rounds_give_the_mean_size_of_people_who_lie_anywhere(tmp_path):
         (["--affine", "learned"], "--affine: expected torch, itk, none, got 'learned'"),
         (["--average", "mode"], "--average: expected mean, median, got 'mode'"),
         (["--sharpen", "2"], "expected sharpen to be a number of at least 0 and of at most 1, got 2"),
-        (["--model", "bspline"], "there is no model 'bspline'; there are svf"),
+        (["--model", "spline"], "there is no model 'spline'; there are svf"),
         (["--section", "nobody"], "has no section 'nobody'"),
         (["--contrasts", "t2"], "there is no contrast 't2'"),
         (["--nonsense", "1"], "synthmorph has no setting 'nonsense'"),
