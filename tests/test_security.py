@@ -212,6 +212,25 @@ def test_words_of_commands_for_groups_are_data(words, text, scan, canary):
 
 
 @pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("option", ["--initial", "--image", "--dataset_dir", "--spacing", "--labels", "--fixed_scan"])
+def test_words_of_a_training_are_data(option, text, scan, canary):
+    (canary / "people").mkdir()
+    for name in "abcd":
+        shutil.copy(scan, canary / "people" / f"{name}{''.join(Path(scan).suffixes)}")
+    words = [
+        "people",
+        "--initial=none",
+        f"{option}={text}",
+        f"--output={text}",
+        "--size=[32,32,32]",
+        "--val_interval=9",
+    ]
+    words += ["--max_epochs=1"]  # which validates never: nothing is trained
+    message = run("train", *(word for word in words if option != "--initial" or word != "--initial=none"))
+    assert message.startswith("morphzoo: error: ")
+
+
+@pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("name", ["guide_moving", "guide_fixed", "guide_weight", "page", "label_names"])
 def test_words_on_guides_and_pages_are_data(name, text, scan, canary):
     message = run("register", scan, scan, f"--{name}={text}", "--affine=none", "--spacing=20", "--optimize=0")

@@ -141,7 +141,7 @@ def _device(value: object) -> torch.device:
     try:
         device = torch.device(str(value))
         torch.empty(0, device=device)
-    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, TypeError, AssertionError) as error:
         raise ValueError(f"--device: there is no {str(value)!r} on this machine; 'cpu' is always there") from error
     try:
         torch.empty(0, dtype=torch.float64, device=device)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _LIST, _REQUEST = "datalist.json", "request.json"
 _OWN_TO_A_RUN = {"device", "max_epochs", "val_interval", "resume", "cache"}  # what may change when a training goes on
+_SET_HERE = ("data_list", "output_dir", "initial_weights", "bundle_root", "resume")  # by other words of the command
 _COMPARED = 12  # validation pairs at the end
 _FINER = 0.3  # times the learning rate, where weights are trained on
 
@@ -94,6 +95,9 @@ def train(
     from ..data.lists import make_pairs
     from ..runs import unwrapped
 
+    taken = [name for name in _SET_HERE if name in settings]
+    if taken:
+        raise ValueError(f"train sets {taken[0]} itself: SCANS, --output, --initial and --again say what it is")
     root, folder = find_bundle(bundle), Path(output)
     sections = _sections(scans, output, image, label, dataset_dir)
     dims = _spatial_dims(sections["training"])
@@ -197,7 +201,7 @@ def _from_data(
             found["spacing"] = spacing = told
     if "size" in parser and "size" not in given and not any("affine" in scan for scan in scans):
         files = [str(scan.get("image", scan.get("label"))) for scan in scans]
-        found["size"] = size_for(files, spacing, str(given.get("center", parser["center"])))
+        found["size"] = size_for(files, spacing, given.get("center", parser["center"]))
     epochs = int(str(given.get("max_epochs", parser["max_epochs"])))
     if "val_interval" not in given:
         found["val_interval"] = min(int(parser["val_interval"]), epochs)
@@ -229,7 +233,7 @@ def _start(folder: Path, request: dict[str, object], sections: Mapping[str, list
     from ..files import write_metrics
 
     path = folder / _REQUEST
-    if path.is_file() and not again:
+    if path.is_file() and (folder / "last.pt").is_file() and not again:
         before = json.loads(path.read_text(encoding="utf-8"))
         other = [name for name in request.keys() | before.keys() if request.get(name) != before.get(name)]
         if other:
@@ -247,18 +251,14 @@ def _compared(
     from .workflow import infer
 
     rows: dict[str, dict[str, float]] = {}
+    settings: dict[str, object]
     kinds = {"network before the training": (begin, 0), "network after the training": (folder / "model.pt", 0)}
     for name, (weights, optimize) in {**kinds, "the same, refined": (folder / "model.pt", None)}.items():
         if weights is None:
             continue
         place = folder / "compared" / name.replace(", ", " ").replace(" ", "_")
-        settings: dict[str, object] = {
-            "output_dir": str(place),
-            "weights": str(weights),
-            "affine": "none",
-            "optimize": optimize,
-        }
-        settings |= {"spacing": spacing}
+        settings = {"output_dir": str(place), "weights": str(weights), "affine": "none"}
+        settings |= {"optimize": optimize, "spacing": spacing}
         cohort = infer(str(root), pairs, [], settings)
         means = [dict(one.metrics) for one in cohort.registrations]
         rows.setdefault("no registration", _means(means, "before", "aligned"))  # `affine` is none: they are the same

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -32,19 +32,9 @@ class LocalIntensities(PairwiseOptimizer):
     window: float = 16.0
     spacing: Spacing = 1.0
 
-    def __call__(
-        self,
-        moving: Tensor,
-        fixed: Tensor,
-        parameters: Tensor | None = None,
-        masks: Mapping[str, Tensor] | None = None,
-        constants: Mapping[str, Tensor] | None = None,
-        deformation: Deformation | None = None,
-        finer: int = 1,
-    ) -> Tensor:
-        """As that of a `PairwiseOptimizer`."""
-        moving, fixed = (locally_normalized(image, self.window, self.spacing) for image in (moving, fixed))
-        return super().__call__(moving, fixed, parameters, masks, constants, deformation, finer)
+    def _prepared(self, batch: dict[str, Tensor], finer: int) -> dict[str, Tensor]:
+        images = {key: locally_normalized(batch[key], self.window, self.spacing) for key in ("moving", "fixed")}
+        return super()._prepared({**batch, **images}, finer)
 
 
 def locally_normalized(image: Tensor, window: float, spacing: Spacing = 1.0) -> Tensor:

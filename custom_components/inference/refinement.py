@@ -169,7 +169,7 @@ class PairwiseOptimizer:
             return parameters
         deformation = self.deformation if deformation is None else deformation
         batch = {"moving": moving.detach(), "fixed": fixed.detach(), **(masks or {})}
-        batch = self._with_guides(batch, finer)
+        batch = self._prepared(batch, finer)
         start, passed_through = _split(parameters, fixed, deformation)
         objective = self._objective(at_level(batch, finer), start, deformation)
         plan = self._plan(objective, finer)
@@ -182,8 +182,8 @@ class PairwiseOptimizer:
             found = self._or_none(found, last, deformation, objective, batch, constants or {})
         return torch.cat([_fitted(found, fixed, deformation), *passed_through], 1)
 
-    def _with_guides(self, batch: dict[str, Tensor], finer: int) -> dict[str, Tensor]:
-        """The batch with soft maps in place of label maps that guide it, no finer than where the start was found."""
+    def _prepared(self, batch: dict[str, Tensor], finer: int) -> dict[str, Tensor]:
+        """The batch as it is compared: guiding label maps as soft maps, no finer than where the start was found."""
         maps = soft_maps(batch, lambda one: shrink(one, finer)) if self.guidance.get("labels") else {}
         return {key: value for key, value in batch.items() if key not in GUIDES} | maps
 

@@ -17,13 +17,13 @@ _MOST_FILES = 20
 _UNIT = 16  # voxels, to a multiple of which sizes are rounded up: networks halve a grid four times
 
 
-def size_for(files: Sequence[str], spacing: object, center: str) -> list[int]:
+def size_for(files: Sequence[str], spacing: object, center: object) -> list[int]:
     """The size of a grid that holds what each of the images shows, in multiples of 16 voxels.
 
     Args:
         files: images or label maps, of which at most 20 are read.
         spacing: of the grid, mm, one number or one per axis.
-        center: where its middle lies, as `LoadScand` has it: "mass", "image" or "world".
+        center: where its middle lies, as `LoadScand` has it: "mass", "image", "world", or coordinates (RAS mm).
     Returns:
         Voxels by axis, RAS.
     """
@@ -33,13 +33,13 @@ def size_for(files: Sequence[str], spacing: object, center: str) -> list[int]:
     return [max(2 * _UNIT, math.ceil(length / _UNIT) * _UNIT) for length in lengths]
 
 
-def _half_extent(volume: Volume, center: str) -> np.ndarray:
+def _half_extent(volume: Volume, center: object) -> np.ndarray:
     """How far what a scan shows reaches from the middle, mm along each world axis."""
     data = volume.data[0].float()
     data = data - data.min()
     corners = _corners(data > _FAINT * _percentile(data))
     points = (volume.affine @ np.column_stack([corners, np.ones(len(corners))]).T)[:-1].T
-    middle = np.zeros(points.shape[1])
+    middle = np.zeros(points.shape[1]) if isinstance(center, str) else np.array(center, dtype=np.float64)
     if center == "mass":
         middle = center_of_mass(data, volume.affine)
     elif center == "image":

@@ -40,6 +40,7 @@ def test_the_grid_holds_what_the_scans_show(tmp_path):
     wide = np.zeros((60, 40, 50))
     wide[:, 10:30, 20:40] = 1.0
     assert size_for([path, write(tmp_path / "b.nii.gz", wide, 2.0)], 2.0, "mass") == [64, 32, 32]
+    assert size_for([path], 2.0, [-50.0, 40.0, 60.0]) == [48, 32, 32]  # about where it is
     assert size_for([path], 2.0, "image")[0] > 48  # it is not in the middle of its own file
 
 
@@ -82,6 +83,7 @@ def test_it_begins_from_the_shipped_weights_at_their_spacing(tmp_path):
         (["nowhere"], "no data list at nowhere"),
         (["{people}", "--initial", "nothing.pt"], "nothing.pt: there are no such weights"),
         (["{people}", "--bundle", "nothing"], "there is no bundle 'nothing'"),
+        (["{people}", "--initial_weights", "x.pt"], "train sets initial_weights itself"),
         (["{people}", "--wieght", "1"], "voxelmorph has no setting 'wieght'"),
         (["{three}"], "needs at least 4 people, 2 of them for validation; found 3"),
     ],

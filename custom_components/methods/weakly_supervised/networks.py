@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...fields import per_channel, sample
 from ...networks.blocks import AveragePool, check_pair, check_spatial_dims, convolution, initialize_layers, max_pool
-from ...repeatable import grid_sample, resize
+from ...repeatable import resize
 
 _LEVELS = 4  # poolings; the features double at each
 
@@ -215,15 +216,15 @@ def centred_grid(size: list[int], like: Tensor) -> Tensor:
 
 def sample_about_centre(image: Tensor, locations: Tensor) -> Tensor:
     """An image (B, C, *S) at locations (B or 1, D, *S'), voxels from its centre, linear, zeros outside."""
-    parts: list[Tensor] = []
+    locations = locations.expand([image.shape[0]] + list(locations.shape[1:]))
+    if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+        middle = [(n - 1) / 2 for n in image.shape[2:]]
+        return sample(image.float(), locations + per_channel(middle, locations))
+    parts: list[Tensor] = []  # TorchScript cannot read `sample`
     for axis in range(locations.shape[1] - 1, -1, -1):
-        n = image.shape[axis + 2]
-        parts.append(locations[:, axis] * (2 / max(n - 1, 1)))
+        parts.append(locations[:, axis] * (2 / max(image.shape[axis + 2] - 1, 1)))
     grid = torch.stack(parts, -1)
-    grid = grid.expand([image.shape[0]] + list(grid.shape[1:]))
-    if torch.jit.is_scripting():  # type: ignore[attr-defined]
-        return F.grid_sample(image.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=True)
-    return grid_sample(image.float(), grid, "bilinear", "zeros")
+    return F.grid_sample(image.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=True)
 
 
 def displaced(matrix: Tensor, grid: Tensor, unit: float) -> Tensor:
