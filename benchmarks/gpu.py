@@ -1,13 +1,15 @@
 """Everything that a GPU is to show, in one command.
 
-    python -m benchmarks.gpu --minutes 14 --output DIR [--maps MAPS.npz --table labels.csv] [--wheels FOLDER]
+    python -m benchmarks.gpu --minutes 14 --output DIR [--maps MAPS.npz --table labels.csv] [--heads LIST.json]
+        [--wheels FOLDER] [--stages NAME ...]
 
-Five stages, one after another; each writes its result as soon as it has it:
+Six stages, one after another; each writes its result as soon as it has it:
 
 - environment.json: the device, versions;
 - correctness.jsonl: the tests marked gpu, one line a test (on the CPU: a training on a stand-in for a GPU);
 - speed.json: `gpu_speed`, one row a case;
 - memory.json: `gpu_memory`, one row a size;
+- heads.csv: `gpu_heads`, if there is a list of labelled pairs: overlap and seconds beside FireANTs;
 - training/: `gpu_queue` for the rest of the time, if there are maps (a file of `device_maps`).
 
 stages.json says how far each of them is. A run that is cut loses nothing, and the same command goes on: tests that
@@ -37,7 +39,7 @@ import torch
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # The largest share of the whole time that a stage gets; what it leaves goes to those after it.
-SHARES = {"environment": 0.1, "correctness": 0.4, "speed": 0.3, "memory": 0.15, "training": 1.0}
+SHARES = {"environment": 0.1, "correctness": 0.4, "speed": 0.3, "memory": 0.15, "heads": 0.25, "training": 1.0}
 STARTING = 0.15  # of the trainings' time: their processes start and validate
 STAND_IN = ["tests/bundles/test_waits.py", "-k", "voxelmorph]"]
 
@@ -53,6 +55,7 @@ class Run:
         self.options, self.output, self.device = options, Path(options.output).resolve(), options.device
         self.output.mkdir(parents=True, exist_ok=True)
         self.begin, self.seconds = time.monotonic(), 60 * options.minutes
+        self.scale = 1 / min(1.0, sum(SHARES[name] for name in options.stages))
         self.path = self.output / "stages.json"
         self.stages: dict[str, dict[str, Any]] = json.loads(self.path.read_text()) if self.path.exists() else {}
         paths = [str(self.output / "packages"), str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
@@ -83,10 +86,10 @@ class Run:
                 end(process)
 
     def stage(self, name: str, work: Callable[[float], str]) -> None:
-        """Do a stage unless it is done."""
-        if self.stages.get(name, {}).get("state") == "done":
+        """Do a stage unless it is done, or not asked for."""
+        if name not in self.options.stages or self.stages.get(name, {}).get("state") == "done":
             return
-        begin, limit = time.monotonic(), min(self.left, SHARES[name] * self.seconds)
+        begin, limit = time.monotonic(), min(self.left, SHARES[name] * self.scale * self.seconds)
         state = work(limit) if limit > 1 else "no time left"
         self.stages[name] = {"state": state, "seconds": round(time.monotonic() - begin, 1)}
         self.path.write_text(json.dumps(self.stages, indent=1))
@@ -144,6 +147,14 @@ class Run:
         file = self.output / f"{module.removeprefix('gpu_')}.json"
         return self.call(f"benchmarks.{module}", "--output", file, "--device", self.device, *small, limit=limit)
 
+    def compare(self, limit: float) -> str:
+        """Stage heads."""
+        if not self.options.heads:
+            return "left out: no --heads"
+        device = "cuda:0" if self.device == "cuda" else self.device
+        words = [self.options.heads, self.output / "heads.csv", "--device", device]
+        return self.call("benchmarks.gpu_heads", *words, limit=limit)
+
     def train(self, limit: float) -> str:
         """Stage training."""
         if not self.options.maps:
@@ -175,6 +186,8 @@ def main() -> None:
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--maps", type=lambda path: Path(path).resolve(), help="file of device_maps; none: no training")
     parser.add_argument("--table", type=lambda path: Path(path).resolve(), help="CSV file of the labels' intensities")
+    parser.add_argument("--heads", type=lambda path: Path(path).resolve(), help="data list of labelled pairs")
+    parser.add_argument("--stages", nargs="+", choices=SHARES, default=list(SHARES))
     parser.add_argument("--training_minutes", type=float, default=math.inf, help="of the trainings at most")
     parser.add_argument("--wheels", help="folder of wheels that this machine lacks")
     options = parser.parse_args()
@@ -188,6 +201,7 @@ def main() -> None:
     run.stage("correctness", run.check)
     run.stage("speed", lambda limit: run.measure("gpu_speed", limit))
     run.stage("memory", lambda limit: run.measure("gpu_memory", limit))
+    run.stage("heads", run.compare)
     run.stage("training", run.train)
 
 

@@ -1,11 +1,11 @@
 """Register a pair with ANTs, greedy or FireANTs from a given affine; a program for an environment that has them.
 
 Reads a job as JSON from the input: the paths "moving", "fixed", "label_moving", "affine" and "folder", the "dimension"
-2 or 3 (a 2-D image may be a volume of one slice), "tool" ("ants", "greedy", "fireants") and its "settings". Writes into
-the folder on the fixed image's grid `labels.nii.gz` and, by the affine alone, `aligned.nii.gz`, both made by the peer's
-own resampling, and `field.nii.gz`, the deformable part, an ITK displacement field (LPS, mm) that comes before the
-affine. Prints JSON: version, seconds and CPU seconds of the registration alone. Needs antspyx, or picsl_greedy and
-SimpleITK, or fireants.
+2 or 3 (a 2-D image may be a volume of one slice), "tool" ("ants", "greedy", "fireants") and its "settings", and for
+FireANTs the "device". Writes into the folder on the fixed image's grid `labels.nii.gz` and, by the affine alone,
+`aligned.nii.gz`, both made by the peer's own resampling, and `field.nii.gz`, the deformable part, an ITK displacement
+field (LPS, mm) that comes before the affine. Prints JSON: version, seconds and CPU seconds of the registration alone.
+Needs antspyx, or picsl_greedy and SimpleITK, or fireants.
 """
 
 from __future__ import annotations
@@ -83,16 +83,21 @@ def with_fireants(job: Job) -> dict[str, object]:
     read = {role: sitk.ReadImage(job[role]) for role in ("fixed", "moving", "label_moving")}
     fixed, moving, labels = (image if d == 3 else image[:, :, 0] for image in read.values())
     matrix = world_matrix(job["affine"])
+    device = job.get("device", "cpu")
     clock = Clock()
-    pair = [BatchedImages([Image(sitk.Cast(image, sitk.sitkFloat32), device="cpu")]) for image in (fixed, moving)]
-    start = torch.tensor(matrix[None], dtype=torch.float32)
+    pair = [BatchedImages([Image(sitk.Cast(image, sitk.sitkFloat32), device=device)]) for image in (fixed, moving)]
+    start = torch.tensor(matrix[None], dtype=torch.float32, device=device)
     registration = GreedyRegistration([4, 2, 1], [200, 100, 50], *pair, init_affine=start, **job["settings"])
     registration.optimize()
+    if device != "cpu":
+        torch.cuda.synchronize()
     times = clock.read()
     # Its own writer refuses 2-D fields, and includes the affine part. The whole map, in LPS mm, and then the affine's
     # inverse is the deformable part, as the others write it.
-    to_moving = pair[1].get_torch2phy()[0].double()
-    found = registration.get_warped_coordinates(*pair)[0].detach().double() @ to_moving[:d, :d].T + to_moving[:d, d]
+    to_moving = pair[1].get_torch2phy()[0].double().cpu()
+    found = (
+        registration.get_warped_coordinates(*pair)[0].detach().double().cpu() @ to_moving[:d, :d].T + to_moving[:d, d]
+    )
     back = torch.linalg.inv(torch.from_numpy(matrix))
     axes = [torch.arange(n, dtype=torch.float64) for n in found.shape[:d]]
     voxels = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], -1)  # SimpleITK's arrays count the last axis first

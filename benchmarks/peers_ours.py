@@ -22,29 +22,49 @@ from custom_components.space.resampling import dense_field
 from custom_components.space.warping import warp_to_grid
 
 
-def with_morphzoo(job: dict[str, Any]) -> dict[str, object]:
-    """Register with a command of ours and write what `peers_others` writes.
-
-    The field is the deformable part of the written composite transform at the voxels of the fixed image.
+def words_of(job: dict[str, Any]) -> list[str]:
+    """The command of a job, which writes into the pair "pair" of the job's folder.
 
     Args:
         job: as in `peers_others`; its settings are "words", the command and its options.
+    """
+    command, *options = job["settings"]["words"]
+    words = [command, job["moving"], job["fixed"], *options]
+    words += ["--label_moving", job["label_moving"], "--output", job["folder"], "--id", "pair"]
+    return [*words, "--affine", job["affine"]] if job["dimension"] == 3 else words
+
+
+def with_morphzoo(job: dict[str, Any]) -> dict[str, object]:
+    """Register with a command of ours and write what `peers_others` writes.
+
+    Args:
+        job: as for `words_of`.
     Returns:
         Version, seconds of network, fields and refinement, and CPU seconds of the whole command.
     """
     folder = Path(job["folder"])
-    words = [*job["settings"]["words"], "--label_moving", job["label_moving"], "--output", str(folder), "--id", "pair"]
-    if job["dimension"] == 3:
-        words += ["--affine", job["affine"]]
-    command, *options = words
-    program = [sys.executable, "-m", "custom_components", command, job["moving"], job["fixed"], *options]
     with open(folder / "log", "w") as log:
+        program = [sys.executable, "-m", "custom_components", *words_of(job)]
         process = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=log)
     _, status, usage = os.wait4(process.pid, 0)
     if os.waitstatus_to_exitcode(status):
-        raise RuntimeError(f"morphzoo {' '.join(words)} failed: {(folder / 'log').read_text()[-500:]}")
-    found, fixed = folder / "pair", load_grid(job["fixed"])
-    dense = [step for step in read_transform(found / "transform.h5") if isinstance(step, DisplacementField)]
+        raise RuntimeError(f"morphzoo {' '.join(words_of(job))} failed: {(folder / 'log').read_text()[-500:]}")
+    return {**collected(job), "cpu_seconds": usage.ru_utime + usage.ru_stime}
+
+
+def collected(job: dict[str, Any]) -> dict[str, object]:
+    """Write what `peers_others` writes, from what the command wrote.
+
+    The field is the deformable part of the written transform at the voxels of the fixed image.
+
+    Returns:
+        Version, and seconds of network, fields and refinement.
+    """
+    folder, fixed = Path(job["folder"]), load_grid(job["fixed"])
+    found = folder / "pair"
+    written = found / "transform.h5"  # not without itk
+    steps = read_transform(written if written.exists() else found / "forward_field.nii.gz")
+    dense = [step for step in steps if isinstance(step, DisplacementField)]
     ddf, grid = dense_field(dense, fixed.grid_in_file).ddf, fixed.grid_in_file
     if job["dimension"] == 2:
         ddf, grid = ddf[:2].squeeze(-1), fixed.grid
@@ -54,4 +74,4 @@ def with_morphzoo(job: dict[str, Any]) -> dict[str, object]:
     write_image(folder / "aligned.nii.gz", aligned, fixed.affine, like=fixed)
     os.replace(found / "warped_label.nii.gz", folder / "labels.nii.gz")
     seconds = json.loads((found / "metrics.json").read_text())["seconds"]
-    return {"version": "morphzoo", "seconds": seconds, "cpu_seconds": usage.ru_utime + usage.ru_stime}
+    return {"version": "morphzoo", "seconds": seconds}

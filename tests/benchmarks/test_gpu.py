@@ -66,7 +66,8 @@ def test_a_minute_on_the_cpu_rehearses_every_stage_and_a_second_call_has_nothing
         "0.2",
     ]
     output = tmp_path / "out"
-    assert run(output, *words) == dict.fromkeys(gpu.SHARES, "done")
+    expected = dict.fromkeys(gpu.SHARES, "done") | {"heads": "left out: no --heads"}
+    assert run(output, *words) == expected
     assert json.loads((output / "environment.json").read_text())["packages"]["torch"]
     tests = [json.loads(line) for line in (output / "correctness.jsonl").read_text().splitlines()]
     assert [test["outcome"] for test in tests] == ["passed"]
@@ -79,12 +80,15 @@ def test_a_minute_on_the_cpu_rehearses_every_stage_and_a_second_call_has_nothing
         [sys.executable, "-c", "import carried; print(carried.ANSWER)"], cwd=output / "packages", text=True
     )
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
-    assert run(output, *words) == dict.fromkeys(gpu.SHARES, "done")
-    assert {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()} == before
+    assert run(output, *words) == expected
+    after = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
+    assert {path for path in before if after[path] != before[path]} <= {output / "stages.json"}
+    assert after.keys() == before.keys()
 
 
 def start(tmp_path: Path, **options) -> gpu.Run:
     given = {"output": tmp_path, "device": "cpu", "minutes": 1.0, "maps": None, "table": None, "wheels": None}
+    given |= {"stages": list(gpu.SHARES)}
     return gpu.Run(gpu.argparse.Namespace(**{**given, **options}))
 
 
@@ -103,6 +107,14 @@ def test_stages_get_their_share_of_the_time_and_nothing_without_time(tmp_path):
     over = start(tmp_path, minutes=0.0)
     over.stage("memory", lambda limit: "done")
     assert over.stages["memory"]["state"] == "no time left"
+
+
+def test_stages_that_are_asked_for_share_the_time_and_others_do_not_run(tmp_path):
+    limits = {}
+    some = start(tmp_path, stages=["speed", "memory"])
+    for name in gpu.SHARES:
+        some.stage(name, lambda limit, name=name: limits.update({name: limit}) or "done")
+    assert limits == {"speed": pytest.approx(40, abs=1), "memory": pytest.approx(20, abs=1)}
 
 
 def is_running(pid: int) -> bool:
