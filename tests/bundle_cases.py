@@ -14,13 +14,13 @@ import torch
 from ignite.engine import Events
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from custom_components.commands.bundles import segments
+from custom_components.commands.bundles import registers
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 OVERLAYS = REPOSITORY / "bundles" / "overlays"
 RENDERED = str(OVERLAYS / "rendered.json")
 EVERY_BUNDLE = sorted(path.parents[1] for path in REPOSITORY.glob("bundles/*/configs/inference.json"))
-BUNDLES = [bundle for bundle in EVERY_BUNDLE if not segments(bundle)]  # those that register
+BUNDLES = [bundle for bundle in EVERY_BUNDLE if registers(bundle)]  # those that register
 STATISTICS = "id,t1_prior_mean,t1_prior_mean_spread\n0,5,2\n1,110,8\n2,170,8\n3,60,8\n4,140,8\n"
 TINY = {"size": [32, 32, 32], "spacing": 1.0, "center": "image", "learning_rate": 0.0005, "precision": "float32"}
 # A network of patches: few examples, optimised briefly; dropout, that it can be sampled.

@@ -52,11 +52,13 @@ def overlay_path(name: str) -> str:
 def abilities(bundle: Path) -> Config:
     """What a bundle says it can do, in its metadata.json.
 
-    Keys: `input`, "pair", "scan" where single scans are registered to a template of the bundle's own, or "image" where
-    single images are segmented and nothing is registered; of the latter two `item`, an example of what it takes;
+    Keys: `input`, "pair", "scan" where single scans are registered to a template of the bundle's own, "image" where
+    single images are segmented and nothing is registered, or "answer" where a registration is judged; of the latter
+    three `item`, an example of what it takes;
     `settings_from_weights`, a function from a checkpoint to the settings that follow from it; `aligner`, files of
     weights that align any pair ("learned"), by the number of spatial axes; `atlases`, a file of label maps that
-    label what the bundle segments (`methods/brain_extraction/atlases.py`).
+    label what the bundle segments (`methods/brain_extraction/atlases.py`); `error_map`, an overlay that estimates the
+    errors of other bundles' registrations.
     """
     return _read(bundle / "configs" / "metadata.json").get("abilities", {})
 
@@ -69,6 +71,11 @@ def takes_scans(bundle: Path) -> bool:
 def segments(bundle: Path) -> bool:
     """Whether a bundle segments single images, and registers nothing."""
     return abilities(bundle).get("input", "pair") == "image"
+
+
+def registers(bundle: Path) -> bool:
+    """Whether a bundle registers, pairs or scans."""
+    return abilities(bundle).get("input", "pair") in ("pair", "scan")
 
 
 def atlases_of(bundle: Path) -> Path | None:
@@ -103,6 +110,21 @@ def aligner_weights(spatial_dims: int) -> Path:
         if str(spatial_dims) in files:
             return bundle / "models" / files[str(spatial_dims)]
     raise ValueError(f"no bundle can align {spatial_dims}-D pairs: --affine learned is not possible")
+
+
+def error_map_of(spatial_dims: int) -> tuple[Path, Path]:
+    """The overlay that estimates the errors of registrations, and the weights of the bundle that has it.
+
+    Raises:
+        ValueError: if no bundle says that it does, or the images are not 3-D.
+    """
+    if spatial_dims != 3:
+        raise ValueError(f"--error_map estimates the errors of 3-D registrations, not of {spatial_dims}-D ones")
+    for bundle in all_bundles():
+        name = abilities(bundle).get("error_map")
+        if name:
+            return bundle / "configs" / name, bundle / "models" / "model.pt"
+    raise ValueError("no bundle estimates errors: --error_map is not possible")
 
 
 def those_with(setting: str) -> str:

@@ -16,7 +16,7 @@ from ..space.resampling import resample
 from ..space.volumes import load_image
 from ..transforms.labels import load_labels_for
 from ..vocabulary import Config
-from .bundles import segments, takes_scans
+from .bundles import registers, segments, takes_scans
 from .exporting import LABEL_OVERLAY, bundle_files, json_bytes, vendored, write_bundle
 
 _ALIGNMENTS = ["itk", "torch", "learned", "none"]
@@ -44,6 +44,8 @@ def export_for_monai_label(
     """
     if segments(bundle):
         raise ValueError(f"{bundle.name} is a segmentation model already: export it without --for monai-label")
+    if not registers(bundle):
+        raise ValueError(f"{bundle.name} judges registrations and makes none: export another bundle")
     if takes_scans(bundle):
         raise ValueError(f"{bundle.name} registers to its own template: export another bundle with that as --atlas")
     endings = {key: _ending(path) for key, path in (("atlas", atlas), ("atlas_labels", atlas_labels))}

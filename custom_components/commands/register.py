@@ -45,6 +45,7 @@ def register(
     window: Sequence[float] | None = None,
     fill: float | None = None,
     write_as: Sequence[str] | None = None,
+    error_map: bool = False,
     **settings: object,
 ) -> Registration:
     """Register one image to another with a bundle's network.
@@ -93,6 +94,8 @@ def register(
         fill: value of the warped image outside the moving image; default: what most voxels on its faces hold, air of a
             CT.
         write_as: write the transforms for other tools, too: ants, fsl, freesurfer, x5, ... (docs/transforms.md).
+        error_map: also estimate the error at each voxel by a network: error_mm.nii.gz, in mm, its median and 95 %
+            quantile among the measures, and a warning if it is large. 3-D, brains.
         **settings: any other setting of the bundle's inference.json, for instance --smoothness 2, a factor of the
             refinement's regularisation, --similarity mind, --robust for lesions that only one image shows, --page
             volumes for a viewer of them in report.html, or --label_names FILE for names of labels there: CSV (id,name)
@@ -103,7 +106,7 @@ def register(
     settings |= {"quality": quality, "optimize": optimize, "affine": affine, "spacing": spacing, "samples": samples}
     settings |= {"hyper": hyper, "sweep": sweep, "weights": weights, "device": device, "window": window, "fill": fill}
     settings |= {"write_as": write_as, "landmark_weight": landmark_weight, "guide_weight": guide_weight}
-    settings |= {"stages": stages}
+    settings |= {"stages": stages, "error_map": error_map or None}
     registrar = Registrar(bundle, overlay=overlay, **settings)
     images = {"label_moving": label_moving, "label_fixed": label_fixed, "mask_moving": mask_moving}
     images |= {"mask_fixed": mask_fixed, "guide_moving": guide_moving, "guide_fixed": guide_fixed}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..vocabulary import Entry
-from .bundles import find_bundle, segments, takes_scans
+from .bundles import find_bundle, registers, takes_scans
 from .heads import images_in
 from .settings import give, typed_settings
 from .workflow import as_list
@@ -113,7 +113,7 @@ def train(
         for step in ("initialize", "run"):
             parser.get_parsed_content(step)
     spacing = None if spacing == _own_spacing(root, dims) else spacing
-    pairs = [] if takes_scans(root) or segments(root) else make_pairs(sections["validation"], limit=_COMPARED)
+    pairs = [] if takes_scans(root) or not registers(root) else make_pairs(sections["validation"], limit=_COMPARED)
     rows = _compared(root, folder, pairs, begin, spacing) if pairs else {}
     return Trained(folder, folder / "model.pt", root.name, spacing, rows)
 

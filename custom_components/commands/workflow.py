@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from ..checks import writable_folder
 from ..vocabulary import Config, Entry
-from .bundles import abilities, aligner_weights, find_bundle, overlay_path, segments, settings_of, takes_scans
+from .bundles import (
+    abilities,
+    aligner_weights,
+    error_map_of,
+    find_bundle,
+    overlay_path,
+    registers,
+    segments,
+    settings_of,
+    takes_scans,
+)
 from .origin import origin_of
 from .settings import give, typed_settings
 
@@ -92,6 +102,8 @@ def check_takes_pairs(bundle: Path) -> None:
     """Raises ValueError: if a bundle registers single scans to its template, or nothing."""
     if segments(bundle):
         raise ValueError(f"{bundle.name} segments images and registers none: morphzoo segment IMAGE")
+    if not registers(bundle):
+        raise ValueError(f"{bundle.name} judges registrations of other bundles: morphzoo register ... --error_map")
     if takes_scans(bundle):
         raise ValueError(f"{bundle.name} registers single scans to its template, not pairs: morphzoo atlas SCAN")
 
@@ -145,7 +157,7 @@ def _origins(
 
 def _fits_its_grid(root: Path, given: Mapping[str, object]) -> bool:
     """Whether a spacing was asked for of a bundle that may choose another one."""
-    return "spacing" in given and not takes_scans(root) and not segments(root)
+    return "spacing" in given and registers(root) and not takes_scans(root)
 
 
 def check_settings(
@@ -160,12 +172,17 @@ def check_settings(
 
     settings = dict(settings)
     quality = settings.pop("quality", None)
+    error_map = settings.pop("error_map", None)
     configs, defaults = _configs(bundle, spatial_dims, settings.get("affine") == "learned")
     if quality is not None:
         configs += _quality(bundle, str(quality), spatial_dims, settings.get("optimize"))
         given = {name for path in as_list(overlays) for name in ConfigParser.load_config_file(path)}
         if {"refinement", "refinement#levels", "refinement#iterations", "optimize", "finest"} & given:
             raise ValueError("--quality sets the refinement, and so does --overlay: give one of them")
+    if error_map in (True, "True"):
+        overlay, weights = error_map_of(spatial_dims)
+        configs.append(str(overlay))
+        defaults["error_weights"] = str(weights)
     configs += as_list(overlays)
     stages = settings.get("stages")
     if stages is not None and "stages" in settings_of(bundle) and _is_linear(stages):

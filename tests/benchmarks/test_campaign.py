@@ -17,7 +17,7 @@ from benchmarks import campaign, campaign_state
 from benchmarks.campaign import Campaign
 from benchmarks.campaign_jobs import Job, read_queue
 from benchmarks.experiments import bundle_config
-from custom_components.commands.bundles import all_bundles, segments
+from custom_components.commands.bundles import all_bundles, registers
 from custom_components.data.phantoms import write_phantom_scans
 
 # It counts up to a number, a step in 20 ms, and goes on from where it was.
@@ -239,7 +239,7 @@ def test_the_default_queue_names_configs_settings_and_weights_that_exist():
         config = bundle_config(job.bundle, job.configs)
         assert set(job.settings) <= set(config.config), job.name
         assert all(Path(path).is_file() for path in [*job.overlays, *filter(None, [job.initial_weights])])
-    bundles = {bundle.name for bundle in all_bundles() if not segments(bundle)}
+    bundles = {bundle.name for bundle in all_bundles() if registers(bundle)}
     assert {job.bundle for job in queue.jobs} == bundles
 
 

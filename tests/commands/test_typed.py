@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from custom_components.commands.bundles import all_bundles, segments
+from custom_components.commands.bundles import all_bundles, registers
 from custom_components.commands.typed import convert, converted, kinds_of
 from custom_components.commands.workflow import check_settings
 
@@ -105,7 +105,7 @@ def test_arguments_of_a_function_are_converted_by_its_annotations():
     assert converted(function, {"count": "3", "other": "3"}) == {"count": 3, "other": "3"}
 
 
-@pytest.mark.parametrize("bundle", [one for one in all_bundles() if not segments(one)], ids=lambda bundle: bundle.name)
+@pytest.mark.parametrize("bundle", [one for one in all_bundles() if registers(one)], ids=lambda bundle: bundle.name)
 def test_settings_take_the_types_that_the_bundle_declares(bundle):
     given = {"precision": "bfloat16", "weights": "1", "save#write": "warped", "report#surfaces": "true"}
     _, found = check_settings(bundle, (), {**given, "labels": None}, 3)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import product
 from typing import TypedDict
 
 import torch
 from torch import Generator, Tensor
 
-from ...constants import Constant, filled
+from ...constants import Constant
 from ...fields import identity_grid
 from ...synthesis.contrast import ContrastDraw, RandomContrast
 from ...synthesis.noise import Draw, uniform
+from ...synthesis.places import render_at
 from ...synthesis.warp import RandomWarp
 from .intensities import normalize
 from .structures import class_table
@@ -82,16 +82,7 @@ class SynthesizeHead:
     def __call__(self, labels: Tensor, draw: HeadDraw) -> dict[str, Tensor]:
         """`moving`, the images (B, 1, *S'), and `label_moving`, their classes, for integer maps (B, 1, *S)."""
         places = self._places(labels, draw)
-        centre = look_up(labels, places)
-        numbers = draw["contrast"]["intensities"]
-        signs = [s for s in product((-0.5, 0.5), repeat=labels.ndim - 2) if sum(x > 0 for x in s) % 2 == 0]
-        image = torch.zeros(centre.shape, device=labels.device)
-        for sign in signs:
-            offset = filled(sign, places).view(1, -1, *[1] * (labels.ndim - 2))
-            image += _gather(numbers["mean"], look_up(labels, places + offset))
-        image = torch.addcmul(image / len(signs), _gather(numbers["std"], centre), numbers["noise"])
-        for effect, values in zip(self.contrast.effects, draw["contrast"]["effects"], strict=True):
-            image = effect(image, centre, values)
+        image, centre = render_at(self.contrast, labels, places, draw["contrast"])
         image = image.masked_fill(self._outside(centre, draw["strip"]), 0)
         image = torch.stack([normalize(one) for one in image])
         return {"moving": image, "label_moving": self.classes.on(labels.device)[centre.long()]}
@@ -118,21 +109,3 @@ def _window(n: int, share: float, start: float) -> tuple[int, int]:
     length = min(n, max(8, 8 * round(share * n / 8)))
     first = round(start * (n - length))
     return first, first + length
-
-
-def look_up(labels: Tensor, places: Tensor) -> Tensor:
-    """The labels (B, 1, *S') at the voxels nearest to places (B, D, *S'); 0 outside the maps (B, 1, *S)."""
-    size = labels.shape[2:]
-    index = torch.zeros(places[:, 0].shape, dtype=torch.int32, device=places.device)
-    inside = torch.ones_like(index, dtype=torch.bool)
-    for axis, n in enumerate(size):
-        nearest = places[:, axis].round().to(torch.int32)
-        inside &= (nearest >= 0) & (nearest < n)
-        index = index * n + nearest.clamp(0, n - 1)
-    found = labels.flatten(1).gather(1, index.flatten(1).long()).view(index.shape) * inside
-    return found[:, None]
-
-
-def _gather(values: Tensor, labels: Tensor) -> Tensor:
-    """Each voxel's value, of a table (B, L)."""
-    return values.gather(1, labels.flatten(1).long()).view(labels.shape)

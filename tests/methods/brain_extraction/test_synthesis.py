@@ -8,10 +8,11 @@ import torch
 from custom_components.methods.brain_extraction.intensities import normalize
 from custom_components.methods.brain_extraction.objective import SegmentationLoss, segmentation_score
 from custom_components.methods.brain_extraction.structures import STRUCTURES, class_table
-from custom_components.methods.brain_extraction.synthesis import SynthesizeHead, look_up
+from custom_components.methods.brain_extraction.synthesis import SynthesizeHead
 from custom_components.synthesis.contrast import RandomContrast
 from custom_components.synthesis.intensities import LabelIntensities
 from custom_components.synthesis.lesions import RandomLesions
+from custom_components.synthesis.places import look_up
 from custom_components.synthesis.warp import RandomWarp
 
 QUIET = LabelIntensities(std=(0, 0), background_std=(0, 0))

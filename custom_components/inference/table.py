@@ -1,4 +1,4 @@
-"""What a run writes: the files of each image, and the table of what was measured in them."""
+"""What a run over single items writes: the files of each, and the table of what was measured in them."""
 
 from __future__ import annotations
 
@@ -8,22 +8,25 @@ from pathlib import Path
 
 from ignite.engine import Engine, Events
 
-from ...files import write_table
-from ...vocabulary import Data, Item
+from ..files import write_table
+from ..vocabulary import Data, Item
 
 
-class HeadTable:
-    """A handler that has each image's files written, and writes `volumes.csv`: a row for each image, its `measures`.
+class ItemTable:
+    """A handler that has each item's files written, and writes a table: a row for each item, its `measures`.
 
     Files are not written by the postprocessing, of which MONAI Label takes the answer alone.
 
     Args:
         output_dir: folder of the table.
-        save: writes the files of an item, as `SaveHeadd` does.
+        save: writes the files of an item.
+        name: of the table's file.
     """
 
-    def __init__(self, output_dir: str | os.PathLike[str], save: Callable[[Data], Item]) -> None:
-        self.path, self.save = Path(output_dir) / "volumes.csv", save
+    def __init__(
+        self, output_dir: str | os.PathLike[str], save: Callable[[Data], Item], name: str = "volumes.csv"
+    ) -> None:
+        self.path, self.save = Path(output_dir) / name, save
         self.rows: list[dict[str, object]] = []
 
     def attach(self, engine: Engine) -> None:
