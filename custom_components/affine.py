@@ -71,6 +71,31 @@ def invert_affine(matrix: Tensor) -> Tensor:
     return torch.cat([linear, -(linear * matrix[:, None, :, d]).sum(2, keepdim=True)], 2)
 
 
+def rotation_matrix(vector: Tensor) -> Tensor:
+    """Rotations by |vector| radians about an axis, or in the plane.
+
+    Convention: in 3-D about the vector, by the right-hand rule; in 2-D from axis 0 to axis 1. A vector of 0 is the
+    identity, where the gradient is that of the rotation, too.
+
+    Args:
+        vector: shape (B, 3), or (B, 1) for 2-D.
+    Returns:
+        Shape (B, D, D).
+    """
+    square = vector.square().sum(1).clamp(min=1e-20)[:, None, None]
+    zero = torch.zeros_like(vector[:, 0])
+    if vector.shape[1] == 1:
+        rows = [[zero, -vector[:, 0]], [vector[:, 0], zero]]
+    else:
+        x, y, z = vector.unbind(1)
+        rows = [[zero, -z, y], [z, zero, -x], [-y, x, zero]]
+    cross = torch.stack([torch.stack(row, 1) for row in rows], 1)
+    angle = square.sqrt()
+    # Rodrigues' formula: a matrix exponential would make the host wait for the device.
+    identity = torch.eye(len(rows), dtype=vector.dtype, device=vector.device)
+    return identity + angle.sin() / angle * cross + 2 * (angle / 2).sin().square() / square * (cross @ cross)
+
+
 def centred_to_voxel(matrix: Tensor, size: Sequence[int]) -> Tensor:
     """An affine map between centred coordinates as one between voxel coordinates, which `affine_to_ddf` takes.
 

@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from custom_components.affine import affine_to_ddf, centred_to_voxel, compose_affine, invert_affine, voxel_to_centred
+from custom_components.affine import (
+    affine_to_ddf,
+    centred_to_voxel,
+    compose_affine,
+    invert_affine,
+    rotation_matrix,
+    voxel_to_centred,
+)
 from custom_components.fields import compose
 from custom_components.networks.affine_keypoints import fit_affine
 
@@ -145,3 +152,27 @@ def test_the_fit_is_differentiable(d):
     inputs = [x.clone().requires_grad_() for x in (fixed, moving, weights + 0.1)]
     assert torch.autograd.gradcheck(lambda *x: fit_affine(*x, ridge=1e-2), inputs)
     assert torch.autograd.gradcheck(lambda *x: fit_affine(x[0], -5 * x[1], x[2], ridge=1e-2), inputs)  # at the bound
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_a_rotation_matrix_is_the_exponential_of_its_vector(d):
+    vector = torch.randn(5, 3 if d == 3 else 1, generator=generator(), dtype=torch.float64)
+    rotations = rotation_matrix(vector)
+    for rotation, turn in zip(rotations, vector, strict=True):
+        if d == 3:
+            x, y, z = turn.tolist()
+            cross = torch.tensor([[0, -z, y], [z, 0, -x], [-y, x, 0]], dtype=torch.float64)
+        else:
+            cross = torch.tensor([[0, -turn.item()], [turn.item(), 0]], dtype=torch.float64)
+        torch.testing.assert_close(rotation, torch.linalg.matrix_exp(cross))
+    quarter = torch.zeros(1, 3 if d == 3 else 1)
+    quarter[0, -1] = torch.pi / 2
+    torch.testing.assert_close(rotation_matrix(quarter)[0, :2, :2], torch.tensor([[0.0, -1.0], [1.0, 0.0]]))
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_a_rotation_by_nothing_is_the_identity_and_has_a_gradient(d):
+    zero = torch.zeros(1, 3 if d == 3 else 1, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(rotation_matrix(zero)[0], torch.eye(d, dtype=torch.float64))
+    (slope,) = torch.autograd.grad(rotation_matrix(zero)[0, 1, 0], zero)
+    assert float(slope[0, -1]) == pytest.approx(1)
