@@ -135,7 +135,7 @@ class Run:
             return "failed: no pytest"
         words = ["-m", "gpu", "tests"] if self.device == "cuda" else STAND_IN
         if self.device == "cuda" and importlib.util.find_spec("xdist") is not None:
-            words = ["-n", str(min(10, os.cpu_count() or 1)), *words]
+            words = ["-n", str(max(1, min(14, (os.cpu_count() or 1) - 2))), *words]
         return self.call(
             "pytest", "-p", "benchmarks.outcomes", "-p", "no:cacheprovider", *words,
             limit=limit, MORPHZOO_OUTCOMES=str(self.output / "correctness.jsonl"),
