@@ -116,10 +116,21 @@ def _kinds_in(bundle: str, config: Config, name: str, default: object) -> str:
     if isinstance(default, str) and re.fullmatch(r"@[\w#:]+", default):
         return _kinds(bundle, config, default[1:].replace("::", "#"))
     is_path = isinstance(default, str) and re.match(r"\$@\w+ \+ '/", default)
+    if isinstance(default, Mapping) and not _names_code(default):
+        return "Mapping"
     is_code = isinstance(default, Mapping) or (isinstance(default, str) and default.startswith(("$", "@", "%")))
     if is_code and not is_path:
         raise ValueError(f"{bundle}: {name!r} is no setting but a part of the configuration: give --overlay FILE")
     return kinds_of(default)
+
+
+def _names_code(value: object) -> bool:
+    """Whether a config's entry has a component or an expression in it; else it is data."""
+    if isinstance(value, Mapping):
+        return "_target_" in value or any(map(_names_code, value.values()))
+    if isinstance(value, list):
+        return any(map(_names_code, value))
+    return isinstance(value, str) and value.startswith(("$", "@", "%"))
 
 
 def _parameter(bundle: str, name: str, component: Mapping[str, Any], key: str) -> str:

@@ -15,8 +15,8 @@ from typing import Any, NoReturn
 def convert(name: str, value: object, kinds: str) -> object:
     """A value as one of the kinds that an annotation names.
 
-    The kinds are tried in the order bool, int, float, numbers, text, texts; `'all'` is a text that may be given. Other
-    kinds take a Python value as it is, and a text as a literal (a number, a list, ...).
+    The kinds are tried in the order bool, int, float, numbers, text, texts, mapping; `'all'` is a text that may be
+    given. Other kinds take a Python value as it is, and a text as a literal (a number, a list, ...).
 
     Args:
         name: of the setting, for the message.
@@ -102,6 +102,13 @@ def _str(value: object) -> str:
     return str(value)
 
 
+def _mapping(value: object) -> Mapping[str, object]:
+    found = _literal(value)
+    if not isinstance(found, Mapping):
+        _refuse(value)
+    return found
+
+
 def _several(read: Callable[[object], object]) -> Callable[[object], list[object]]:
     def reader(value: object) -> list[object]:
         if isinstance(value, str):
@@ -137,6 +144,7 @@ _READERS: dict[str, Callable[[object], object]] = {
     "Sequence[float]": _several(_float),
     "str": _str,
     "Sequence[str]": _several(_str),
+    "Mapping": _mapping,
 }
 
 _WORDS = {
@@ -147,4 +155,5 @@ _WORDS = {
     "Sequence[float]": "numbers with commas between them",
     "str": "a text",
     "Sequence[str]": "texts with commas between them",
+    "Mapping": "names with values, {'NAME': VALUE}",
 }

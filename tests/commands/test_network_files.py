@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands.cases import VOXELMORPH
+from commands.cases import REPOSITORY, VOXELMORPH
 from support import run
 
 from custom_components.commands.network_files import _check, network_files
@@ -32,12 +33,18 @@ def test_onnx_answers_without_torch_at_any_size(tmp_path):
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
     files = network_files(VOXELMORPH, ["onnx"])
-    (tmp_path / "model.onnx").write_bytes(files["models/model.onnx"])
+    model = tmp_path / "exported" / "voxelmorph" / "models" / "model.onnx"
+    model.parent.mkdir(parents=True)
+    model.write_bytes(files["models/model.onnx"])
     image = np.random.default_rng(0).random((1, 2, 32, 64, 48), dtype=np.float32)
     np.save(tmp_path / "image.npy", image)
-    words = [tmp_path / "model.onnx", tmp_path / "image.npy", tmp_path / "pred.npy"]
+    words = [model, tmp_path / "image.npy", tmp_path / "pred.npy"]
     subprocess.run([sys.executable, "-c", ALONE, *map(str, words)], check=True)
     assert np.load(tmp_path / "pred.npy").shape == (1, 3, 16, 32, 24)
+    page = (REPOSITORY / "docs" / "model_zoo.md").read_text(encoding="utf-8")
+    example = re.search(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)[1]
+    example += "assert velocity.shape == (1, 3, 40, 56, 48)"
+    subprocess.run([sys.executable, "-c", example], cwd=tmp_path, check=True)
 
 
 @pytest.mark.slow
