@@ -3,7 +3,7 @@
     python -m benchmarks.device_similarity MAPS --table labels.csv --seconds 240 --output DIR
 
 MAPS is a file of `device_maps`. The networks learn in turn from pairs that `device_offsets` makes: "volumes" estimates
-distances at 3 mm; "patches" classifies patches at spacings of 1 to 4 mm; "features" restores the same images from noisy
+distances at 3 mm; "patches" classifies patches at spacings of 1 to 8 mm; "features" restores the same images from noisy
 ones; and the same three in 2-D, on slices. DIR receives for each `<name>.pt` (the weights' running mean, in half
 precision) and `<name>.csv` (the curve, with figures of the validation people), every 30 s and at the end.
 """
@@ -34,11 +34,12 @@ from custom_components.methods.learned_similarity.objective import (
     correspondence_loss,
     distance_loss,
     distance_of,
+    structure_of,
 )
 
 SPACING = {3: 3.0, 2: 2.0}  # of the volumes
 LARGEST_MM = 30.0
-SPACINGS = (1.0, 1.5, 2.0, 2.0, 3.0, 4.0)  # of the patches, each as often
+SPACINGS = (1.0, 1.5, 2.0, 2.0, 3.0, 4.0, 6.0, 8.0)  # of the patches, each as often: those of a pyramid's levels
 NOISE = 0.05  # that is added to what the autoencoder sees
 
 
@@ -96,7 +97,7 @@ def volumes_loss(network: nn.Module, image: Tensor, distance: Tensor, spacing: f
 
 
 def patches_loss(network: nn.Module, image: Tensor, distance: Tensor) -> Tensor:
-    return correspondence_loss(network(image).float(), at_cells(distance, 4))
+    return correspondence_loss(network(image).float(), at_cells(distance, 4), structure_of(image, 4))
 
 
 def features_loss(network: nn.Module, image: Tensor, distance: Tensor) -> Tensor:
@@ -178,9 +179,7 @@ class Course:
 
 def _hits(logits: Tensor, distance: Tensor, image: Tensor) -> Tensor:
     """Balanced accuracy of the cells that show something."""
-    size = image.shape[2:]
-    shown = nn.functional.interpolate(logits.new_ones(1, 1, *logits.shape[2:]), size=size)
-    shown = at_cells(image[:, 1:] * shown, 4) > 0.15
+    shown = structure_of(image, 4) > 0.2
     right = (logits > 0) == (distance < 0.5)
     groups = [shown & (distance < 0.5), shown & (distance > 1)]
     return torch.stack([(right & group).sum() / group.sum().clamp(min=1) for group in groups]).mean()

@@ -127,6 +127,28 @@ def error_map_of(spatial_dims: int) -> tuple[Path, Path]:
     raise ValueError("no bundle estimates errors: --error_map is not possible")
 
 
+def offered(setting: str, word: object, spatial_dims: int) -> tuple[list[str], dict[str, object]]:
+    """The config files that a word for a setting of any bundle stands for, and the paths that go with them.
+
+    A bundle offers them in its metadata.json: {"similarity": {"learned": {"overlay": "learned", "weights":
+    {"similarity_weights": {"2": FILE, "3": FILE}}}}}: the name of a file in its `configs`, and files below its folder.
+
+    Raises:
+        ValueError: if it is offered, and not for this dimension.
+    """
+    for metadata in sorted(bundles_folder().glob("*/configs/metadata.json")):
+        entry = _read(metadata).get("abilities", {}).get("offers", {}).get(setting, {}).get(str(word))
+        if entry is None:
+            continue
+        root, paths = metadata.parents[1], dict[str, object]()
+        for name, files in entry["weights"].items():
+            if str(spatial_dims) not in files:
+                raise ValueError(f"--{setting} {word}: there are no weights for {spatial_dims}-D images")
+            paths[name] = str((root / files[str(spatial_dims)]).resolve())
+        return [str(root / "configs" / f"{entry['overlay']}.json")], paths
+    return [], {}
+
+
 def those_with(setting: str) -> str:
     """The bundles that have a setting, as the end of a sentence: "A and B have"; empty if there is none."""
     return _sentence([bundle.name for bundle in all_bundles() if setting in settings_of(bundle)])

@@ -18,6 +18,7 @@ from .bundles import (
     aligner_weights,
     error_map_of,
     find_bundle,
+    offered,
     overlay_path,
     registers,
     segments,
@@ -36,6 +37,8 @@ QUALITIES = ("fast", "default", "best")
 
 # Settings of the deformation alone.
 _DEFORMING = ("quality", "optimize", "samples", "sweep", "hyper", "weights", "smoothness", "similarity", "robust")
+
+_OFFERED = ("similarity", "affine")  # settings for which other bundles offer words
 
 _FILE_KEYS = (
     *("moving", "fixed", "label_moving", "label_fixed", "mask_moving", "mask_fixed", "channels_moving"),
@@ -184,13 +187,21 @@ def check_settings(
         configs.append(str(overlay))
         defaults["error_weights"] = str(weights)
     configs += as_list(overlays)
+    files, paths = _offered_to(settings, spatial_dims)
+    configs += files
     stages = settings.get("stages")
     if stages is not None and "stages" in settings_of(bundle) and _is_linear(stages):
         configs.append(overlay_path("linear"))
         meant = [name for name in _DEFORMING if settings.get(name) is not None or (name == "quality" and quality)]
         if meant:
             raise ValueError(f"--stages without deformable deforms nothing: --{meant[0]} has no meaning")
-    return configs, defaults | typed_settings(bundle.name, ConfigParser.load_config_files(configs), settings)
+    return configs, defaults | paths | typed_settings(bundle.name, ConfigParser.load_config_files(configs), settings)
+
+
+def _offered_to(settings: Mapping[str, object], spatial_dims: int) -> tuple[list[str], dict[str, object]]:
+    """The config files that the words of settings stand for, and the paths that go with them: see `offered`."""
+    found = [offered(name, settings.get(name), spatial_dims) for name in _OFFERED]
+    return [file for files, _ in found for file in files], {k: v for _, paths in found for k, v in paths.items()}
 
 
 def _is_linear(stages: object) -> bool:

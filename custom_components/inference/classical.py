@@ -84,7 +84,8 @@ def by_intensities(
         ValueError: for another method or similarity, or a negative strength, smoothness or window.
     """
     if similarity not in ("auto", "mse"):
-        raise ValueError(f"{method} follows the difference of intensities: expected similarity mse, got {similarity!r}")
+        got = repr(similarity) if isinstance(similarity, str) else type(similarity).__name__
+        raise ValueError(f"{method} follows the difference of intensities: expected similarity mse, got {got}")
     for key, number in (("strength", strength), ("smoothness", smoothness), ("window", window)):
         check_number(key, number, least=0)
     edges, strength = 1.0 if spacing is None else spacing, strength * smoothness**0.5

@@ -10,6 +10,7 @@ from ..checks import check_number
 from ..deformations.base import Deformation
 from ..deformations.velocity import StationaryVelocity
 from ..losses.gradients import NGF
+from ..losses.information import NormalizedMutualInformation
 from ..losses.pair import ENERGIES, pair_loss
 from ..losses.similarity import LNCC, MIND, MutualInformation
 from .contrast import LossByContrast
@@ -23,8 +24,13 @@ SIMILARITIES: dict[str, tuple[Callable[[int], nn.Module], float]] = {
     "lncc": (LNCC, 1.0),
     "mind": (lambda window: MIND(), 10.0),
     "mi": (lambda window: MutualInformation(), 40.0),
+    "nmi": (lambda window: NormalizedMutualInformation(), 40.0),
     "ngf": (lambda window: NGF(), 10.0),
 }
+
+Similarity = str | nn.Module
+
+_OF_A_MODULE = 10.0  # the same of a similarity that is given as a component
 
 _WEIGHTS = {"energy": 0.003, "bending": 1.0}  # of what is a term of the loss
 
@@ -43,7 +49,7 @@ def refiner(
     levels: int | Sequence[int] = (4, 2, 1),
     finest: int = 0,
     exact: bool = False,
-    similarity: str = "auto",
+    similarity: Similarity = "auto",
     robust: bool = False,
     landmark_weight: float = 0.0,
     least_gain: float = 0.05,
@@ -68,8 +74,9 @@ def refiner(
         finest: iterations at one more level, of half the spacing of the grid on which the start was found, where the
             images have it; none if there are no others.
         exact: take the velocity's own gradient there, too, see `PairwiseOptimizer.exact`.
-        similarity: "lncc", "mind", "mi" or "ngf"; "auto" takes LNCC for images of the same contrast and normalised
-            gradients (NGF) otherwise. All but LNCC come with a larger weight of the regularisation.
+        similarity: "lncc", "mind", "mi", "nmi" or "ngf"; "auto" takes LNCC for images of the same contrast and
+            normalised gradients (NGF) otherwise; or any module that is called as those. All but LNCC come with a larger
+            weight of the regularisation.
         robust: find out first where the images do not show the same, and leave that out (`robust.RobustOptimizer`).
         landmark_weight: of the mean distance of the landmarks in mm, if the pair has some.
         least_gain: what a field must gain to be taken, see `PairwiseOptimizer`.
@@ -79,8 +86,7 @@ def refiner(
     Raises:
         ValueError: for another word for the similarity, or a negative weight or smoothness.
     """
-    if similarity not in ("auto", *SIMILARITIES):
-        raise ValueError(f"expected similarity auto, {', '.join(SIMILARITIES)}, got {similarity!r}")
+    named_similarity("lncc" if similarity == "auto" else similarity)
     is_term = regularized in ENERGIES
     weight = _WEIGHTS.get(regularized, 1.0) if weight is None else weight
     for key, number in (("weight", weight), ("smoothness", smoothness)):
@@ -109,23 +115,36 @@ def refiner(
 
 
 def trusting(
-    optimizer: PairwiseOptimizer, smoothness: float, similarity: str, *, bridged: bool = False
+    optimizer: PairwiseOptimizer, smoothness: float, similarity: Similarity, *, bridged: bool = False
 ) -> RobustOptimizer:
     """An optimiser that leaves out where two images do not show the same; arguments as for `refiner`."""
     trust = Trust(_coarse(smoothness, similarity), _coarse(_STIFF * smoothness, similarity))
     return RobustOptimizer(optimizer, trust, bridged=bridged)
 
 
-def _loss(name: str, weight: float, regularized: str) -> nn.Module:
-    """The objective with a similarity of `SIMILARITIES`."""
-    make, factor = SIMILARITIES[name]
+def named_similarity(similarity: Similarity) -> tuple[Callable[[int], nn.Module], float]:
+    """What makes a similarity for a window, and how much more the energy weighs than with LNCC.
+
+    Raises:
+        ValueError: for a name that is not in `SIMILARITIES`.
+    """
+    if isinstance(similarity, nn.Module):
+        return lambda window: similarity, _OF_A_MODULE
+    if similarity not in SIMILARITIES:
+        raise ValueError(f"expected similarity auto, {', '.join(SIMILARITIES)}, got {similarity!r}")
+    return SIMILARITIES[similarity]
+
+
+def _loss(name: Similarity, weight: float, regularized: str) -> nn.Module:
+    """The objective with a similarity."""
+    make, factor = named_similarity(name)
     if regularized in ENERGIES:
         return pair_loss(weight * factor, regularized=regularized, similarity=make(9), folding_weight=30.0)
     variance = weight * (1.0 if name == "lncc" else _ACROSS)
     return Diffused(pair_loss(0.0, regularized=regularized, similarity=make(5)), variance)
 
 
-def _coarse(smoothness: float, similarity: str) -> PairwiseOptimizer:
+def _coarse(smoothness: float, similarity: Similarity) -> PairwiseOptimizer:
     """A quick registration from zero, whatever the deformation is that will be refined."""
     found = refiner(StationaryVelocity(), smoothness=smoothness, similarity=similarity, levels=(4, 2), iterations=12)
     assert isinstance(found, PairwiseOptimizer)

@@ -1,4 +1,4 @@
-"""Rigid alignment by any similarity: by its gradient from many starts, or by differential evolution first.
+"""Rigid alignment by any similarity: by its gradient from many starts, or by differential evolution before that.
 
 Convention: a pose is a row of mm, shape (B, 3 + 3) or (B, 1 + 2): a turn about the fixed object's centre, as far as it
 moves a point at the object's radius, then a shift. Maps take world points of the fixed image to those of the moving
@@ -18,6 +18,10 @@ from ..affine import rotation_matrix
 from ..checks import check_number
 from ..fields import identity_grid, sample
 from ..space.affine_levels import Scan, image_weights, spread_of
+from ..space.grids import center_of_mass, fixed_size_grid
+from ..space.resampling import resample
+from ..space.volumes import Volume
+from .refiner import Similarity, named_similarity
 
 SEARCHES = ("gradient", "evolution")
 
@@ -163,16 +167,28 @@ class RigidSearch:
         self.similarity, self.search, self.levels, self.iterations = similarity, search, tuple(levels), iterations
         self.generations, self.starts, self.reach_mm, self.passes = generations, starts, reach_mm, passes
 
-    def __call__(self, fixed: Scan, moving: Scan, start: np.ndarray | None = None, *, seed: int = 0) -> np.ndarray:
+    def __call__(
+        self,
+        fixed: Scan,
+        moving: Scan,
+        start: np.ndarray | None = None,
+        *,
+        shift_mm: Sequence[float] | np.ndarray | None = None,
+        seed: int = 0,
+    ) -> np.ndarray:
         """The world map (D + 1, D + 1), RAS mm.
 
         Args:
             fixed, moving: one channel each, at one isotropic spacing.
             start: what is known of the map; None takes the headers.
+            shift_mm: of another start, before `start`, which takes the place of the last random one.
+            seed: of the random starts and of the passes.
         """
         start = np.eye(len(fixed.grid.size) + 1) if start is None else start
         levels = [self._poses(fixed, moving, start, factor, seed) for factor in self.levels]
         poses = self._starts(levels[0], seed)
+        if shift_mm is not None:
+            poses[-1] = torch.cat([torch.zeros(levels[0].turns), torch.as_tensor(shift_mm).float()])
         if self.search == "evolution":
             poses = torch.cat([poses[:1], levels[0].evolve(self.reach_mm, self.generations, seed)])
         for level in levels:
@@ -191,3 +207,53 @@ class RigidSearch:
         random = torch.randn(self.starts - 1, count, generator=torch.Generator().manual_seed(seed))
         length = self.reach_mm * torch.linspace(0.3, 1, max(1, self.starts - 1))[: self.starts - 1, None]
         return torch.cat([torch.zeros(1, count), random / random.norm(dim=1, keepdim=True) * length])
+
+
+class SearchAligner:
+    """Align a pair rigidly by a similarity, on coarse grids about each image's centre of mass.
+
+    The search begins with centre of mass on centre of mass; another start is what the headers say.
+
+    Args:
+        similarity: by its name, as in `refiner`, or a module.
+        spacing, size: of the grids, mm and voxels along each axis. The moving image's grid is half as large again.
+        device: where the search runs.
+        levels, search, starts: as for `RigidSearch`.
+    Raises: as `RigidSearch`.
+    """
+
+    def __init__(
+        self,
+        similarity: Similarity,
+        spacing: float = 3.0,
+        size: Sequence[int] = (64, 64, 64),
+        device: torch.device | str = "cpu",
+        *,
+        levels: Sequence[int] = (2, 1),
+        search: str = "gradient",
+        starts: int = 8,
+    ) -> None:
+        compare = named_similarity(similarity)[0](9)
+        self.search = RigidSearch(compare, search=search, levels=levels, starts=starts)
+        self.spacing, self.size, self.device = float(spacing), tuple(size), device
+
+    def __call__(self, fixed: Volume, moving: Volume) -> np.ndarray:
+        """World matrix (D + 1, D + 1), fixed to moving, of two images with intensities in [0, 1].
+
+        Raises:
+            ValueError: if an image has another number of axes than the grid.
+        """
+        scans, centers = [], []
+        for volume, share in ((fixed, 1.0), (moving, 1.5)):
+            if len(volume.grid.size) != len(self.size):
+                raise ValueError(
+                    f"{volume.path}: expected a {len(self.size)}-D image, for the search is {len(self.size)}-D"
+                )
+            centers.append(center_of_mass(image_weights(volume.data[:1]), volume.affine))
+            grid = fixed_size_grid(self.spacing, [round(share * n) for n in self.size], centers[-1])
+            image = resample(volume.data[:1], volume.affine, grid, antialias=True).float().to(self.device)
+            scans.append(Scan(image, torch.ones_like(image), grid))
+        start = np.eye(len(self.size) + 1)
+        start[:-1, -1] = centers[1] - centers[0]
+        with torch.enable_grad():
+            return self.search(scans[0], scans[1], start, shift_mm=centers[0] - centers[1])

@@ -18,6 +18,8 @@ from ..space.volumes import Volume
 
 Aligner = Callable[[Volume, Volume], np.ndarray]
 
+ALIGNERS = ("learned", "search")  # words for an aligner, which goes as far as it can
+
 ALL_STAGES = (*STAGES, "deformable")
 
 
@@ -40,8 +42,8 @@ class Alignment:
     """What aligns a pair, and how far.
 
     Args:
-        affine: "itk" or "torch", an engine that goes as far as the stages say; "learned", an aligner; "none", the
-            headers; anything else is a transform's path.
+        affine: "itk" or "torch", an engine that goes as far as the stages say; a word of `ALIGNERS`, an aligner;
+            "none", the headers; anything else is a transform's path.
         stages: see `linear_stage`. Without a linear one nothing is searched; a transform's path counts all the same.
     Raises:
         ValueError: for other stages.
@@ -76,13 +78,13 @@ def world_matrix_of(
     affine, stage = alignment.affine, linear_stage(alignment.stages)
     if affine in STAGES:
         raise ValueError(
-            f"--affine: expected {', '.join(ENGINES)}, learned, none or a file; --stages {affine} goes so far"
+            f"--affine: expected {', '.join((*ENGINES, *ALIGNERS))}, none or a file; --stages {affine} goes so far"
         )
-    if affine == "none" or (stage is None and affine in (*ENGINES, "learned")):
+    if affine == "none" or (stage is None and affine in (*ENGINES, *ALIGNERS)):
         matrix = np.eye(len(fixed.affine))
-    elif affine == "learned":
+    elif affine in ALIGNERS:
         if aligner is None:
-            raise ValueError("affine 'learned' needs an aligner: the overlay learned_affine.json has one")
+            raise ValueError(f"affine {affine!r} needs an aligner: the overlay learned_affine.json has one")
         matrix = aligner(scaled["fixed"], scaled["moving"])
     elif affine in ENGINES and stage is not None:
         given = {f"mask_{role}": mask for role, mask in masks.items()}

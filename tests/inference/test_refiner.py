@@ -52,8 +52,16 @@ def test_a_similarity_is_taken_by_name_whatever_the_contrast(name, kind):
     assert (found.variance == 1.0) == (name == "lncc")
 
 
+@pytest.mark.parametrize("regularized", ["svf", "energy"])
+def test_any_module_that_compares_images_is_a_similarity(regularized):
+    given = MIND(dilation=1)
+    optimizer = refiner(StationaryVelocity(), similarity=given, regularized=regularized, robust=regularized == "svf")
+    for one in (optimizer, *([optimizer.trust.loose, optimizer.trust.stiff] if regularized == "svf" else [])):
+        assert getattr(one, "optimizer", one).loss.similarity is given
+
+
 def test_an_unknown_similarity_is_refused():
-    with pytest.raises(ValueError, match="expected similarity auto, lncc, mind, mi, ngf, got 'ncc'"):
+    with pytest.raises(ValueError, match="expected similarity auto, lncc, mind, mi, nmi, ngf, got 'ncc'"):
         refiner(StationaryVelocity(), similarity="ncc")
 
 

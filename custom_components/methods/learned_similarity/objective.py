@@ -21,15 +21,29 @@ def at_cells(values: Tensor, stride: int) -> Tensor:
     return values[(slice(None), slice(None), *[slice(None, None, stride)] * (values.ndim - 2))]
 
 
-def correspondence_loss(logits: Tensor, distance: Tensor) -> Tensor:
+def structure_of(image: Tensor, stride: int) -> Tensor:
+    """How much there is to compare at each cell: the range of the intensities around it, (B, 1, *S').
+
+    Args:
+        image: (B, C, *S), of which the channel that shows the least counts: patches of air correspond everywhere.
+    """
+    pool = F.max_pool3d if image.ndim == 5 else F.max_pool2d
+    window = 2 * stride + 1
+    spread = pool(image, window, stride, stride) + pool(-image, window, stride, stride)
+    return spread.amin(1, keepdim=True)
+
+
+def correspondence_loss(logits: Tensor, distance: Tensor, weight: Tensor | None = None) -> Tensor:
     """Binary cross-entropy of "this patch lies within half a voxel of its place"; between that and a voxel nothing
     counts.
 
     Args:
         logits: (B, 1, *S'), of each cell. distance: of each cell, voxels.
+        weight: of each cell, see `structure_of`.
     References: Cheng et al., Deep similarity learning for multimodal medical images, 2016 (classification of patches).
     """
     counts = ((distance < ALIGNED) | (distance > APART)).float()
+    counts = counts if weight is None else counts * weight
     aligned = (distance < ALIGNED).float()
     return masked_mean(F.binary_cross_entropy_with_logits(logits, aligned, reduction="none"), counts)
 

@@ -13,6 +13,7 @@ from custom_components.methods.learned_similarity.objective import (
     distance_loss,
     distance_of,
     log_distance,
+    structure_of,
 )
 from custom_components.methods.learned_similarity.offsets import ball_covariance, draw_tre, offsets_of, rms_displacement
 from custom_components.methods.learned_similarity.similarity import FORMS, FeatureDistance, LearnedSimilarity
@@ -94,8 +95,23 @@ def test_the_losses_are_least_for_the_right_answer():
     unsure = right.clone()
     unsure[..., 2] = 50  # between half a voxel and one nothing counts
     assert correspondence_loss(unsure, distance) == correspondence_loss(right, distance)
+    weight = torch.tensor([1.0, 1, 1, 1, 0]).view(1, 1, -1)
+    wrong = right.clone()
+    wrong[..., 4] = 50
+    assert torch.allclose(correspondence_loss(wrong, distance, weight), correspondence_loss(right, distance), atol=1e-3)
     assert distance_loss(log_distance(distance), distance) == 0
     assert torch.allclose(distance_of(log_distance(distance)), distance, atol=1e-5)
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_where_an_image_is_flat_there_is_nothing_to_compare(d):
+    image = torch.zeros(1, 2, *(32,) * d)
+    image[:, :, 16:24] = 0.5
+    image[:, 1, :4] = 1
+    shown = structure_of(image, 4)
+    assert shown.shape == (1, 1, *(8,) * d)
+    assert float(shown[0, 0, 4].min()) == 0.5
+    assert float(shown[0, 0, :2].max()) == 0
 
 
 @pytest.mark.parametrize(
