@@ -134,8 +134,17 @@ def working_seconds(device: torch.device) -> float:
     return time.monotonic() if device.type == "cuda" else time.process_time() / torch.get_num_threads()
 
 
-def run(training: Training, held_out: DevicePairs, minutes: float, output: Path, name: str, *, graph: bool) -> float:
-    """Train for so many minutes of `working_seconds`; returns the seconds of a step."""
+def run(
+    training: Training,
+    held_out: DevicePairs,
+    minutes: float,
+    output: Path,
+    name: str,
+    *,
+    graph: bool,
+    pause: float = 60.0,
+) -> float:
+    """Train for so many minutes of `working_seconds`, looking every `pause` seconds; returns the seconds of a step."""
     curve, clock = Curve(output / f"{name}.csv"), partial(working_seconds, training.device)
     begin = clock()
     training.schedule(0.0)
@@ -143,7 +152,7 @@ def run(training: Training, held_out: DevicePairs, minutes: float, output: Path,
     if graph:
         step, graph = prepared(step, name)
     training.sums.zero_()
-    last, done, seconds, pause = clock(), 0, math.nan, 60.0
+    last, done, seconds, least = clock(), 0, math.nan, pause
     while True:
         now = clock()
         progress = (now - begin) / (60 * minutes)
@@ -159,7 +168,7 @@ def run(training: Training, held_out: DevicePairs, minutes: float, output: Path,
                 raise SystemExit(f"{name}: the loss is no longer finite after {done} steps; the weights written stay")
             save_tensors(output / f"{name}.pt", {k: v.cpu().contiguous() for k, v in training.means().items()})
             last = clock()
-            pause = max(60.0, 4 * (last - now))  # looking takes a fifth of the time at most
+            pause = max(least, 4 * (last - now))  # looking takes a fifth of the time at most
             if progress >= 1:
                 return seconds
         training.schedule(progress)

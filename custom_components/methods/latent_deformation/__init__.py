@@ -1,0 +1,1 @@
+"""Deformations as points of a low-dimensional latent space: a conditional variational autoencoder (Krebs et al.)."""
