@@ -3,10 +3,10 @@
     python -m benchmarks.error_estimation_training MAPS.npz --table labels.csv --seconds 90 --output DIR [--device cuda]
 
 MAPS is a file of `device_maps`. The answers are made by the components of the bundle's own train.json, on the device,
-without a data loader. DIR receives `error_estimation.pt`, the running mean of the weights in 16 bits, and
-`error_estimation.csv`, a row every 30 s and at the end: the mean loss, and on the validation people the correlation of
-estimate and error within an answer (mean over answers), that of the answers' means, the root mean square of what the
-estimate misses, and that of the best constant.
+without a data loader. Seconds are the wall's on a GPU, and CPU time elsewhere. DIR receives `error_estimation.pt`, the
+running mean of the weights in 16 bits, and `error_estimation.csv`, a row every 30 s and at the end: the mean loss, and
+on the validation people the correlation of estimate and error within an answer (mean over answers), that of the
+answers' means, the root mean square of what the estimate misses, and that of the best constant.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import csv
 import math
-import time
 from copy import deepcopy
 from pathlib import Path
 
@@ -22,6 +21,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
+from benchmarks.device_training import working_seconds
 from benchmarks.experiments import BUNDLES
 from custom_components.files import save_tensors
 from custom_components.methods.error_estimation.objective import error_loss
@@ -87,26 +87,31 @@ def train(
     average, mixed = deepcopy(network).eval().requires_grad_(False), device.type == "cuda"
     optimizer = torch.optim.Adam(network.parameters(), lr=options.learning_rate, betas=(0.9, 0.98))
     own, mean = list(network.parameters()), list(average.parameters())
-    begin = last = time.monotonic()
+    begin = last = working_seconds(device)
     rows: list[dict[str, float]] = []
     total, steps, told, seed = torch.zeros((), device=device), 0, 0, options.seed * 10**6
     while True:
-        progress = (time.monotonic() - begin) / options.seconds
-        if progress >= 1 or time.monotonic() - last > _EVERY:
+        progress = (working_seconds(device) - begin) / options.seconds
+        if progress >= 1 or working_seconds(device) - last > _EVERY:
             rows.append(
-                {"seconds": time.monotonic() - begin, "steps": steps, "loss": float(total) / max(1, steps - told)}
+                {
+                    "seconds": working_seconds(device) - begin,
+                    "steps": steps,
+                    "loss": float(total) / max(1, steps - told),
+                }
             )
             rows[-1] |= judged(average, simulation, held_out)
             write(options.output, rows, average)
             if progress >= 1:
                 return
-            total, told, last = torch.zeros((), device=device), steps, time.monotonic()
+            total, told, last = torch.zeros((), device=device), steps, working_seconds(device)
         rate = options.learning_rate * min(1.0, (steps + 1) / 50) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
         optimizer.param_groups[0]["lr"] = rate
         generator = Generator(device).manual_seed(seed + steps)
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=mixed):
             who = torch.randint(len(maps), (options.batch,), generator=generator, device=device)
-            batch = simulation(maps[who], simulation.draw(options.batch, maps.shape[2:], generator))
+            shown = windows(maps[who], options.window, steps)
+            batch = simulation(shown, simulation.draw(options.batch, shown.shape[2:], generator))
         with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
             pred = {"error_mm": network(batch["moving"])}
         loss = error_loss(pred, batch)
@@ -117,6 +122,15 @@ def train(
         torch._foreach_lerp_(mean, own, 1 - min(options.ema, (steps + 1) / (steps + 10)))
         total += loss.detach()
         steps += 1
+
+
+def windows(maps: Tensor, size: int | None, step: int) -> Tensor:
+    """A box of so many voxels of maps (B, 1, *2S), somewhere else in each step; without a size all of them."""
+    if size is None:
+        return maps
+    places = torch.rand(3, generator=Generator().manual_seed(step)).tolist()
+    starts = [2 * int(place * (n - size) / 2) for place, n in zip(places, maps.shape[2:], strict=True)]
+    return maps[(..., *[slice(start, start + size) for start in starts])]
 
 
 def write(output: Path, rows: list[dict[str, float]], network: nn.Module) -> None:
@@ -140,6 +154,7 @@ def main() -> None:
     parser.add_argument("--learning_rate", type=float, default=2e-3)
     parser.add_argument("--ema", type=float, default=0.99)
     parser.add_argument("--crop", type=int, help="keep a box of so many voxels of the maps: a rehearsal")
+    parser.add_argument("--window", type=int, help="voxels of the maps that a step sees: many small steps on a CPU")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.manual_seed(options.seed)

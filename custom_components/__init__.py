@@ -32,7 +32,7 @@ __version__ = "0.1.0"
 
 _COMMANDS = (
     *("apply", "atlas", "cite", "convert", "demo", "evaluate", "export", "info", "longitudinal", "optimize"),
-    *("prepare", "propagate", "register", "segment", "strip", "template", "train", "tune"),
+    *("prepare", "propagate", "register", "segment", "strip", "subtract", "template", "train", "tune"),
 )
 _FIELDS = ("compose", "integrate_velocity", "invert", "jacobian_determinant", "resize_field", "warp")
 

@@ -23,7 +23,7 @@ def test_finding_the_commands_loads_neither_torch_nor_monai():
     code += "print([m for m in ('torch', 'monai', 'nibabel') if m in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     commands = ["apply", "atlas", "cite", "convert", "demo", "evaluate", "export", "info", "longitudinal", "optimize"]
-    commands += ["prepare", "propagate", "register", "segment", "strip", "template", "train", "tune"]
+    commands += ["prepare", "propagate", "register", "segment", "strip", "subtract", "template", "train", "tune"]
     assert shown.splitlines() == [str(commands), "[]"]
 
 

@@ -1,0 +1,82 @@
+"""`morphzoo subtract`: vessels of an angiography without the motion of all else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..checks import check_number, writable_folder
+from .workflow import as_list
+
+
+@dataclass(frozen=True)
+class Subtraction:
+    """What became of a series: the folder, the paths of the files by kind, and the measures."""
+
+    folder: Path
+    files: Mapping[str, Path]
+    metrics: Mapping[str, object]
+
+    def __str__(self) -> str:
+        before, after = (self.metrics[f"background_to_noise_{stage}"] for stage in ("before", "after"))
+        return f"background {before:.2f} -> {after:.2f} times the noise; results in {self.folder}"
+
+
+def subtract(
+    series: str,
+    output: str = "subtracted",
+    *,
+    mask_frames: int = 3,
+    mask: int | Sequence[int] | None = None,
+    intensities: str = "auto",
+    smoothness: float = 1.0,
+    temporal: float = 0.02,
+    spacing: float = 16.0,
+    device: str = "cpu",
+) -> Subtraction:
+    """Subtract the mask from each frame of an angiography, moved to the frame by a deformable registration.
+
+    OUTPUT gets subtraction.nii.gz (attenuation of the contrast agent, one frame after another along the third axis),
+    before_after.gif, field.nii.gz (pixels, from each frame to the mask) and metrics.json. Frames and vessels are never
+    resampled: the mask is.
+
+    Args:
+        series: DICOM file of several frames, NIfTI or other image whose third axis is time, or a folder of frames.
+        output: folder for the results.
+        mask_frames: the mask is the mean of so many first frames, which are moved to the first of them.
+        mask: numbers of other frames for it, from 0 on, for instance 2,3.
+        intensities: "linear" or "log"; "auto" asks the DICOM file, and takes other formats for linear.
+        smoothness: of the motion in space; larger is smoother.
+        temporal: of the motion in time; sudden steps cost no more than slow ones.
+        spacing: distance between the control points of the motion, in pixels of an image of 256.
+        device: cpu or cuda:0, ...
+    Returns:
+        The files and measures.
+    Raises:
+        FileNotFoundError: if there is no such series.
+        ValueError: if it is none, or a setting is impossible.
+    """
+    from ..methods.subtraction.correction import correct
+    from ..methods.subtraction.files import write_correction
+    from ..methods.subtraction.objective import SubtractionLoss
+    from ..methods.subtraction.series import read_series
+    from ..notices import collecting
+
+    check_number("mask_frames", mask_frames, least=1, whole=True)
+    loss = SubtractionLoss(smoothness, temporal)
+    with collecting() as warnings:
+        found = read_series(series, intensities)
+        frames = range(min(int(mask_frames), len(found.frames))) if mask is None else numbers(mask)
+        corrected = correct(found.frames.to(device), list(frames), spacing=spacing, loss=loss, progress=True)
+        folder = writable_folder(output)
+        files, metrics = write_correction(folder, found, corrected, list(frames), warnings)
+    return Subtraction(folder, files, metrics)
+
+
+def numbers(given: int | str | Sequence[int]) -> list[int]:
+    """Whole numbers of a setting. Raises ValueError: if they are none."""
+    parts = [str(given)] if isinstance(given, int) else as_list(given)  # type: ignore[arg-type]
+    if not all(part.strip().isdecimal() for part in parts):
+        raise ValueError(f"--mask: expected numbers of frames from 0 on, got {given!r}")
+    return [int(part) for part in parts]
