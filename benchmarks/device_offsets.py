@@ -21,7 +21,7 @@ from custom_components.methods.learned_similarity.offsets import draw_tre, offse
 
 RADIUS_MM = 60.0  # of the ball whose points' error is the TRE
 
-TURN_DEGREES, SHIFT_MM = 15.0, 10.0  # of the pose
+TURN_DEGREES, SHIFT_MM, SCALE = 15.0, 10.0, 0.1  # of the pose
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ def narrow(count: int, spacing: float, device: torch.device, d: int = 3) -> Offs
     chance, other, size = torch.rand(3, count, device=device)
     voxels = torch.where(chance < 0.5, 0.25 * size, 0.7 * (12 / 0.7) ** size)
     elastic = (chance > 0.5) & (other < 0.5)
-    rigid = offsets_of(spacing * voxels * torch.where(elastic, 0.3, 1.0), RADIUS_MM, d)
+    tre = (spacing * voxels * torch.where(elastic, 0.3, 1.0)).clamp(max=RADIUS_MM)
+    rigid = offsets_of(tre, RADIUS_MM, d)
     return Offsets(rigid, 0.6 * spacing * voxels * elastic, spacing)
 
 
@@ -61,7 +62,7 @@ class OffsetPairs:
         pairs: the label maps, their table and the random parts of a rendering.
         size: voxels of the images.
         unit_mm: voxel of the label maps.
-        varied: draw anatomies about the people; False takes them as they are.
+        varied: bend the people elastically, which takes longer than all else on a CPU.
     """
 
     def __init__(self, pairs: DevicePairs, size: int, unit_mm: float, *, varied: bool = True) -> None:
@@ -71,16 +72,12 @@ class OffsetPairs:
         self.renderer.fine = (2 * size,) * pairs.spatial_dims
 
     def canvas(self, people: int) -> Tensor:
-        """Label positions of random anatomies (P, *2S), half of them stripped."""
+        """Label positions of people (P, *2S)."""
         pairs, device = self.pairs, self.pairs.maps.device
         which = torch.randint(len(pairs.maps), (people,), device=device)
         if not self.varied:
             return pairs.maps[which].view(-1, *pairs.fine)
-        labels = pairs._warped(which, torch.rand(people, device=device) < pairs.augmentation.flip)
-        chance = pairs.each(torch.rand(people, device=device))
-        strip, dry = chance < pairs.augmentation.strip, chance < pairs.augmentation.strip / 2
-        index = labels.long()
-        return labels * (pairs.table.cerebral[index] | ~strip) * ~(pairs.table.fluid[index] & dry)
+        return pairs._warped(which, torch.rand(people, device=device) < pairs.augmentation.flip)
 
     def __call__(self, canvas: Tensor, offsets: Offsets, kinds: Tensor, same: float = 0.1) -> tuple[Tensor, Tensor]:
         """Images (B, 2, *S), moving then fixed, and |u| in mm (B, 1, *S).
@@ -92,11 +89,19 @@ class OffsetPairs:
         """
         labels, distance = self.looked_up(canvas, offsets)
         count, device = kinds.shape[1], kinds.device
+        labels = self._stripped(labels, torch.rand(count, device=device).repeat(2))
         equal = torch.rand(count, 1, device=device) < same
         moving, fixed = self.pairs.means(2 * count, kinds.flatten()).chunk(2)
         noise = torch.where(kinds == 3, 32.0, 16.0) * torch.rand(2, count, device=device)
         image = self.renderer.render(labels, torch.cat([torch.where(equal, fixed, moving), fixed]), noise.flatten())
         return torch.cat(image.chunk(2), 1), distance
+
+    def _stripped(self, labels: Tensor, chance: Tensor) -> Tensor:
+        """Without what lies outside the brain where a chance (2 B,) says so, half of those without its fluid, too."""
+        pairs, chance = self.pairs, self.pairs.each(chance)
+        strip, dry = chance < pairs.augmentation.strip, chance < pairs.augmentation.strip / 2
+        index = labels.long()
+        return labels * (pairs.table.cerebral[index] | ~strip) * ~(pairs.table.fluid[index] & dry)
 
     def looked_up(self, canvas: Tensor, offsets: Offsets) -> tuple[Tensor, Tensor]:
         """Labels (2 B, *2S), moving ones first, and |u| in mm (B, 1, *S) where the images' voxels lie."""
@@ -120,12 +125,17 @@ class OffsetPairs:
         return F.interpolate(noise, size=fine, mode=LINEAR[d], align_corners=True)
 
     def _pose(self, count: int, spacing: float) -> tuple[Tensor, Tensor]:
-        """Rotations (B, D, D) and shifts (B, D, 1), mm: further where the images show a small part of the maps."""
+        """Affine maps (B, D, D) and shifts (B, D, 1), mm: further where the images show a small part of the maps."""
         d, device = self.pairs.spatial_dims, self.pairs.maps.device
         turn = math.radians(TURN_DEGREES) * (2 * torch.rand(count, 3 if d == 3 else 1, device=device) - 1)
         free = [0.35 * (n * self.unit - self.renderer.size[0] * spacing) for n in self.pairs.fine]
         most = torch.tensor([max(SHIFT_MM, one) for one in free]).to(device, non_blocking=True)
-        return rotation_matrix(turn), ((2 * torch.rand(count, d, device=device) - 1) * most)[:, :, None]
+        scale = 1 + SCALE * (2 * torch.rand(count, d, 1, device=device) - 1)
+        mirror = torch.ones(count, d, 1, device=device)
+        mirror[:, 0] = torch.where(torch.rand(count, 1, device=device) < self.pairs.augmentation.flip, -1.0, 1.0)
+        return scale * mirror * rotation_matrix(turn), ((2 * torch.rand(count, d, device=device) - 1) * most)[
+            :, :, None
+        ]
 
     def _nearest(self, canvas: Tensor, points: Tensor) -> Tensor:
         """Labels (B, N) of a canvas (P, *2S) at points (B, D, N), mm from its centre; 0 outside."""

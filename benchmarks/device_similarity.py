@@ -3,9 +3,9 @@
     python -m benchmarks.device_similarity MAPS --table labels.csv --seconds 240 --output DIR
 
 MAPS is a file of `device_maps`. The networks learn in turn from pairs that `device_offsets` makes: "volumes" estimates
-distances at 3 mm; "patches" classifies patches at spacings of 1 to 8 mm; "features" restores the same images from noisy
-ones; and the same three in 2-D, on slices. DIR receives for each `<name>.pt` (the weights' running mean, in half
-precision) and `<name>.csv` (the curve, with figures of the validation people), every 30 s and at the end.
+distances at 6 mm (4 mm in 2-D); "patches" classifies patches at spacings of 1 to 8 mm; "features" restores the same
+images from noisy ones; and the same three in 2-D, on slices. DIR receives for each `<name>.pt` (the weights' running
+mean, in half precision) and `<name>.csv` (the curve, with figures of the validation people), every 30 s and at the end.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,7 @@ from benchmarks.device_offsets import OffsetPairs, Offsets, draw_kinds, narrow, 
 from benchmarks.device_slices import PLANE, take_slices
 from benchmarks.device_step import label_table, read_maps
 from benchmarks.device_synthesis import Augmentation, DevicePairs
-from benchmarks.device_training import Curve
+from benchmarks.device_training import Curve, working_seconds
 from custom_components.files import save_tensors
 from custom_components.methods.learned_similarity.network import AlignmentNetwork, PatchAutoencoder, small
 from custom_components.methods.learned_similarity.objective import (
@@ -37,10 +36,11 @@ from custom_components.methods.learned_similarity.objective import (
     structure_of,
 )
 
-SPACING = {3: 3.0, 2: 2.0}  # of the volumes
+SPACING = {3: 6.0, 2: 4.0}  # of the volumes
 LARGEST_MM = 30.0
 SPACINGS = (1.0, 1.5, 2.0, 2.0, 3.0, 4.0, 6.0, 8.0)  # of the patches, each as often: those of a pyramid's levels
 NOISE = 0.05  # that is added to what the autoencoder sees
+KEPT = 64  # batches that are learned from again
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Learner:
 
 def volumes_loss(network: nn.Module, image: Tensor, distance: Tensor, spacing: float) -> Tensor:
     found = network(image).float()
-    return distance_loss(found, spacing * at_cells(distance, 8))
+    return distance_loss(found, spacing * at_cells(distance, 4))
 
 
 def patches_loss(network: nn.Module, image: Tensor, distance: Tensor) -> Tensor:
@@ -111,12 +111,25 @@ class Course:
     Args:
         training, held_out: the people.
         amounts: of a step.
+        only: which networks learn.
+        varied: see `OffsetPairs`.
+        replays: steps from each batch that is made, all but the first from batches drawn of the last ones.
     """
 
-    def __init__(self, training: DevicePairs, held_out: DevicePairs, amounts: Amounts) -> None:
+    def __init__(
+        self,
+        training: DevicePairs,
+        held_out: DevicePairs,
+        amounts: Amounts,
+        *,
+        only: Sequence[str],
+        varied: bool,
+        replays: int,
+    ) -> None:
+        self.replays, self.kept = replays, dict[str, list[tuple[Tensor, Tensor]]]()
         self.d, self.device, self.amounts = training.spatial_dims, training.maps.device, amounts
         unit = {3: 1.0, 2: 0.5}[self.d]
-        self.pairs = OffsetPairs(training, amounts.size, unit)
+        self.pairs = OffsetPairs(training, amounts.size, unit, varied=varied)
         self.held_out = OffsetPairs(held_out, amounts.size, unit, varied=False)
         end = "" if self.d == 3 else f"_{self.d}d"
         self.spacing = SPACING[self.d]
@@ -130,7 +143,7 @@ class Course:
             "patches": AlignmentNetwork.patches(self.d),
             "features": PatchAutoencoder(self.d),
         }
-        self.learners = {k: Learner(k + end, n.to(self.device), losses[k]) for k, n in networks.items()}
+        self.learners = {k: Learner(k + end, networks[k].to(self.device), losses[k]) for k in only}
 
     def wide(self, count: int) -> Offsets:
         return wide(count, LARGEST_MM, self.spacing, self.device, self.d)
@@ -143,38 +156,72 @@ class Course:
         return image, distance / scale
 
     def step(self, number: int, progress: float) -> None:
-        image, distance = self.batch(self.pairs, self.wide, self.spacing)
-        self.learners["volumes"].step(image, distance, progress)
+        """A new batch for each kind of offsets, and `replays` steps from it and from earlier ones."""
+        if "volumes" in self.learners:
+            self._learn(["volumes"], self.batch(self.pairs, self.wide, self.spacing), progress)
         scale = SPACINGS[number % len(SPACINGS)]
-        image, distance = self.batch(self.pairs, partial(narrow, spacing=scale, device=self.device, d=self.d), scale)
-        for name in ("patches", "features"):
-            self.learners[name].step(image, distance, progress)
+        others = [name for name in self.learners if name != "volumes"]
+        if others:
+            offsets = partial(narrow, spacing=scale, device=self.device, d=self.d)
+            self._learn(others, self.batch(self.pairs, offsets, scale), progress)
+
+    def _learn(self, names: Sequence[str], batch: tuple[Tensor, Tensor], progress: float) -> None:
+        kept = self.kept.setdefault(names[0], [])
+        if self.replays > 1:
+            kept.append(batch)
+            del kept[:-KEPT]
+        for number in range(self.replays):
+            image, distance = _varied(*kept[int(torch.randint(len(kept), ()))]) if number else batch
+            for name in names:
+                self.learners[name].step(image, distance, progress)
 
     @torch.no_grad()
     def figures(self, batches: int = 4) -> dict[str, dict[str, float]]:
         """Of the validation people, by the mean weights: what each network is good for."""
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(0)
-            networks = {k: learner.mean.module.eval() for k, learner in self.learners.items()}
-            true, found, hits, errors = [], [], [], []
-            for number in range(batches):
-                image, distance = self.batch(self.held_out, self.wide, 1.0)
-                found.append(distance_of(networks["volumes"](image)).flatten(1).mean(1))
-                true.append(at_cells(distance, 8).flatten(1).mean(1))
-                scale = SPACINGS[number % len(SPACINGS)]
+            wide = [self.batch(self.held_out, self.wide, 1.0) for _ in range(batches)]
+            near = []
+            for scale in SPACINGS[:: len(SPACINGS) // batches or 1]:
                 offsets = partial(narrow, spacing=scale, device=self.device, d=self.d)
-                image, distance = self.batch(self.held_out, offsets, scale)
-                hits.append(_hits(networks["patches"](image), at_cells(distance, 4), image))
-                errors.append(features_loss(networks["features"], image, distance).sqrt())
-            true_mm, found_mm = torch.cat(true), torch.cat(found)
-            return {
-                "volumes": {
-                    "rank_correlation": _rank_correlation(true_mm, found_mm),
-                    "mean_error_mm": float((true_mm - found_mm).abs().mean()),
-                },
-                "patches": {"accuracy": float(torch.stack(hits).mean())},
-                "features": {"error": float(torch.stack(errors).mean())},
-            }
+                near.append(self.batch(self.held_out, offsets, scale))
+        found = {}
+        for name, learner in self.learners.items():
+            network = learner.mean.module.eval()
+            found[name] = _FIGURES[name](network, wide if name == "volumes" else near)
+        return found
+
+
+def _varied(image: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
+    """Mirrored along random axes; of each pair, one image or both with light and dark exchanged, or of other gamma."""
+    axes = [axis for axis in range(2, image.ndim) if torch.rand(()) < 0.5]
+    shape = (*image.shape[:2], *[1] * (image.ndim - 2))
+    image = torch.where(torch.rand(shape) < 0.2, 1 - image, image)
+    return (image ** torch.exp(0.3 * torch.randn(shape))).flip(axes), distance.flip(axes)
+
+
+Batches = Sequence[tuple[Tensor, Tensor]]
+
+
+def volumes_figures(network: nn.Module, batches: Batches) -> dict[str, float]:
+    """How estimated mean distances follow the true ones."""
+    found = torch.cat([distance_of(network(image)).flatten(1).mean(1) for image, _ in batches])
+    true = torch.cat([at_cells(distance, 4).flatten(1).mean(1) for _, distance in batches])
+    error = float((true - found).abs().mean())
+    return {"rank_correlation": _rank_correlation(true, found), "mean_error_mm": error}
+
+
+def patches_figures(network: nn.Module, batches: Batches) -> dict[str, float]:
+    hits = [_hits(network(image), at_cells(distance, 4), image) for image, distance in batches]
+    return {"accuracy": float(torch.stack(hits).mean())}
+
+
+def features_figures(network: nn.Module, batches: Batches) -> dict[str, float]:
+    errors = [features_loss(network, image, distance) for image, distance in batches]
+    return {"error": float(torch.stack(errors).mean().sqrt())}
+
+
+_FIGURES = {"volumes": volumes_figures, "patches": patches_figures, "features": features_figures}
 
 
 def _hits(logits: Tensor, distance: Tensor, image: Tensor) -> Tensor:
@@ -191,13 +238,14 @@ def _rank_correlation(a: Tensor, b: Tensor) -> float:
 
 
 def train(courses: list[tuple[Course, int]], seconds: float, output: Path) -> None:
-    """Steps of each course in turn, those of a number n every n-th time, until the time is over."""
-    begin = last = time.monotonic()
+    """Steps of each course in turn, those of a number n every n-th time, until the time (`working_seconds`) is over."""
+    device = courses[0][0].device
+    begin = last = working_seconds(device)
     learners = [learner for course, _ in courses for learner in course.learners.values()]
     curves = {learner.name: Curve(output / f"{learner.name}.csv") for learner in learners}
     number, looking = 0, 0.0
     while True:
-        now = time.monotonic()
+        now = working_seconds(device)
         progress = (now - begin) / max(seconds - 1.5 * looking, 1.0)
         if progress >= 1 or now - last > 30:
             for course, _ in courses:
@@ -208,7 +256,7 @@ def train(courses: list[tuple[Course, int]], seconds: float, output: Path) -> No
                     row = {"seconds": now - begin, "rounds": number, "loss": total / max(steps, 1), **figures[kind]}
                     curves[learner.name].add(row)
                     learner.write(output)
-            last = time.monotonic()
+            last = working_seconds(device)
             looking = max(looking, last - now)
             if progress >= 1:
                 return
@@ -220,7 +268,17 @@ def train(courses: list[tuple[Course, int]], seconds: float, output: Path) -> No
             torch.cuda.synchronize()  # the queue stays short: the schedule follows the clock
 
 
-def read_course(maps_path: Path, table: Path, d: int, amounts: Amounts, device: torch.device) -> Course:
+def read_course(
+    maps_path: Path,
+    table: Path,
+    d: int,
+    amounts: Amounts,
+    device: torch.device,
+    *,
+    only: Sequence[str] = tuple(_FIGURES),
+    varied: bool = True,
+    replays: int = 1,
+) -> Course:
     """The people of both parts of a file of maps."""
     found = []
     for part in ("training", "validation"):
@@ -230,7 +288,7 @@ def read_course(maps_path: Path, table: Path, d: int, amounts: Amounts, device: 
             maps = take_slices(maps)[0]
             augmentation = replace(augmentation, **PLANE)
         found.append(DevicePairs(maps, label_table(table, ids, device), augmentation))
-    return Course(found[0], found[1], amounts)
+    return Course(found[0], found[1], amounts, only=only, varied=varied, replays=replays)
 
 
 def main() -> None:
@@ -240,21 +298,31 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=240.0)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--size", type=int, nargs=2, default=[64, 96], help="voxels of the images in 3-D and 2-D")
+    parser.add_argument("--size", type=int, nargs=2, default=[32, 48], help="voxels of the images in 3-D and 2-D")
     parser.add_argument("--pairs", type=int, nargs=2, default=[32, 64], help="of a step in 3-D and 2-D")
     parser.add_argument("--people", type=int, nargs=2, default=[8, 64], help="of a step in 3-D and 2-D")
+    parser.add_argument("--spatial_dims", type=int, nargs="+", default=[3, 2])
+    parser.add_argument("--only", nargs="+", choices=list(_FIGURES), default=list(_FIGURES))
+    parser.add_argument("--rigid_people", action="store_true", help="do not bend them: a step is faster on a CPU")
+    parser.add_argument(
+        "--replays", type=int, default=1, help="steps from each batch: on a CPU making one takes longer"
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    begin = time.monotonic()
+    begin = working_seconds(torch.device(options.device))
     torch.manual_seed(options.seed)
     torch.backends.cudnn.benchmark = True
     device = torch.device(options.device)
-    amounts = {d: Amounts(*(getattr(options, k)[3 - d] for k in ("people", "pairs", "size"))) for d in (3, 2)}
-    courses = [(read_course(options.maps, options.table, d, amounts[d], device), each) for d, each in ((3, 1), (2, 3))]
+    read = partial(read_course, only=options.only, varied=not options.rigid_people, replays=options.replays)
+    courses = []
+    for d in options.spatial_dims:
+        amounts = Amounts(*(getattr(options, k)[3 - d] for k in ("people", "pairs", "size")))
+        course = read(options.maps, options.table, d, amounts, device)
+        courses.append((course, 3 if d == 2 and len(options.spatial_dims) > 1 else 1))
     options.output.mkdir(parents=True, exist_ok=True)
-    train(courses, options.seconds - (time.monotonic() - begin), options.output)
+    train(courses, options.seconds - (working_seconds(device) - begin), options.output)
     memory = torch.cuda.max_memory_reserved() / 2**30 if device.type == "cuda" else math.nan
-    print(json.dumps({"GiB": memory, "seconds": time.monotonic() - begin}), flush=True)
+    print(json.dumps({"GiB": memory, "seconds": working_seconds(device) - begin}), flush=True)
 
 
 if __name__ == "__main__":

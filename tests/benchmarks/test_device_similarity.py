@@ -76,16 +76,19 @@ def test_distances_are_those_that_were_asked_for():
     assert float((shift < 0.5).float().mean()) > 0.6  # the aligned half of the pairs are two thirds of the rigid ones
     assert float(near.elastic.max()) <= 0.6 * 12 * 2
     assert float((near.elastic > 0).float().mean()) == pytest.approx(0.25, abs=0.03)
+    coarse = narrow(4000, 8.0, CPU)  # twelve voxels are further than a rotation could move the ball's points
+    assert float(coarse.rigid[:, :, 3].norm(dim=1).max()) <= 60
     far = wide(4000, 30.0, 3.0, CPU)
     assert float(far.elastic.max()) == 0
     assert 45 < float(far.rigid[:, :, 3].norm(dim=1).max()) <= 60
 
 
-def test_a_short_training_writes_weights_that_are_measured(maps, table, tmp_path, monkeypatch):
+@pytest.mark.parametrize("words", [[], ["--rigid_people", "--replays", "3"]])
+def test_a_short_training_writes_weights_that_are_measured(words, maps, table, tmp_path, monkeypatch):
     np.savez(tmp_path / "maps.npz", maps=maps, ids=IDS, split=["training"] * 4 + ["validation"] * 2)
     shared = [str(tmp_path / "maps.npz"), "--table", str(table), "--device", "cpu"]
     output = tmp_path / "out"
-    sizes = ["--size", "16", "16", "--pairs", "2", "4", "--people", "1", "4", "--seconds", "1"]
+    sizes = ["--size", "16", "16", "--pairs", "2", "4", "--people", "1", "4", "--seconds", "1", *words]
     monkeypatch.setattr(sys, "argv", ["device_similarity", *shared, *sizes, "--output", str(output)])
     device_similarity.main()
     for name in ("volumes", "patches", "features", "volumes_2d", "patches_2d", "features_2d"):
@@ -93,6 +96,8 @@ def test_a_short_training_writes_weights_that_are_measured(maps, table, tmp_path
         with open(output / f"{name}.csv", newline="") as file:
             assert all(np.isfinite(float(value)) for row in csv.DictReader(file) for value in row.values())
     monkeypatch.setattr(learned_similarity, "STARTS_MM", (2.0, 4.0))
+    if words:
+        return
     words = ["--weights", str(output), "--output", str(tmp_path / "capture.csv"), "--size", "16", "--people", "1"]
     only = ["--each", "1", "--iterations", "3", "--only", "volumes", "patches", "features", "ngf"]
     monkeypatch.setattr(sys, "argv", ["learned_similarity", *shared, *words, *only])

@@ -16,8 +16,9 @@ class AlignmentNetwork(nn.Module):
     """One number for each cell of a pair: from two images (B, 2, *S), moving then fixed, to (B, 1, *S').
 
     Each level halves the resolution by its first convolution. Cell i lies at voxel i * 2**levels along each axis. The
-    network has no dense layer, so that it takes images of any size. What the number means is a matter of the objective:
-    a logit of "these patches correspond", or log(1 + distance in mm / 3).
+    network has no dense layer, so that it takes images of any size. It sees both images, the lengths of their gradients
+    and how parallel these are, which do not depend on the contrast: see `edges`. What the number means is a matter of
+    the objective: a logit of "these patches correspond", or log(1 + distance in mm / 3).
 
     Args:
         spatial_dims: 2 or 3.
@@ -35,7 +36,7 @@ class AlignmentNetwork(nn.Module):
             raise ValueError(f"expected a depth for each level, got {tuple(depth)} for channels {tuple(channels)}")
         self.spatial_dims, self.stride = spatial_dims, 2 ** len(channels)
         layers: list[nn.Module] = []
-        for (n_in, n_out), count in zip(pairwise((2, *channels)), depth, strict=True):
+        for (n_in, n_out), count in zip(pairwise((5, *channels)), depth, strict=True):
             layers.append(_block(spatial_dims, n_in, n_out, strides=2))
             layers += [_block(spatial_dims, n_out, n_out) for _ in range(count - 1)]
         last = channels[-1]
@@ -50,13 +51,36 @@ class AlignmentNetwork(nn.Module):
 
     @classmethod
     def volumes(cls, spatial_dims: int = 3) -> AlignmentNetwork:
-        """The one that estimates distances, every 8 voxels, from about 100 voxels around."""
-        return cls(spatial_dims, (16, 32, 40), (1, 2, 2), context=2)
+        """The one that estimates distances, every 4 voxels, from 63 voxels around."""
+        return cls(spatial_dims, (16, 40), (1, 2), context=3)
 
     def forward(self, image: Tensor) -> Tensor:
         """Raises: ValueError: unless the shape is (B, 2, *S)."""
         check_pair(image, self.spatial_dims)
-        return self.layers(image)
+        return self.layers(torch.cat([image, edges(image)], 1))
+
+
+def edges(image: Tensor) -> Tensor:
+    """What two images (B, 2, *S) show in any contrast, (B, 3, *S): their edges g / (g + mean g), g being the length of
+    the gradient, then the squared cosine between both gradients, times both edges.
+
+    References: Haber and Modersitzki, Intensity gradient based registration and fusion of multi-modal images, MICCAI
+        2006 (normalised gradient fields).
+    """
+    slopes = torch.stack([_slope(image, axis) for axis in range(2, image.ndim)], 2)
+    length = slopes.square().sum(2).add(1e-8).sqrt()
+    typical = length.flatten(2).mean(2).view(*length.shape[:2], *[1] * (length.ndim - 2))
+    edge = length / (length + typical + 1e-4)
+    cosine = (slopes[:, 0] * slopes[:, 1]).sum(1, keepdim=True) / length.prod(1, keepdim=True)
+    return torch.cat([edge, cosine.square() * edge.prod(1, keepdim=True)], 1)
+
+
+def _slope(image: Tensor, axis: int) -> Tensor:
+    """Central differences along an axis, 0 at its ends."""
+    n = image.shape[axis] - 2
+    inner = (image.narrow(axis, 2, n) - image.narrow(axis, 0, n)) / 2
+    padding = [0, 0] * (image.ndim - 1 - axis) + [1, 1]
+    return nn.functional.pad(inner, padding)
 
 
 class PatchAutoencoder(nn.Module):
@@ -100,7 +124,7 @@ class PatchAutoencoder(nn.Module):
 
 
 def _block(spatial_dims: int, n_in: int, n_out: int, *, strides: int = 1, dilation: int = 1) -> nn.Module:
-    # Batch normalisation: in use it is a fixed linear map, so that a patch's score does not depend on other patches.
+    # Batch normalisation: in use a fixed linear map. So of other patches a score knows the typical edge alone.
     return Convolution(
         spatial_dims,
         n_in,

@@ -48,7 +48,7 @@ class LearnedSimilarity(nn.Module):
             raise ValueError(f"expected a form of {', '.join(FORMS)}, got {form!r}")
         make = AlignmentNetwork.patches if form == "patches" else AlignmentNetwork.volumes
         self.form, self.network = form, make(spatial_dims) if network is None else network
-        _fix(self.network, weights, f"similarity ({form})", {"spatial_dims": spatial_dims, "form": form})
+        _fix(self.network, weights, f"similarity ({form})", {"spatial_dims": spatial_dims})
 
     def forward(self, warped: Tensor, fixed: Tensor, mask: Tensor | None = None) -> Tensor:
         warped, fixed, mask = checked_images(warped, fixed, mask)
