@@ -38,6 +38,7 @@ from custom_components.space.resampling import resample
 
 BUNDLES = bundles_folder()
 RADIUS_MM, CAPTURED_MM = 60.0, 3.0
+SAMPLES = 10_000  # voxels of which mutual information is estimated
 STARTS_MM = (5.0, 10.0, 20.0, 30.0, 45.0, 60.0)
 AT_ONCE = {"cpu": 8, "cuda": 32}  # starts, by the kind of device
 
@@ -59,8 +60,8 @@ class Measure:
 def classical() -> dict[str, Measure]:
     """What is not learned, by its name."""
     found = {
-        "mi": MutualInformation(seed=0),
-        "nmi": NormalizedMutualInformation(seed=0),
+        "mi": MutualInformation(num_samples=SAMPLES, seed=0),
+        "nmi": NormalizedMutualInformation(num_samples=SAMPLES, seed=0),
         "mind": MIND(),
         "lncc": LNCC(9),
         "ngf": NGF(),
@@ -78,9 +79,9 @@ def learned(weights: Path, d: int) -> dict[str, Measure]:
             similarity = LearnedSimilarity(form, spatial_dims=d, weights=files[form])
             found[form] = Measure.of(similarity)
     if "volumes" in found:
-        coarse = found["volumes"].stages[0]
+        coarse, information = found["volumes"].stages[0], MutualInformation(num_samples=SAMPLES, seed=0)
         found["volumes, one pass"] = Measure((coarse,), passes=1)
-        found["volumes, then mi"] = Measure((coarse, (MutualInformation(seed=0), 1)))
+        found["volumes, then mi"] = Measure((coarse, (information, 1)))
     if files["features"].is_file():
         found["features"] = Measure.of(FeatureDistance(spatial_dims=d, weights=files["features"]))
     brain = BUNDLES / "brain_extraction" / "models" / "model.pt"
@@ -261,6 +262,7 @@ def main() -> None:
     parser.add_argument("--people", type=int, default=4)
     parser.add_argument("--each", type=int, default=4, help="starts of each TRE and pair")
     parser.add_argument("--iterations", type=int, default=40, help="at each level")
+    parser.add_argument("--contrasts", nargs="*", help="names of pairs of contrasts")
     parser.add_argument("--only", nargs="*", help="names of similarities")
     parser.add_argument("--seconds", type=float, default=np.inf)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -278,6 +280,7 @@ def main() -> None:
     else:
         given = {**shape, "device": device, "people": options.people}
         pairs = rendered_pairs(options.maps, options.table, options.spatial_dims, **given)
+    pairs = {k: p for k, p in pairs.items() if not options.contrasts or k in options.contrasts}
     measured(measures, pairs, options.output, each=options.each, iterations=options.iterations, until=until)
 
 

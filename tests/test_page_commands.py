@@ -59,6 +59,8 @@ ELSEWHERE = {
     r"morphzoo longitudinal": "cohorts/test_longitudinal_page.py",
     r"morphzoo optimize .*--bundle rdmm": "commands/test_register.py",
     r"morphzoo register .*--bundle rdmm": "bundles/test_inference.py",
+    r"morphzoo optimize .*--similarity": "commands/test_similarity.py",
+    r"morphzoo register .*--bundle \w+(?: --optimize 0)?$": "bundles/test_inference.py",
     r"morphzoo register .*--guide_moving": "commands/test_guides.py",
     r"morphzoo export .*--formats": "commands/test_network_files.py",
     r"morphzoo export .*--for monai-label": "commands/test_monai_label.py",
