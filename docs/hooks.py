@@ -1,4 +1,4 @@
-"""Pages of the site that are not in docs/: the README, those of the bundles, and the reference from the docstrings.
+"""Pages of the site that are not in docs/: the README, notebooks, those of the bundles, and the reference.
 
 Pages are written for a reader of the repository; here their links are turned to where the same page is on the site.
 A link to a file that has no page there keeps its text alone, unless `repo_url` says where the repository can be read.
@@ -6,6 +6,7 @@ A link to a file that has no page there keeps its text alone, unless `repo_url` 
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 import sys
@@ -30,10 +31,26 @@ def bundles() -> dict[str, Path]:
     return {page.parents[1].name: page for page in sorted(REPOSITORY.glob("bundles/*/docs/README.md"))}
 
 
+def notebooks() -> dict[str, str]:
+    """Each notebook's title, by its name."""
+    paths = sorted(REPOSITORY.glob("notebooks/*.ipynb"))
+    return {path.stem: notebook_page(path).partition("\n")[0].removeprefix("# ") for path in paths}
+
+
+def notebook_page(path: Path) -> str:
+    """A notebook as a page: its texts, and its code in blocks."""
+    parts = []
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        parts.append(f"```python\n{source}\n```" if cell["cell_type"] == "code" else source)
+    return "\n\n".join(parts) + "\n"
+
+
 def places() -> dict[str, str]:
     """Pages and pictures outside of docs/, by their paths in the repository, and where they are on the site."""
     found = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
     found["data_lists/README.md"] = "data_lists.md"
+    found |= {f"notebooks/{name}.ipynb": f"notebooks/{name}.md" for name in notebooks()}
     for name, page in bundles().items():
         found[f"bundles/{name}/docs/README.md"] = f"bundles/{name}.md"
         for picture in sorted(page.parent.iterdir()):
@@ -100,9 +117,10 @@ def component_reference() -> str:
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Put the bundles into the table of contents."""
-    methods = [{name: f"bundles/{name}.md"} for name in bundles()]
-    config.nav = [{"Methods": methods} if entry == {"Methods": "METHODS"} else entry for entry in config.nav or []]
+    """Put the bundles and the notebooks into the table of contents."""
+    lists = {"METHODS": [{name: f"bundles/{name}.md"} for name in bundles()]}
+    lists["NOTEBOOKS"] = ["notebooks.md", *({title: f"notebooks/{name}.md"} for name, title in notebooks().items())]
+    config.nav = [{name: lists.get(str(part), part) for name, part in entry.items()} for entry in config.nav or []]
     return config
 
 
@@ -110,7 +128,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add what is outside of docs/."""
     for source, target in places().items():
         path = REPOSITORY / source
-        content: Any = path.read_bytes() if path.suffix in PICTURES else path.read_text(encoding="utf-8")
+        read: Any = {".ipynb": notebook_page} | dict.fromkeys(PICTURES, Path.read_bytes)
+        content = read.get(path.suffix, lambda path: path.read_text(encoding="utf-8"))(path)
         files.append(File.generated(config, target, content=content))
     reference = {"commands": command_reference(), "python": python_reference(), "components": component_reference()}
     for name, text in reference.items():

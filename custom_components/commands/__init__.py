@@ -13,6 +13,7 @@ PARTS = {
     "export_checks",
     "exporting",
     "heads",
+    "hub_card",
     "label_server_export",
     "labelling",
     "listed",

@@ -21,7 +21,8 @@ def export(
 ) -> list[Path]:
     """Write a bundle as a self-contained folder, OUTPUT/<bundle>, that works without this package.
 
-    `--for monai-label` makes OUTPUT/<bundle>_atlas instead, a segmentation model for MONAI Label (docs/monai_label.md).
+    `--for monai-label` makes OUTPUT/<bundle>_atlas instead, a segmentation model for MONAI Label (docs/monai_label.md);
+    `--for hub` makes the folder as the Hugging Face Hub shows it, ready for `push_to_hf_hub` (docs/model_zoo.md).
 
     Args:
         bundle: name of a bundle, or its folder beside others.
@@ -29,7 +30,7 @@ def export(
         atlas, atlas_labels: for MONAI Label: the image that is registered to each study, and its label map.
         label_names: for MONAI Label: table of names, CSV or TSV with the columns id or index, and name.
         formats: the network for other runtimes, too: some of pt2, onnx, torchscript, safetensors (docs/model_zoo.md).
-        **options: for: "monai-label". zip: also write OUTPUT/<bundle>_v<version>.zip and its SHA-256.
+        **options: for: "monai-label" or "hub". zip: also write OUTPUT/<bundle>_v<version>.zip and its SHA-256.
     Returns:
         What was written.
     """
@@ -38,15 +39,17 @@ def export(
 
     purpose, zipped = options.pop("for", None), options.pop("zip", False)
     zipped = {"True": True, "False": False}.get(str(zipped), zipped)
-    if options or purpose not in (None, "monai-label"):
-        raise ValueError(f"export takes --for monai-label and --zip, not {', '.join(options) or purpose!r}")
+    if options or purpose not in (None, "monai-label", "hub"):
+        raise ValueError(f"export takes --for monai-label, --for hub and --zip, not {', '.join(options) or purpose!r}")
     if not isinstance(zipped, bool) or isinstance(label_names, bool):
         raise ValueError("--zip takes no value, and --label_names the path of a CSV file")
     folder, output = find_bundle(str(bundle)).resolve(), str(output)
-    if purpose is None:
+    if purpose == "hub" and zipped:
+        raise ValueError("the hub takes a folder: leave --zip out")
+    if purpose != "monai-label":
         if atlas or atlas_labels or label_names:
             raise ValueError("an atlas is for --for monai-label")
-        return export_bundle(folder, output, zipped=zipped, formats=as_list(formats))
+        return export_bundle(folder, output, zipped=zipped, formats=as_list(formats), for_hub=purpose == "hub")
     if formats:
         raise ValueError("--formats are for a bundle, not for MONAI Label")
     if not (atlas and atlas_labels):

@@ -23,6 +23,7 @@ from ..vocabulary import Config
 from ..weights import sidecar_path
 from .bundles import PACKAGE
 from .export_checks import NOT_VENDORED, WEIGHTS, check_config, check_metadata, frameworks, own_weights, weights_name
+from .hub_card import hub_files
 from .network_files import network_files
 
 _PAGES = (".md", ".txt", ".csv", ".json", ".png", ".jpg", ".gif", ".svg")
@@ -75,7 +76,12 @@ Without `itk` scans cannot be aligned by it and no whole transforms are written,
 
 
 def export_bundle(
-    bundle: Path, output: str | os.PathLike[str], *, zipped: bool = False, formats: Sequence[str] = ()
+    bundle: Path,
+    output: str | os.PathLike[str],
+    *,
+    zipped: bool = False,
+    formats: Sequence[str] = (),
+    for_hub: bool = False,
 ) -> list[Path]:
     """Write OUTPUT/<bundle>, and with `zipped` OUTPUT/<bundle>_v<version>.zip and its SHA-256 beside it.
 
@@ -83,6 +89,7 @@ def export_bundle(
         bundle: its folder; the folder `overlays` and other bundles whose weights it uses are its siblings.
         output: folder, made if needed.
         formats: further files of the network, see `network_files`.
+        for_hub: in the form that the Hugging Face Hub takes, see `hub_files`.
     Returns:
         What was written.
     Raises:
@@ -90,8 +97,8 @@ def export_bundle(
         FileNotFoundError: if there are no weights.
         ValueError: if the bundle is not fit to be shared: a config names something outside of it, a version is missing.
     """
-    files = bundle_files(bundle)
-    return write_bundle(files | network_files(bundle, formats), bundle.name, Path(output), zipped)
+    files = bundle_files(bundle) | network_files(bundle, formats)
+    return write_bundle(hub_files(files) if for_hub else files, bundle.name, Path(output), zipped)
 
 
 def bundle_files(bundle: Path, item: Mapping[str, object] | None = None) -> dict[str, bytes]:

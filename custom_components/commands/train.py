@@ -125,6 +125,8 @@ def _sections(
     from ..data.lists import load_list, split_by_person, subject_of
 
     path = Path(scans)
+    path = path.absolute() if path.exists() else path  # the list that the training reads lies in another folder
+    dataset_dir = None if dataset_dir is None else str(Path(dataset_dir).absolute())
     if path.is_dir() and image is None and label is None and (path / _LIST).is_file():
         path = path / _LIST
     if path.is_dir():

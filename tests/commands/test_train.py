@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import nibabel as nib
@@ -11,6 +12,7 @@ import pytest
 from support import run
 
 import custom_components as mz
+from custom_components.data.lists import load_list
 from custom_components.data.phantoms import write_phantom_scans
 from custom_components.space.extent import size_for
 from custom_components.weights import read_sidecar
@@ -64,6 +66,24 @@ def test_a_folder_of_scans_is_trained_on_and_compared(people, tmp_path, monkeypa
     lines = (tmp_path / "out" / "curve.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines[1:]] == ["1", "2"]  # it went on
     assert longer.weights == result.weights
+
+
+@pytest.mark.parametrize("form", ["list", "folder with a list", "folder", "patterns", "list elsewhere"])
+def test_scans_may_be_named_from_where_one_is(form, people, tmp_path, monkeypatch):
+    monkeypatch.chdir(people.parent)
+    words = {
+        "list": {"scans": f"{people.name}/datalist.json"},
+        "folder with a list": {"scans": people.name},
+        "folder": {"scans": f"{people.name}/images"},
+        "patterns": {"scans": people.name, "image": "images/{subject}.nii.gz", "label": "labels/{subject}.nii.gz"},
+        "list elsewhere": {"scans": str(tmp_path / "list.json"), "dataset_dir": people.name},
+    }[form]
+    (tmp_path / "list.json").write_text((people / "datalist.json").read_text())
+    monkeypatch.setattr("custom_components.commands.train.give", None)  # the training itself is not run
+    with pytest.raises(TypeError, match="not callable"):
+        mz.train(output=os.path.relpath(tmp_path / "out"), **words, **TINY)
+    sections = load_list(tmp_path / "out" / "datalist.json", "training", None)
+    assert {Path(scan["image"]).parent for scan in sections} == {people / "images"}
 
 
 @pytest.mark.slow
