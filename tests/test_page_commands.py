@@ -49,7 +49,7 @@ ELSEWHERE = {
     r"morphzoo template": "cohorts/test_template.py",
     r"morphzoo prepare": "commands/test_prepare.py",
     r"morphzoo train": "commands/test_train.py",
-    r"morphzoo subtract": "test_public_names.py",
+    r"morphzoo subtract": "methods/subtraction/test_subtract.py",
     r"morphzoo tune": "commands/test_tune.py",
     r"morphzoo segment": "methods/brain_extraction/test_atlases.py",
     r"morphzoo optimize .*--model|morphzoo register .*--samples": "commands/test_register.py",
