@@ -67,8 +67,7 @@ class Learner:
     ) -> None:
         self.name, self.network, self.loss, self.rate = name, network, loss, rate
         self.optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=1e-4)
-        average = torch.optim.swa_utils.get_ema_multi_avg_fn(0.99)
-        self.mean = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=average, use_buffers=True)
+        self.mean = torch.optim.swa_utils.AveragedModel(network, avg_fn=_running_mean, use_buffers=True)
         self.sum = torch.zeros(2, device=next(network.parameters()).device)
 
     def step(self, image: Tensor, distance: Tensor, progress: float) -> None:
@@ -89,6 +88,12 @@ class Learner:
     def write(self, output: Path) -> None:
         state = {k: v.cpu().contiguous() for k, v in self.mean.module.state_dict().items()}
         save_tensors(output / f"{self.name}.pt", small(state))
+
+
+def _running_mean(mean: Tensor, new: Tensor, number: Tensor) -> Tensor:
+    """Over the last tenth of the steps at first, and over a hundred later on."""
+    keep = torch.clamp((1 + number) / (10 + number), max=0.99)
+    return torch.lerp(new, mean, keep.to(mean.dtype)) if mean.is_floating_point() else new
 
 
 def volumes_loss(network: nn.Module, image: Tensor, distance: Tensor, spacing: float) -> Tensor:

@@ -70,13 +70,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--spatial_dims", type=int, default=2)
     parser.add_argument("--pairs", type=int, default=12)
+    parser.add_argument("--contrasts", nargs="*", help="names of pairs of contrasts")
     parser.add_argument("--only", nargs="*", help="names of similarities")
     options = parser.parse_args()
     similarities: dict[str, str | nn.Module] = {name: name for name in CLASSICAL}
     found = learned(options.weights, options.spatial_dims)
     similarities |= {k: found[k].stages[0][0] for k in ("patches", "features", "brain_features") if k in found}
     rows: list[dict[str, object]] = []
-    for contrast, kinds in CONTRASTS.items():
+    contrasts = {name: kinds for name, kinds in CONTRASTS.items() if not options.contrasts or name in options.contrasts}
+    for contrast, kinds in contrasts.items():
         pairs = list(pairs_of(options.maps, options.table, options.spatial_dims, options.pairs, kinds))
         for name, similarity in similarities.items():
             if not options.only or name in options.only:
