@@ -155,12 +155,15 @@ def main() -> None:
     parser.add_argument("--ema", type=float, default=0.99)
     parser.add_argument("--crop", type=int, help="keep a box of so many voxels of the maps: a rehearsal")
     parser.add_argument("--window", type=int, help="voxels of the maps that a step sees: many small steps on a CPU")
+    parser.add_argument("--answered", type=float, help="share of the steps in which a network answers")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     torch.backends.cudnn.benchmark = True
     device = torch.device(options.device)
     network, simulation = components(options.table)
+    if options.answered is not None:
+        simulation.answered = options.answered
     people = tuple(read_maps(options.maps, part, device, options.crop) for part in ("training", "validation"))
     options.output.mkdir(parents=True, exist_ok=True)
     train(network.to(device), simulation, people, options)

@@ -119,6 +119,20 @@ def finds_tissue(bundle: Path, weights: Path, factor: float = 1.0) -> float:
     return float(sum((a & b).sum() / (a.sum() + b.sum()) for a, b in zip(found, truth, strict=True)))
 
 
+def tells_errors(bundle: Path, weights: Path, factor: float = 1.0) -> float:
+    """How much more a network estimates for a shift by 6 mm than for none, in the brain, in units of 6 mm."""
+    network, means = loaded(configuration(bundle, weights), "network", weights, factor), []
+    image = brain((48, 64, 48), 2)
+    fixed, moving = (render(image, torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    for shift in (0, 3):
+        seen = torch.cat(
+            [fixed / fixed.max(), moving.roll(shift, 3) / moving.max(), torch.zeros(1, 3, *image.shape[2:])], 1
+        )
+        with torch.no_grad():
+            means.append(float(network(seen)[image > 0.3].mean()))
+    return (means[1] - means[0]) / 6
+
+
 def brings_glands_together(bundle: Path, weights: Path, factor: float = 1.0) -> float:
     """The share of the distance of the glands' mean Dice from 1, over the test people, that the network closes."""
     source = Path(os.environ.get("MORPHZOO_TEST_DATA", "absent")) / "prostate_mrus" / "datalist.json"
@@ -147,6 +161,7 @@ def measure_of(weights: Path) -> tuple[Measure, float]:
     special = {"metric_learning": (learns_a_metric, 0.05), "conditional_atlas": (makes_templates, 0.3)}
     special["brain_extraction"] = (finds_tissue, 0.4)
     special["weakly_supervised"] = (brings_glands_together, 0.05)
+    special["error_estimation"] = (tells_errors, 0.2)
     special["dlir"] = (registers_in_stages, 0.3)
     return special.get(weights.parents[1].name, (registers, 0.3))
 

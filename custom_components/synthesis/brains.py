@@ -26,6 +26,7 @@ class BrainContrast(RandomContrast):
         zero_background: probability that the background is exactly 0.
         bias: largest standard deviation of the log bias field.
         gamma: standard deviation of the log exponent.
+        statistics_share: of the images that the table colours; the others get random means.
     """
 
     def __init__(
@@ -38,9 +39,16 @@ class BrainContrast(RandomContrast):
         zero_background: float = 0.5,
         bias: float = 0.2,
         gamma: float = 0.2,
+        statistics_share: float = 1.0,
     ) -> None:
         super().__init__(
-            LabelIntensities(std=std, background_std=background_std, statistics=statistics, contrast=contrast),
+            LabelIntensities(
+                std=std,
+                background_std=background_std,
+                statistics=statistics,
+                contrast=contrast,
+                statistics_share=statistics_share,
+            ),
             [ZeroBackground(zero_background), RandomBlur(), BiasField(bias), UnitRange(), RandomGamma(gamma)],
         )
 

@@ -46,9 +46,12 @@ class Bundle:
         if "conditions" in self.inference:
             self.item = {"image": self.item["fixed"], "ventricles": 4}
         metadata = json.loads(Path("configs/metadata.json").read_text())
-        self.registers = metadata.get("abilities", {}).get("input") != "image"
-        if not self.registers:
+        takes = metadata.get("abilities", {}).get("input", "pair")
+        self.registers = takes in ("pair", "scan")
+        if takes == "image":
             self.item = {"image": self.item["fixed"]}
+        if takes == "answer":
+            self.item = {"fixed": self.item["fixed"], "warped": self.item["moving"]}
         self.settings = {"dataset_dir": str(scans), "output_dir": str(output), "affine": "none", "optimize": 0}
         image = metadata["network_data_format"]["inputs"]["image"]
         size = [n if isinstance(n, int) else 32 for n in image["spatial_shape"]]
@@ -144,18 +147,18 @@ class Bundle:
         return (self.output / "README.md").read_text()
 
     def infer_absent_scan(self) -> list[str]:
-        scan = "image" if "image" in self.item else "moving"
+        scan = next(key for key in ("image", "moving", "warped") if key in self.item)
         return self.infer(item={**self.item, scan: "absent.nii.gz"})
 
     def infer_without_weights(self) -> list[str]:
         return self.infer(weights="absent.pt")
 
     def infer_flat_scan(self) -> list[str]:
-        scan = "image" if "image" in self.item else "moving"
+        scan = next(key for key in ("image", "moving", "warped") if key in self.item)
         return self.infer(item={**self.item, scan: str(self.scans / "flat.nii.gz")})
 
     def infer_flat_scans(self) -> list[str]:
-        flat = dict.fromkeys(self.item.keys() & {"image", "moving", "fixed"}, str(self.scans / "flat.nii.gz"))
+        flat = dict.fromkeys(self.item.keys() & {"image", "moving", "fixed", "warped"}, str(self.scans / "flat.nii.gz"))
         return self.infer(item={**self.item, **flat})
 
     def questions(self) -> list[Callable[[], Any]]:

@@ -21,7 +21,7 @@ import pytest
 from commands.cases import ENVIRONMENT, REPOSITORY, SCHEMA, VOXELMORPH, monai_bundle
 from monai.bundle import ConfigWorkflow
 
-from custom_components.commands.bundles import all_bundles, segments
+from custom_components.commands.bundles import all_bundles, registers, segments
 from custom_components.commands.exporting import export_bundle
 from custom_components.data.phantoms import write_phantom_scans
 
@@ -142,15 +142,19 @@ def test_it_runs_and_has_every_property_monai_asks_for(answers, question):
 
 
 def test_it_gives_what_the_package_gives(bundle, answers, scans, tmp_path):
-    registers = not segments(bundle)
-    result = "*/warped.nii.gz" if registers else "*_labels.nii.gz"
+    judges = not (registers(bundle) or segments(bundle))
+    result = "*/warped.nii.gz" if registers(bundle) else "*_error_mm.nii.gz" if judges else "*_labels.nii.gz"
     (wanted,) = answers["output"].glob(result)
     item = json.loads((scans / "datalist.json").read_text())["validation_pairs"][0]
     item |= {key: str(scans / value) for key, value in item.items() if key != "id"}
     config = json.loads((bundle / "configs" / "inference.json").read_text())
     if "conditions" in config:
         item = {"image": item["fixed"], "ventricles": 4}
-    few = {"save#write": ["warped"], "report#picture": False} if registers else {}
+    few = {"save#write": ["warped"], "report#picture": False} if registers(bundle) else {}
+    if judges:
+        item = {"fixed": item["fixed"], "warped": item["moving"]}
+    elif segments(bundle):
+        item = {"image": item["fixed"]}
     job = ConfigWorkflow(
         config_file=str(bundle / "configs" / "inference.json"),
         logging_file=False,
@@ -159,7 +163,7 @@ def test_it_gives_what_the_package_gives(bundle, answers, scans, tmp_path):
         affine="none",
         optimize=0,
         output_dir=str(tmp_path),
-        **{"dataset#data": [item if registers else {"image": item["fixed"]}], **few},
+        **{"dataset#data": [item], **few},
     )
     job.initialize()
     job.run()
@@ -168,7 +172,7 @@ def test_it_gives_what_the_package_gives(bundle, answers, scans, tmp_path):
 
 
 def test_its_pages_are_made_and_the_viewer_that_it_lacks_is_named_before_anything_is_written(bundle, answers):
-    if segments(bundle):
+    if not registers(bundle):
         assert answers["infer_with_volumes"] == []
         return
     (page,) = answers["output"].glob("*/report.html")

@@ -14,7 +14,16 @@ LIMIT = 3.5  # robust standard deviations, as Iglewicz and Hoaglin (1993) advise
 _FEWEST = 10  # results that have outliers
 
 _MORE_IS_BETTER = ("dice", "ncc", "nmi", "image_ncc", "image_nmi")
-_LESS_IS_BETTER = ("hd95", "tre", "landmark_error", "folding", "sd_log_jacobian", "displacement", "inverse_consistency")
+_LESS_IS_BETTER = (
+    "hd95",
+    "tre",
+    "landmark_error",
+    "estimated_error",
+    "folding",
+    "sd_log_jacobian",
+    "displacement",
+    "inverse_consistency",
+)
 
 
 def as_float(value: object) -> float:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from monai.networks.blocks import Convolution
 from torch import Tensor, nn
 
-from ...networks.blocks import AveragePool, check_spatial_dims, convolution, crop, pad_to_multiple
+from ...networks.blocks import AveragePool, check_spatial_dims, convolution, crop, initialize_layers, pad_to_multiple
 from ...repeatable import resize
 
 
@@ -21,7 +21,8 @@ class ErrorUNet(nn.Module):
 
     Two convolutions compare the images at their own resolution, and `LocalMatch` tells where the warped image would
     fit better if it were moved a little. A U-Net of three levels works with both at 1/2, 1/4 and 1/8 of the resolution;
-    its skips are sums. The answer is found at 1/2 and enlarged linearly: errors are smooth.
+    its skips are sums. The answer is found at 1/2 and enlarged linearly: errors are smooth. Nothing is normalised: how
+    well images match on the whole tells how large the errors are.
 
     Args:
         spatial_dims: 2 or 3.
@@ -35,7 +36,7 @@ class ErrorUNet(nn.Module):
         spatial_dims: int = 3,
         compared: int = 8,
         shifts: Sequence[int] = (1, 2, 4),
-        channels: Sequence[int] = (24, 40, 64),
+        channels: Sequence[int] = (24, 32, 48),
     ) -> None:
         super().__init__()
         check_spatial_dims(spatial_dims)
@@ -54,6 +55,8 @@ class ErrorUNet(nn.Module):
         self.reduce_2, self.reduce_1 = convolution(spatial_dims, c, b, 1), convolution(spatial_dims, b, a, 1)
         self.decode_2, self.decode_1 = _block(spatial_dims, b, b), _block(spatial_dims, a, a)
         self.last = convolution(spatial_dims, a, 1, 1)
+        initialize_layers(self, 0.1)
+        nn.init.normal_(self.last.weight, std=1e-2)
 
     def forward(self, image: Tensor) -> Tensor:
         """Errors, at least 0, of answers."""
@@ -114,8 +117,7 @@ def _block(spatial_dims: int, n_in: int, n_out: int, *, strides: int = 1) -> nn.
         n_in,
         n_out,
         strides=strides,
-        norm=("INSTANCE", {"affine": True}),
+        norm=None,
         act=("LEAKYRELU", {"negative_slope": 0.1}),
-        adn_ordering="NA",
-        bias=False,
+        adn_ordering="A",
     )

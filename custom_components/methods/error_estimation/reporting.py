@@ -29,16 +29,20 @@ class ErrorReport:
         weights: file of the network's weights; or an `ErrorEstimator`.
         device: where the network runs.
         limit: median in mm above which the result gets a warning.
+    Raises:
+        ValueError: without weights, or if the limit is none.
     """
 
     def __init__(
         self,
-        weights: str | os.PathLike[str] | ErrorEstimator,
+        weights: str | os.PathLike[str] | ErrorEstimator | None,
         *,
         device: str | torch.device = "cpu",
         limit: float = 4.0,
     ) -> None:
         check_number("limit", limit, above=0)
+        if weights is None:
+            raise ValueError("error_weights: expected the path of the weights of error_estimation")
         self.estimate = weights if isinstance(weights, ErrorEstimator) else ErrorEstimator(weights, device=device)
         self.limit = limit
 

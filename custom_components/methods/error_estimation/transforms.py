@@ -46,7 +46,10 @@ class LoadAnswerd(Transform):
         fixed, warped = (load_image(source_in(data, key)) for key in ("fixed", "warped"))
         scaled = [scale_intensity(compared(volume)) for volume in (fixed, warped)]
         if len(fixed.grid.size) != 3 or len(warped.grid.size) != 3:
-            raise ValueError(f"{fixed.path}: expected 3-D images, got {fixed.file_shape} and {warped.file_shape}")
+            raise ValueError(
+                f"{fixed.path}: expected two images of one dimension, 3-D, got {fixed.file_shape} and "
+                f"{warped.file_shape}"
+            )
         canonical = canonical_grid(fixed.grid)
         grid = model_grid(canonical.affine, canonical.size, self.spacing)
         images = [
