@@ -98,10 +98,14 @@ class NetworkAnswer:
         Raises:
             FileNotFoundError, ValueError: if the weights are missing or another network's.
         """
-        if self._device is None and self.weights is not None:
-            load_weights(self.network, self.weights, "registration")
-        if self._device != moving.device:
-            self.network.to(moving.device).eval().requires_grad_(False)
-            self._device = moving.device
+        self.bring_to(moving.device)
         parameters = self.network(torch.cat([moving, fixed], 1)).float()
         return self.deformation(parameters, moving.shape[2:])["ddf"]
+
+    def bring_to(self, device: torch.device) -> None:
+        """Load the weights, once, and bring the network to a device, for which the host waits. Errors as of a call."""
+        if self._device is None and self.weights is not None:
+            load_weights(self.network, self.weights, "registration")
+        if self._device != device:
+            self.network.to(device).eval().requires_grad_(False)
+            self._device = device
