@@ -21,6 +21,7 @@ OVERLAYS = REPOSITORY / "bundles" / "overlays"
 RENDERED = str(OVERLAYS / "rendered.json")
 EVERY_BUNDLE = sorted(path.parents[1] for path in REPOSITORY.glob("bundles/*/configs/inference.json"))
 BUNDLES = [bundle for bundle in EVERY_BUNDLE if registers(bundle)]  # those that register
+SHIPPED = [bundle for bundle in BUNDLES if (bundle / "models" / "model.pt").is_file()]  # with weights
 STATISTICS = "id,t1_prior_mean,t1_prior_mean_spread\n0,5,2\n1,110,8\n2,170,8\n3,60,8\n4,140,8\n"
 TINY = {"size": [32, 32, 32], "spacing": 1.0, "center": "image", "learning_rate": 0.0005, "precision": "float32"}
 # A network of patches: few examples, optimised briefly; dropout, that it can be sampled.

@@ -155,6 +155,11 @@ def test_readme_metadata_and_sidecar_agree_on_what_is_experimental(bundle):
     said = {
         "README.md": "experimental" in row.rpartition("|")[0].rpartition("|")[2],
         "metadata.json": read_json(bundle / "configs" / "metadata.json")["experimental"],
-        "model.json": read_json(bundle / "models" / "model.json")["experimental"],
     }
+    sidecar = bundle / "models" / "model.json"
+    if sidecar.exists():
+        said["model.json"] = read_json(sidecar)["experimental"]
+    else:  # nobody has trained it for long enough
+        assert "none" in row.rpartition("|")[0].rpartition("|")[2]
+        assert said["metadata.json"]
     assert len(set(said.values())) == 1, said

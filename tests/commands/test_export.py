@@ -42,7 +42,10 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=all_bundles(), ids=lambda path: path.name)
+SHIPPED = [folder for folder in all_bundles() if (folder / "models" / "model.pt").is_file()]  # export asks for weights
+
+
+@pytest.fixture(scope="module", params=SHIPPED, ids=lambda path: path.name)
 def bundle(request: pytest.FixtureRequest) -> Path:
     return request.param
 

@@ -24,6 +24,7 @@ from ...repeatable import resize
 
 _FLOW_STD = 0.03  # of the last layer's weights: training starts near the identity
 _LOG_VARIANCE = -5.0  # of z at the start: much more would be noise that the decoder learns to ignore
+_CODE, _MAP = 4, 3  # channels of what goes into a dense layer, and of what comes out of one
 _REACH = 7 / 3  # of the smoothing's kernel, standard deviations
 
 
@@ -31,7 +32,7 @@ class LatentNetwork(nn.Module):
     """A conditional variational autoencoder of deformations.
 
     The encoder sees both images and gives mean and log variance of the latent vector z: convolutions of stride 2 with
-    16, 32 and 32 features (LeakyReLU 0.2), one with `code_channels`, a dense layer. The decoder sees z and the moving
+    16, 32 and 32 features (LeakyReLU 0.2), one with 4, a dense layer. The decoder sees z and the moving
     image: a dense layer makes a map at a quarter of the resolution; at 1/4, 1/2 and 1 of it the moving image is
     concatenated and convolved; a Gaussian smooths the velocity. There is no skip from encoder to decoder: all that the
     velocity knows of the fixed image goes through z.
@@ -45,9 +46,12 @@ class LatentNetwork(nn.Module):
         spatial_dims: 2 or 3.
         latent: number of dimensions of z.
         coarse: the grid of the dense layers, voxels along each axis.
-        features: of the convolutions, half as many in the first and in the last one.
-        code_channels: of what goes into a dense layer, and of what comes out of one.
-        smoothing: standard deviation of the Gaussian, voxels; 0 for none. It keeps a constant velocity at the border.
+        features: of the convolutions; half as many in the encoder's first, a half and a quarter at the decoder's scales
+            1/2 and 1.
+        levels: scales of the decoder: 3 for 1/4, 1/2 and 1 of the resolution; with 2 or 1 the velocity of the last one
+            is enlarged linearly.
+        smoothing: standard deviation of the Gaussian, voxels of the last scale; 0 for none. It keeps a constant
+            velocity at the border.
     Shapes: input (B, 2, *S), moving, then fixed; output (B, D, *S), the velocity of the mean of z. With `latent` (B, K)
         given, it is decoded, and the fixed image is not looked at. With `posterior` the output is (B, 2 K), mean and
         log variance of z.
@@ -57,8 +61,6 @@ class LatentNetwork(nn.Module):
         re-implementations.
     """
 
-    kernel: Tensor
-
     def __init__(
         self,
         spatial_dims: int = 3,
@@ -66,31 +68,31 @@ class LatentNetwork(nn.Module):
         *,
         coarse: Sequence[int] = (5, 7, 6),
         features: int = 32,
-        code_channels: tuple[int, int] = (4, 3),
+        levels: int = 3,
         smoothing: float = 1.5,
     ) -> None:
         super().__init__()
         check_spatial_dims(spatial_dims)
-        if len(coarse) != spatial_dims:
-            raise ValueError(f"expected a coarse grid of {spatial_dims} axes, got {list(coarse)}")
+        if len(coarse) != spatial_dims or not 1 <= levels <= 3:
+            raise ValueError(f"expected a coarse grid of {spatial_dims} axes and 1 to 3 levels, got {coarse}, {levels}")
         self.spatial_dims, self.latent = d, k = spatial_dims, latent
         self.coarse, self.map_size = [int(n) for n in coarse], [2 * int(n) for n in coarse]
         widths = (2, features // 2, features, features)
         layers: list[nn.Module] = []
         for n_in, n_out in pairwise(widths):
             layers += [convolution(d, n_in, n_out, stride=2), nn.LeakyReLU(0.2)]
-        self.encoder = nn.Sequential(*layers, convolution(d, features, code_channels[0]), nn.LeakyReLU(0.2))
-        self.statistics = nn.Linear(code_channels[0] * math.prod(self.coarse), 2 * k)
-        self.code_channels = int(code_channels[1])
-        self.map = nn.Linear(k, self.code_channels * math.prod(self.map_size))
-        outputs = (features, features, features // 2)
-        inputs = (self.code_channels + 1, features + 1, features + 1)
+        self.encoder = nn.Sequential(*layers, convolution(d, features, _CODE), nn.LeakyReLU(0.2))
+        self.statistics = nn.Linear(_CODE * math.prod(self.coarse), 2 * k)
+        self.map_channels = _MAP
+        self.map = nn.Linear(k, _MAP * math.prod(self.map_size))
+        outputs = (features, features // 2, features // 4)[:levels]
+        inputs = (_MAP + 1, features + 1, features // 2 + 1)[:levels]
         self.decoder = nn.ModuleList(
             nn.Sequential(convolution(d, n_in, n_out), nn.LeakyReLU(0.2))
             for n_in, n_out in zip(inputs, outputs, strict=True)
         )
         self.pool, self.pool_twice = AveragePool(2), AveragePool(4)
-        self.flow = convolution(d, features // 2, d)
+        self.flow = convolution(d, outputs[-1], d)
         initialize_layers(self, 0.2)
         nn.init.normal_(self.flow.weight, std=_FLOW_STD)
         nn.init.normal_(self.statistics.weight, std=1 / math.sqrt(self.statistics.in_features))
@@ -118,14 +120,16 @@ class LatentNetwork(nn.Module):
         seen = pad_to_multiple(moving, 4)
         half = self.pool(seen)
         levels = [self.pool_twice(seen), half, seen]
-        x = self.map(latent).view([latent.shape[0], self.code_channels] + self.map_size)
+        x = self.map(latent).view([latent.shape[0], self.map_channels] + self.map_size)
         x = _onto(x, list(levels[0].shape[2:]))
         for level, block in enumerate(self.decoder):
             if level > 0:
                 x = F.interpolate(x, scale_factor=2.0, mode="nearest")
             x = block(torch.cat([x, levels[level].to(x.dtype)], 1))
-        velocity = crop(at_least_float32(self.flow(x)), list(moving.shape[2:]))
-        return smoothed(velocity, self.kernel)
+        velocity = smoothed(at_least_float32(self.flow(x)), self.kernel)  # type: ignore[arg-type]
+        for _ in range(3 - len(self.decoder)):
+            velocity = 2 * _enlarged(velocity)
+        return crop(velocity, list(moving.shape[2:]))
 
 
 def gaussian_kernel(sd: float) -> Tensor:
@@ -153,6 +157,14 @@ def smoothed(field: Tensor, kernel: Tensor) -> Tensor:
             share = share + kernel[k] * inside[k : k + n]
         field = total / share.view([n] + [1] * (field.dim() - 1 - axis))
     return field
+
+
+def _enlarged(values: Tensor) -> Tensor:
+    """Maps (B, C, *S) with twice as many voxels along each axis, of half their edge."""
+    if torch.jit.is_scripting():  # type: ignore[attr-defined]
+        mode = "bilinear" if values.dim() == 4 else "trilinear"
+        return F.interpolate(values, scale_factor=2.0, mode=mode, align_corners=False)
+    return resize(values, scale_factor=2.0, align_corners=False)
 
 
 def _onto(values: Tensor, size: list[int]) -> Tensor:

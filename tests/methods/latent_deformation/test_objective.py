@@ -56,6 +56,20 @@ def test_images_meet_in_the_middle():
         assert float(loss.half_way({"svf": wrong * velocity, "posterior": posterior}, batch)) > 0.01
 
 
+def test_images_that_have_nothing_in_common_gain_little_by_being_interpolated():
+    """A shift by half a voxel blurs both images, and blurred images are more alike."""
+    images = torch.rand(2, 1, 1, 40, 40, generator=torch.Generator().manual_seed(0))
+    batch = {"moving": images[0], "fixed": images[1]}
+    shift = {"svf": torch.ones(1, 2, 40, 40), "posterior": torch.zeros(1, 4)}  # half a voxel each
+    still = {**shift, "svf": torch.zeros(1, 2, 40, 40)}
+    gains = []
+    for blur in (0.0, 1.0):
+        loss = LatentLoss(MSE(), blur=blur)
+        gains.append(1 - float(loss.half_way(shift, batch) / loss.half_way(still, batch)))
+    assert gains[0] > 0.6
+    assert gains[1] < 0.5 * gains[0]
+
+
 def test_exchanged_images_with_the_negative_velocity_cost_the_same():
     pair = phantom_pair((40, 36), seed=1)
     velocity = torch.nn.functional.interpolate(torch.randn(1, 2, 5, 5), (40, 36), mode="bilinear", align_corners=True)
