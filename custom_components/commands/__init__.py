@@ -27,6 +27,7 @@ PARTS = {
     "typed",
     "words",
     "workflow",
+    "zoo_test",
 }
 
 

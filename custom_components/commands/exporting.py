@@ -25,6 +25,7 @@ from .bundles import PACKAGE
 from .export_checks import NOT_VENDORED, WEIGHTS, check_config, check_metadata, frameworks, own_weights, weights_name
 from .hub_card import hub_files
 from .network_files import network_files
+from .zoo_test import unit_test
 
 _PAGES = (".md", ".txt", ".csv", ".json", ".png", ".jpg", ".gif", ".svg")
 
@@ -128,6 +129,7 @@ def bundle_files(bundle: Path, item: Mapping[str, object] | None = None) -> dict
             files[f"docs/{path.name}"] = path.read_bytes()
     item = item or metadata.get("abilities", {}).get("item") or {key: f"{key}.nii.gz" for key in ("moving", "fixed")}
     files["docs/README.md"] = _readme(page, metadata, item).encode()
+    files[f"tests/test_{bundle.name}.py"] = unit_test(bundle.name, configs["train.json"], inference, metadata).encode()
     return files
 
 

@@ -52,6 +52,7 @@ def export_for_monai_label(
     ids = _checked_ids(atlas, atlas_labels)
     names = {"0": "background", **_label_names(label_names, ids)}
     files = bundle_files(bundle, {"image": "study.nii.gz"})
+    files = {path: content for path, content in files.items() if not path.startswith("tests/")}  # of the bundle alone
     config = json.loads(files["configs/inference.json"])
     settings = {key: config[key] for key in ("affine", "optimize", "hyper") if key in config}
     if settings.get("affine") == "none":

@@ -13,8 +13,10 @@ import contextlib
 import json
 import os
 import re
+import runpy
 import shutil
 import sys
+import unittest
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -29,10 +31,6 @@ from monai import bundle  # noqa: E402
 from monai.bundle.scripts import _add_model_card_metadata  # noqa: E402
 
 NETWORK = {"meta_file": "configs/metadata.json", "config_file": "configs/inference.json"}
-TINY = {"size": [32, 32, 32], "spacing": 1.0, "center": "image", "num_momenta": 1, "iterations": [2, 2, 2]}
-TINY |= {"window": [0.0, 1.0, 1.0]}  # whole heads: a part may show no structure
-TINY |= {"precision": "float32"}  # most CPUs are slow in bfloat16, above all in 3-D
-TINY |= {"conditions": {"ventricles": "numeric"}, "template_labels": [0, 1, 2, 3, 4]}
 
 
 class Bundle:
@@ -72,7 +70,23 @@ class Bundle:
         return missing
 
     def train(self) -> list[str]:
-        return self.run("train", ["train", "smoke"], {"ckpt_dir": str(self.output / "trained"), **TINY})
+        """By the unit test that travels with the bundle."""
+        return self.unit_test("test_train_config")
+
+    def infer_in_unit_test(self) -> list[str]:
+        """Of one bundle that takes pairs, and of those that take something else."""
+        takes_pair = self.registers and "conditions" not in self.inference
+        return self.unit_test("test_infer_config") if not takes_pair or Path.cwd().name == "voxelmorph" else []
+
+    def unit_test(self, name: str) -> list[str]:
+        """The faults that a test of tests/test_<bundle>.py finds."""
+        (path,) = Path("tests").glob("test_*.py")
+        os.environ["BUNDLE_ROOT"] = "."
+        cases = runpy.run_path(str(path))
+        (case,) = [one for one in cases.values() if isinstance(one, type) and issubclass(one, unittest.TestCase)]
+        found = unittest.TestResult()
+        case(name).run(found)
+        return [text for _, text in (*found.failures, *found.errors)]
 
     def infer(self, *overlays: str, item: dict[str, Any] | None = None, **settings: Any) -> list[str]:
         few = {"save#write": ["warped"], "report#picture": False} if self.registers else {}
@@ -162,7 +176,8 @@ class Bundle:
         return self.infer(item={**self.item, **flat})
 
     def questions(self) -> list[Callable[[], Any]]:
-        good = [self.train, self.infer, self.infer_with_learned_affine, self.infer_with_volumes, self.metadata]
+        good = [self.train, self.infer_in_unit_test, self.infer, self.infer_with_learned_affine]
+        good += [self.infer_with_volumes, self.metadata]
         good += [self.in_and_out, self.load, self.torchscript, self.onnx, self.hub_card, self.lacks]
         return [*good, self.infer_absent_scan, self.infer_without_weights, self.infer_flat_scan, self.infer_flat_scans]
 

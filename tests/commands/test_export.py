@@ -139,7 +139,7 @@ def test_the_zip_is_named_by_the_version_and_holds_the_folder(exported):
             assert archive.read(name) == (exported.folder.parent / name).read_bytes()
 
 
-@pytest.mark.parametrize("question", ["train", "infer", "infer_with_learned_affine"])
+@pytest.mark.parametrize("question", ["train", "infer_in_unit_test", "infer", "infer_with_learned_affine"])
 def test_it_runs_and_has_every_property_monai_asks_for(answers, question):
     assert answers[question] == []
 
