@@ -27,10 +27,10 @@ def test_o_is_the_output_and_b_the_bundle_of_every_command(command):
         ["x", "y"]
         if command in ("register", "optimize", "longitudinal")
         else ["x"]
-        if command in ("evaluate", "tune", "prepare", "template", "train")
+        if command in ("evaluate", "tune", "prepare", "subtract", "template", "train")
         else []
     )
-    if command not in ("optimize", "prepare"):
+    if command not in ("optimize", "prepare", "subtract"):
         assert checked([command, *words, "-o", "1_0", "-b=c"], COMMANDS)[-2:] == ["--output='1_0'", "--bundle='c'"]
     assert checked([command, *words, "-o", "1_0"], COMMANDS)[-1] == "--output='1_0'"
 
