@@ -18,7 +18,7 @@ from ..space.volumes import Volume
 
 Aligner = Callable[[Volume, Volume], np.ndarray]
 
-ALIGNERS = ("learned", "search")  # words for an aligner, which goes as far as it can
+ALIGNERS = ("learned", "search", "agent")  # words for an aligner, which goes as far as it can
 
 ALL_STAGES = (*STAGES, "deformable")
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from monai.inferers import Inferer
 from torch import Tensor, nn
@@ -79,8 +76,8 @@ class AgentAligner(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         return centred(torch.stack([way[-1] for way in self.walk(image, self.network)]), image.shape[2:])
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+    def state_dict(self, *args, **kwargs):  # type: ignore[no-untyped-def]
         return self.network.state_dict(*args, **kwargs)
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+    def load_state_dict(self, state_dict, strict=True, assign=False):  # type: ignore[no-untyped-def]
         return self.network.load_state_dict(state_dict, strict, assign)

@@ -233,6 +233,17 @@ def test_an_agent_learns_to_find_a_shifted_image(d):
     assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
 
 
+@DIMS
+def test_landmarks_are_exact_in_half_precision(d):
+    """Where a network runs in bfloat16 its landmarks keep all their digits: a turn is read off small differences."""
+    features = torch.rand(1, 8, *[12] * d)
+    network = AgentNetwork(d, actions=Moves(d).count, widths=(8, 8, 8))
+    expected = network.landmarks(features)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = network.landmarks(features)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def test_score_is_1_where_the_map_is_found():
     moves, truth = Moves(2), rigid(2, [0.2], [1.0, 2.0])
     assert float(WalkScore(moves)({"pred": {"matrix": truth}, "label": {"offset": truth}})) == pytest.approx(1)
