@@ -12,7 +12,8 @@ WORKERS ?= 2
 PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(abspath $(VENV))/bytecode \
 	$(BIN)/python -m pytest -n $(WORKERS) --no-loadscope-reorder
 
-# For `make gpu`: DEVICE=cpu rehearses; MAPS and TABLE (benchmarks/device_maps.py) for the trainings; WHEELS a folder.
+# For `make gpu`: DEVICE=cpu rehearses; MAPS and TABLE (benchmarks/device_maps.py) for the trainings; HEADS a list of
+# labelled pairs; WHEELS a folder.
 MINUTES ?= 14
 OUTPUT ?= gpu_output
 DEVICE ?= cuda
@@ -55,7 +56,7 @@ wheel: $(STAMP)  ## the package in build/dist, checked, installed in an environm
 
 gpu:  ## correctness, speed, memory and trainings on a GPU; on a node with torch and wheels, too
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu --minutes $(MINUTES) --output $(OUTPUT) \
-		--device $(DEVICE) $(if $(MAPS),--maps $(MAPS) --table $(TABLE)) $(if $(WHEELS),--wheels $(WHEELS))
+		--device $(DEVICE) $(if $(MAPS),--maps $(MAPS) --table $(TABLE)) $(if $(HEADS),--heads $(HEADS)) $(if $(WHEELS),--wheels $(WHEELS))
 
 $(STAMP): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)

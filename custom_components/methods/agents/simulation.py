@@ -109,17 +109,20 @@ class SimulatedStates:
         """Of integer maps (B, 1, *2S), and B M states in all: `moving`, `fixed` (B M, 1, *S), `gains` (B M, steps,
         actions), `offset` (B M, D, D + 1), what is missing of the true map about the grid's centre."""
         *maps, draw = maps_and_draw
-        labels: Tensor = maps[-1]  # type: ignore[assignment]
         drawn: StateDraw = draw  # type: ignore[assignment]
-        strip = drawn["strip"].view(-1, *[1] * (labels.ndim - 1))
-        labels = labels.masked_fill((labels >= self.FIRST_EXTRACEREBRAL) & strip, 0)
-        truth = torch.cat([rotation_matrix(drawn["turn"]), drawn["shift"][:, :, None]], 2)
-        moving, fixed = self._rendered(labels, truth, drawn)
+        moving, fixed, truth = self.pairs(maps[-1], drawn)  # type: ignore[arg-type]
         images = torch.cat([moving, fixed], 1).repeat_interleave(self.states, 0)
         missing = self._missing(images, truth, drawn)
         truth = truth.repeat_interleave(self.states, 0)
         image = seen(images, compose_affine(truth, invert_affine(missing)))
         return {"moving": image[:, :1], "fixed": image[:, 1:], "gains": self.moves.gains(missing), "offset": missing}
+
+    def pairs(self, labels: Tensor, draw: StateDraw) -> tuple[Tensor, Tensor, Tensor]:
+        """The images themselves, moving and fixed (B, 1, *S), and the true maps (B, D, D + 1)."""
+        strip = draw["strip"].view(-1, *[1] * (labels.ndim - 1))
+        labels = labels.masked_fill((labels >= self.FIRST_EXTRACEREBRAL) & strip, 0)
+        truth = torch.cat([rotation_matrix(draw["turn"]), draw["shift"][:, :, None]], 2)
+        return *self._rendered(labels, truth, draw), truth
 
     def _rendered(self, labels: Tensor, truth: Tensor, draw: StateDraw) -> tuple[Tensor, Tensor]:
         half = [n // 2 for n in labels.shape[2:]]
