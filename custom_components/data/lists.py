@@ -200,7 +200,14 @@ def _resolve(item: object, base: Path, where: str) -> Entry:
     for key in files:
         if key in entry and not isinstance(entry[key], str):
             raise ValueError(f"expected a path for {key!r}, got {entry[key]!r}: {where}")
-    return {key: str(base / value) if key in files else value for key, value in entry.items()}
+    return _aligned({key: str(base / value) if key in files else value for key, value in entry.items()}, base)
+
+
+def _aligned(entry: Entry, base: Path) -> Entry:
+    """A pair's own `affine` as a path, if it names a file; else it is a word for what aligns the pair."""
+    affine = entry.get("affine")
+    is_file = is_pair(entry) and isinstance(affine, str) and (base / affine).is_file()
+    return {**entry, "affine": str(base / str(affine))} if is_file else entry
 
 
 def _channels(entry: Entry, base: Path) -> Entry:

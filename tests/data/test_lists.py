@@ -42,6 +42,14 @@ def test_paths_are_relative_to_the_base_folder(tmp_path):
         load_list(path)
 
 
+def test_the_affine_of_a_pair_is_a_word_or_a_file_beside_the_list(tmp_path):
+    touch(tmp_path, "a.nii.gz", "b.nii.gz", "there.tfm")
+    pair = {"moving": "a.nii.gz", "fixed": "b.nii.gz"}
+    path = write(tmp_path, {"pairs": [{**pair, "affine": word} for word in ("there.tfm", "itk", "elsewhere.tfm")]})
+    found = [item["affine"] for item in load_list(path, "pairs")]
+    assert found == [str(tmp_path / "there.tfm"), "itk", "elsewhere.tfm"]
+
+
 def test_another_contrast_is_a_file_of_a_scan(tmp_path):
     for name in ("t1.nii.gz", "t2.nii.gz"):
         (tmp_path / name).touch()
