@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from monai.bundle import ConfigParser
 from torch import Tensor, nn
 
-from custom_components.affine import affine_to_ddf, centred_to_voxel
+from custom_components.affine import affine_to_ddf, centred_to_voxel, compose_affine, invert_affine, rotation_matrix
 from custom_components.commands.subjects import load_template, render
 from custom_components.data.lists import load_list
 from custom_components.data.phantoms import random_velocity
@@ -74,6 +74,28 @@ def aligns(bundle: Path, weights: Path, factor: float = 1.0) -> float:
         found = affine_to_ddf(centred_to_voxel(network(torch.cat([moving, fixed], 1)), size), size)
     before, after = ((u * (fixed > 0.1)).norm(dim=1).flatten(1).mean(1) for u in (truth, found - truth))
     return float(1 - (after / before).mean())
+
+
+def walks_home(bundle: Path, weights: Path, factor: float = 1.0) -> float:
+    """The share of the way to four known rigid maps that an agent goes, in the mean."""
+    parser = configuration(bundle, weights)
+    network, walk = loaded(parser, "network", weights, factor), parser.get_parsed_content("walk")
+    d, spacing = parser["spatial_dims"], int(parser["spacing"])
+    moving, generator = brain((48, 56, 48)[:d] if d == 3 else (96, 112), spacing), torch.Generator().manual_seed(0)
+    shares = []
+    for _ in range(4):
+        turn = 0.3 * (2 * torch.rand(1, 3 if d == 3 else 1, generator=generator) - 1)
+        shift = 12 / spacing * (2 * torch.rand(1, d, 1, generator=generator) - 1)
+        true = torch.cat([rotation_matrix(turn), shift], 2)
+        unit = (max(moving.shape[2:]) - 1) / 2
+        matrix = centred_to_voxel(torch.cat([true[:, :, :d], true[:, :, d:] / unit], 2), moving.shape[2:])
+        fixed = 0.8 * warp(moving, affine_to_ddf(matrix, moving.shape[2:]))
+        way = walk.one(torch.cat([moving, fixed], 1), network)
+        start, end = (
+            walk.moves.distance(compose_affine(invert_affine(one[None]), true)) for one in (way[0], way[-1])
+        )
+        shares.append(float(1 - end / start))
+    return sum(shares) / len(shares)
 
 
 def learns_a_metric(bundle: Path, weights: Path, factor: float = 1.0) -> float:
@@ -163,6 +185,7 @@ def measure_of(weights: Path) -> tuple[Measure, float]:
     special["weakly_supervised"] = (brings_glands_together, 0.05)
     special["error_estimation"] = (tells_errors, 0.2)
     special["dlir"] = (registers_in_stages, 0.3)
+    special["rigid_agent"] = (walks_home, 0.2)
     return special.get(weights.parents[1].name, (registers, 0.3))
 
 
