@@ -93,7 +93,7 @@ class Memory:
         return walk.moves.distance(compose_affine(invert_affine(last), self.truths))
 
 
-def prepared(data_list: Path, spatial_dims: int) -> tuple[ConfigParser, dict[str, Memory]]:
+def prepared(data_list: Path, spatial_dims: int, seed: int) -> tuple[ConfigParser, dict[str, Memory]]:
     """The bundle's configuration, and the memories of training and validation people."""
     names = ["train", *["train_2d"] * (spatial_dims == 2)]
     parser = ConfigParser(ConfigParser.load_config_files([str(BUNDLE / "configs" / f"{n}.json") for n in names]))
@@ -101,13 +101,14 @@ def prepared(data_list: Path, spatial_dims: int) -> tuple[ConfigParser, dict[str
     parser.update({"device": torch.device("cpu"), "precision": "float32"})
     if spatial_dims == 2:
         parser["num_slices"] = 4
+        parser["slices#levels"], parser["slices#transpose"] = {"2": [60, 130]}, 0.0  # slices of one size, coronal
     make = parser.get_parsed_content("starts")
     slices = parser.get_parsed_content("slices") if spatial_dims == 2 else None
     load = LoadScand(parser["spacing"] / 2, [2 * n for n in parser["size"]], "mass")
     memories = {}
     for part, each in (("training", 40), ("validation", 3)):
         labels = [plain(torch.as_tensor(load(item)["label"]))[None] for item in load_list(data_list, part)]
-        memories[part] = Memory(make, labels, each, slices, seed=len(part))
+        memories[part] = Memory(make, labels, each, slices, seed=seed + (part == "validation"))
     return parser, memories
 
 
@@ -118,11 +119,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--spatial_dims", type=int, choices=[2, 3], default=3)
     parser.add_argument("--initial", type=Path)
+    parser.add_argument("--seed", type=int, default=0, help="another one renders other pairs")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(0)
+    torch.manual_seed(options.seed)
     torch.set_num_threads(1)
-    config, memories = prepared(options.data_list, options.spatial_dims)
+    config, memories = prepared(options.data_list, options.spatial_dims, 2 * options.seed)
     moves, network = config.get_parsed_content("moves"), config.get_parsed_content("network_def")
     if options.initial:
         load_weights(network, options.initial, "agent", {})
