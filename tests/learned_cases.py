@@ -91,9 +91,7 @@ def walks_home(bundle: Path, weights: Path, factor: float = 1.0) -> float:
         matrix = centred_to_voxel(torch.cat([true[:, :, :d], true[:, :, d:] / unit], 2), moving.shape[2:])
         fixed = 0.8 * warp(moving, affine_to_ddf(matrix, moving.shape[2:]))
         way = walk.one(torch.cat([moving, fixed], 1), network)
-        start, end = (
-            walk.moves.distance(compose_affine(invert_affine(one[None]), true)) for one in (way[0], way[-1])
-        )
+        start, end = (walk.moves.distance(compose_affine(invert_affine(one[None]), true)) for one in (way[0], way[-1]))
         shares.append(float(1 - end / start))
     return sum(shares) / len(shares)
 
