@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
-import runpy
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -251,8 +253,9 @@ def test_it_runs(text, desk, monkeypatch, capsys):
     shutil.rmtree("exported", ignore_errors=True)
     words = shlex.split(re.sub(r"--jobs \d", "--jobs 1", text))
     if words[0] == "python":
-        monkeypatch.setattr("sys.argv", words[2:])
-        runpy.run_module(words[2], run_name="__main__")
+        paths = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+        environment = {**os.environ, "PYTHONPATH": paths}
+        assert subprocess.check_output([sys.executable, *words[1:]], env=environment)
     else:
         assert run(*words[1:]) is None
-    assert capsys.readouterr().out
+        assert capsys.readouterr().out

@@ -134,7 +134,7 @@ def test_a_checkpoint_of_another_architecture_is_named(scans, tmp_path):
         (["--max_epcohs", "3"], "no setting 'max_epcohs'"),
         (
             ["--bundle", "voxelmorph", "--samples", "2"],
-            "error: voxelmorph has no setting 'samples'; quicksilver and voxelmorph_probabilistic have",
+            "voxelmorph has no setting 'samples'; latent_deformation, quicksilver and voxelmorph_probabilistic have",
         ),
         (["--weights", "nowhere.pt"], "nowhere.pt"),
     ],

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...affine import compose_affine, invert_affine, rotation_matrix
 from ...checks import check_number
+from ...constants import filled
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Moves:
     def actions(self, step: float, like: Tensor) -> Tensor:
         """The maps of all actions of a step, (count, D, D + 1), on the device and in the type of a tensor."""
         d, turns = self.spatial_dims, self.turns
-        sides = torch.tensor([step, -step], dtype=like.dtype, device=like.device)
+        sides = filled([step, -step], like)
         shifts = (torch.eye(d, dtype=like.dtype, device=like.device)[:, None] * sides[:, None]).flatten(0, 1)
         # A turn by an angle moves the points of a ball by 2 sin(angle / 2) sqrt(2 / (D + 2)) radius, in either D.
         angle = 2 * torch.asin(sides / (2 * self.radius) * ((d + 2) / 2) ** 0.5)
