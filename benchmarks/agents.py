@@ -24,7 +24,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from benchmarks.experiments import BUNDLES, markdown
-from custom_components.affine import centred_to_voxel
+from custom_components.affine import ball_displacement, centred_to_voxel
 from custom_components.data.lists import load_list
 from custom_components.fields import plain
 from custom_components.files import write_table
@@ -89,8 +89,8 @@ def volume(image: torch.Tensor, name: str) -> Volume:
 
 def error_mm(found: np.ndarray, truth: np.ndarray) -> float:
     """Of a map (4, 4), root mean square over the ball about the world's origin, the grid's centre."""
-    apart = found - truth
-    return float(np.sqrt((apart[:3, :3] ** 2).sum() * RADIUS_MM**2 / 5 + (apart[:3, 3] ** 2).sum()))
+    apart = torch.from_numpy(found - truth + np.eye(4))[None, :3]
+    return float(ball_displacement(apart, RADIUS_MM))
 
 
 def agent(weights: Path | None) -> tuple[torch.nn.Module, Walk]:

@@ -24,13 +24,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from custom_components.affine import ball_displacement
 from custom_components.commands.bundles import bundles_folder
 from custom_components.inference.rigid_search import Poses
 from custom_components.losses.gradients import NGF
 from custom_components.losses.information import NormalizedMutualInformation
 from custom_components.losses.similarity import LNCC, MIND, MutualInformation
 from custom_components.methods.brain_extraction.network import BrainUNet
-from custom_components.methods.learned_similarity.offsets import ball_covariance, rms_displacement
 from custom_components.methods.learned_similarity.similarity import FeatureDistance, LearnedSimilarity
 from custom_components.space.affine_levels import Scan, image_weights
 from custom_components.space.grids import center_of_mass, fixed_size_grid
@@ -97,7 +97,7 @@ def tre(poses: Poses, numbers: Tensor) -> Tensor:
     matrices = poses.matrices(numbers)
     d, center = poses.d, poses.center
     shift = (matrices[:, :d, :d] @ center) + matrices[:, :d, d] - center
-    return rms_displacement(torch.cat([matrices[:, :d, :d], shift[:, :, None]], 2), ball_covariance(RADIUS_MM, d))
+    return ball_displacement(torch.cat([matrices[:, :d, :d], shift[:, :, None]], 2), RADIUS_MM)
 
 
 def starts_of(poses: Poses, each: int, seed: int = 0) -> tuple[Tensor, Tensor]:

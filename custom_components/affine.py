@@ -96,6 +96,23 @@ def rotation_matrix(vector: Tensor) -> Tensor:
     return identity + angle.sin() / angle * cross + 2 * (angle / 2).sin().square() / square * (cross @ cross)
 
 
+def ball_displacement(matrix: Tensor, radius: float) -> Tensor:
+    """Root mean square of |A x + t - x| over the points x of a ball, or of a disc, about the origin; shape (B,).
+
+    It is the root of |A - I|^2 radius^2 / (D + 2) + |t|^2, as the points' covariance is radius^2 / (D + 2) times I. Of
+    a turn by an angle it is 2 sin(angle / 2) sqrt(2 / (D + 2)) radius, in 2-D and in 3-D.
+
+    Args:
+        matrix: (A, t), shape (B, D, D + 1), in any coordinates with the ball's centre as origin.
+        radius: in their unit, which is that of the answer.
+    Raises:
+        ValueError: if the matrix has another shape.
+    """
+    d = _check_affine(matrix)
+    moved = matrix[:, :, :d] - torch.eye(d, dtype=matrix.dtype, device=matrix.device)
+    return (moved.square().sum((1, 2)) * radius**2 / (d + 2) + matrix[:, :, d].square().sum(1)).sqrt()
+
+
 def centred_to_voxel(matrix: Tensor, size: Sequence[int]) -> Tensor:
     """An affine map between centred coordinates as one between voxel coordinates, which `affine_to_ddf` takes.
 

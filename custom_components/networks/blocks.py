@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..repeatable import block_means
+from ..repeatable import block_means, resize
 
 
 def convolution(
@@ -49,6 +49,17 @@ class AveragePool(nn.Module):
                 return F.avg_pool2d(image, self.width, self.stride, beyond, count_include_pad=False)
             return F.avg_pool3d(image, self.width, self.stride, beyond, count_include_pad=False)
         return block_means(image, [self.width] * (image.ndim - 2), stride=self.stride, padding=self.padding)
+
+
+def enlarged(values: Tensor) -> Tensor:
+    """Twice as many voxels along each axis, (B, C, *S) to (B, C, *2S), linearly, with a gradient that can be repeated.
+
+    Voxel centres lie as those of averaged blocks do.
+    """
+    if torch.jit.is_scripting():  # type: ignore[attr-defined]
+        mode = "trilinear" if values.dim() == 5 else "bilinear"
+        return F.interpolate(values, scale_factor=2.0, mode=mode, align_corners=False)
+    return resize(values, scale_factor=2.0, align_corners=False)
 
 
 def initialize_layers(network: nn.Module, slope: float = 0.0) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...affine import compose_affine, invert_affine, rotation_matrix
+from ...affine import ball_displacement, compose_affine, invert_affine, rotation_matrix
 from ...checks import check_number
 from ...constants import filled
 
@@ -60,7 +60,7 @@ class Moves:
         d, turns = self.spatial_dims, self.turns
         sides = filled([step, -step], like)
         shifts = (torch.eye(d, dtype=like.dtype, device=like.device)[:, None] * sides[:, None]).flatten(0, 1)
-        # A turn by an angle moves the points of a ball by 2 sin(angle / 2) sqrt(2 / (D + 2)) radius, in either D.
+        # The inverse of `ball_displacement` of a turn.
         angle = 2 * torch.asin(sides / (2 * self.radius) * ((d + 2) / 2) ** 0.5)
         axes = (torch.eye(turns, dtype=like.dtype, device=like.device)[:, None] * angle[:, None]).flatten(0, 1)
         none = torch.zeros(2 * turns, d, dtype=like.dtype, device=like.device)
@@ -70,9 +70,7 @@ class Moves:
 
     def distance(self, offset: Tensor) -> Tensor:
         """How far maps (B, D, D + 1) are from the identity, (B,), voxels."""
-        d = self.spatial_dims
-        moved = offset[:, :, :d] - torch.eye(d, dtype=offset.dtype, device=offset.device)
-        return (moved.square().sum((1, 2)) * self.radius**2 / (d + 2) + offset[:, :, d].square().sum(1)).sqrt()
+        return ball_displacement(offset, self.radius)
 
     def gains(self, offset: Tensor) -> Tensor:
         """What each action gains, (B, steps, count): by how much it reduces the distance, in units of its step.

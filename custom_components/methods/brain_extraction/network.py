@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from monai.networks.blocks import Convolution
 from torch import Tensor, nn
 
-from ...networks.blocks import check_spatial_dims, crop, pad_to_multiple
-from ...repeatable import resize
+from ...networks.blocks import check_spatial_dims, crop, enlarged, pad_to_multiple
 
 
 class BrainUNet(nn.Module):
@@ -48,7 +46,6 @@ class BrainUNet(nn.Module):
         self.encode_3 = nn.Sequential(
             _block(spatial_dims, b, c, strides=2), _block(spatial_dims, c, c), _block(spatial_dims, c, c, dilation=2)
         )
-        self.enlarge = _Enlarge(scale_factor=2.0, mode="trilinear" if spatial_dims == 3 else "bilinear")
         self.reduce_2, self.reduce_1 = plain(c, b, 1), plain(b, a, 1)
         self.decode_2 = _block(spatial_dims, b, b)
         self.decode_1 = _block(spatial_dims, a, width)
@@ -68,18 +65,9 @@ class BrainUNet(nn.Module):
         first = self.encode_1(self.stem(image))
         second = self.encode_2(first)
         third = self.encode_3(second)
-        second = self.decode_2(second + self.enlarge(self.reduce_2(third)))
-        first = self.decode_1(first + self.enlarge(self.reduce_1(second)))
+        second = self.decode_2(second + enlarged(self.reduce_2(third)))
+        first = self.decode_1(first + enlarged(self.reduce_1(second)))
         return crop(self.read(torch.cat([shuffle(self.spread(first), self.features), image], 1)), size)
-
-
-class _Enlarge(nn.Upsample):
-    """`nn.Upsample` by linear interpolation, with a gradient that can be repeated."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        if torch.jit.is_scripting():  # type: ignore[attr-defined]
-            return F.interpolate(input, scale_factor=2.0, mode=self.mode)
-        return resize(input, scale_factor=2.0, align_corners=False)
 
 
 def _block(spatial_dims: int, n_in: int, n_out: int, *, strides: int = 1, dilation: int = 1) -> nn.Module:

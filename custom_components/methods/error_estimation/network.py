@@ -9,8 +9,15 @@ import torch.nn.functional as F
 from monai.networks.blocks import Convolution
 from torch import Tensor, nn
 
-from ...networks.blocks import AveragePool, check_spatial_dims, convolution, crop, initialize_layers, pad_to_multiple
-from ...repeatable import resize
+from ...networks.blocks import (
+    AveragePool,
+    check_spatial_dims,
+    convolution,
+    crop,
+    enlarged,
+    initialize_layers,
+    pad_to_multiple,
+)
 
 
 class ErrorUNet(nn.Module):
@@ -101,14 +108,6 @@ class LocalMatch(nn.Module):
         variances = self.window(others * others) - means * means + 1e-4
         covariance = self.window(others * fixed) - means * mean
         return covariance * covariance / (variance * variances)
-
-
-def enlarged(values: Tensor) -> Tensor:
-    """(B, C, *S) -> (B, C, *2S), linearly."""
-    if torch.jit.is_scripting():  # type: ignore[attr-defined]
-        mode = "trilinear" if values.dim() == 5 else "bilinear"
-        return F.interpolate(values, scale_factor=2.0, mode=mode, align_corners=False)
-    return resize(values, scale_factor=2.0, align_corners=False)
 
 
 def _block(spatial_dims: int, n_in: int, n_out: int, *, strides: int = 1) -> nn.Module:

@@ -17,6 +17,7 @@ from ...networks.blocks import (
     check_spatial_dims,
     convolution,
     crop,
+    enlarged,
     initialize_layers,
     pad_to_multiple,
 )
@@ -128,7 +129,7 @@ class LatentNetwork(nn.Module):
             x = block(torch.cat([x, levels[level].to(x.dtype)], 1))
         velocity = smoothed(at_least_float32(self.flow(x)), self.kernel)  # type: ignore[arg-type]
         for _ in range(3 - len(self.decoder)):
-            velocity = 2 * _enlarged(velocity)
+            velocity = 2 * enlarged(velocity)
         return crop(velocity, list(moving.shape[2:]))
 
 
@@ -157,14 +158,6 @@ def smoothed(field: Tensor, kernel: Tensor) -> Tensor:
             share = share + kernel[k] * inside[k : k + n]
         field = total / share.view([n] + [1] * (field.dim() - 1 - axis))
     return field
-
-
-def _enlarged(values: Tensor) -> Tensor:
-    """Maps (B, C, *S) with twice as many voxels along each axis, of half their edge."""
-    if torch.jit.is_scripting():  # type: ignore[attr-defined]
-        mode = "bilinear" if values.dim() == 4 else "trilinear"
-        return F.interpolate(values, scale_factor=2.0, mode=mode, align_corners=False)
-    return resize(values, scale_factor=2.0, align_corners=False)
 
 
 def _onto(values: Tensor, size: list[int]) -> Tensor:

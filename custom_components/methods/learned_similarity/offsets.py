@@ -12,23 +12,6 @@ from ...affine import rotation_matrix
 from ...checks import check_number
 
 
-def ball_covariance(radius_mm: float, spatial_dims: int = 3) -> Tensor:
-    """Covariance (D, D) of the points of a ball, or of a disc."""
-    return torch.eye(spatial_dims) * radius_mm**2 / (spatial_dims + 2)
-
-
-def rms_displacement(offset: Tensor, covariance: Tensor) -> Tensor:
-    """Root mean square of |R x + t - x| over points x of mean 0 and a covariance (D, D); shape (B,), mm.
-
-    In 3-D this is the root of |t|^2 + 2 (1 - cos theta) (tr C - n^T C n), n being the axis of the rotation.
-    """
-    d = offset.shape[1]
-    moved = offset[:, :, :d] - torch.eye(d, dtype=offset.dtype, device=offset.device)
-    covariance = covariance.to(moved)
-    turned = (moved @ covariance * moved).sum((1, 2))
-    return (turned + offset[:, :, d].square().sum(1)).sqrt()
-
-
 def offsets_of(tre: Tensor, radius_mm: float, spatial_dims: int = 3) -> Tensor:
     """Random offsets (B, D, D + 1) of a given TRE (B,), its root mean square over a ball.
 
@@ -40,8 +23,7 @@ def offsets_of(tre: Tensor, radius_mm: float, spatial_dims: int = 3) -> Tensor:
     check_number("radius_mm", radius_mm, above=0)
     d, device = spatial_dims, tre.device
     share = torch.rand(len(tre), device=device)
-    # A turn moves points along the two axes across its own, and the variance along each is r^2 / (D + 2):
-    # TRE^2 = 8 sin(angle / 2)^2 r^2 / (D + 2).
+    # `affine.ball_displacement` of a turn: TRE^2 = 8 sin(angle / 2)^2 r^2 / (D + 2).
     sine = (share * (d + 2) / 8).sqrt() * tre / radius_mm
     if device.type == "cpu" and bool((sine > 1).any()):
         raise ValueError(f"no rotation of a ball of {radius_mm} mm moves its points by {float(tre.max()):g} mm")

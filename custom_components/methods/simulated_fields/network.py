@@ -16,10 +16,10 @@ from ...networks.blocks import (
     check_spatial_dims,
     convolution,
     crop,
+    enlarged,
     initialize_layers,
     pad_to_multiple,
 )
-from ...repeatable import resize
 
 
 class GrowingUNet(nn.Module):
@@ -215,11 +215,3 @@ class Match(nn.Module):
 def block(spatial_dims: int, n_in: int, n_out: int) -> nn.Sequential:
     """A convolution and LeakyReLU(0.2)."""
     return nn.Sequential(convolution(spatial_dims, n_in, n_out), nn.LeakyReLU(0.2))
-
-
-def enlarged(values: Tensor) -> Tensor:
-    """Twice as many voxels along each axis, linearly; voxel centres lie as those of averaged blocks do."""
-    if torch.jit.is_scripting():  # type: ignore[attr-defined]
-        mode = "trilinear" if values.dim() == 5 else "bilinear"
-        return F.interpolate(values, scale_factor=2.0, mode=mode, align_corners=False)
-    return resize(values, scale_factor=2.0, align_corners=False)

@@ -8,8 +8,9 @@ import torch
 from torch.nn.functional import avg_pool2d
 
 from custom_components.methods.simulated_fields.growth import Growth
-from custom_components.methods.simulated_fields.network import GrowingUNet, Match, enlarged
+from custom_components.methods.simulated_fields.network import GrowingUNet, Match
 from custom_components.methods.simulated_fields.objective import KnownFieldLoss, length
+from custom_components.networks.blocks import enlarged
 
 
 def batch(size=(16, 12), seed=0):
