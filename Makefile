@@ -18,7 +18,11 @@ MINUTES ?= 14
 OUTPUT ?= gpu_output
 DEVICE ?= cuda
 
-.PHONY: help demo test test-fast lint bench docs wheel gpu clean
+# $(call needs,MODULES,EXTRA): one sentence where the environment lacks what a target uses, in place of skipped tests.
+needs = @$(BIN)/python -c "import sys; from importlib.util import find_spec; sys.exit(not all(map(find_spec, sys.argv[1:])))" \
+	$(1) || { echo "make $@ lacks one of these modules: $(1); install them with $(BIN)/python -m pip install -e '.[$(2)]'"; exit 1; }
+
+.PHONY: help demo test test-fast lint bench docs notebooks exports zoo wheel gpu clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST)
@@ -43,7 +47,21 @@ bench: $(STAMP)  ## speed, as ratios to MONAI in one run
 	$(BIN)/python -m benchmarks.bench
 
 docs: $(STAMP)  ## the site, in build/site
+	$(call needs,mkdocs material mkdocstrings,docs)
 	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/python -m mkdocs build --quiet --strict
+
+notebooks: $(STAMP)  ## each notebook at full length, with its CPU seconds, which must be less than 180
+	$(call needs,nbclient ipykernel sklearn matplotlib,dev)
+	MORPHZOO_NOTEBOOKS=full $(PYTEST) -rP tests/test_notebooks.py
+
+exports: $(STAMP)  ## each bundle exported, and run where this package is not installed; other formats, the hub's folder
+	$(call needs,onnxruntime onnxscript safetensors jsonschema,dev)
+	$(PYTEST) tests/commands/test_export.py tests/commands/test_export_refusals.py tests/commands/test_network_files.py \
+		tests/commands/test_hub.py
+
+zoo: $(STAMP)  ## the format checks of MONAI's model zoo on all exported bundles, and their metadata
+	$(call needs,black flake8 bugbear isort pep8ext_naming jsonschema,dev)
+	$(PYTEST) tests/commands/test_zoo_format.py tests/bundles/test_files.py
 
 wheel: $(STAMP)  ## the package in build/dist, checked, installed in an environment of its own, used for one registration
 	rm -rf build/dist build/wheel

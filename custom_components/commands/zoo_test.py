@@ -21,7 +21,7 @@ _TINY: Config = {
 
 _TEMPLATE = '''"""Training and inference of the bundle {name} on phantoms, as the model zoo's CI runs them.
 
-Copy this file to ci/unit_tests/ of the zoo, beside its `utils.py`, or run it where the bundle lies in models/{name}:
+Copy this file to ci/unit_tests/ of the zoo, beside its `utils.py`, or run it where models/{name} lies:
 
     python test_{name}.py
 """

@@ -192,7 +192,7 @@ class CompositeNetwork(nn.Module):
 
     def forward(self, image: Tensor, part: str = "all") -> Tensor:
         if part != "all" and part != "affine":
-            raise ValueError(f"expected the part 'all' or 'affine', got '{part}'")
+            raise ValueError(f"expected the part 'all' or 'affine', got {part}")
         matrix = self.affine(image)
         grid = centred_grid(list(image.shape[2:]), image)
         displacement = displaced(matrix, grid, self.affine.unit)
