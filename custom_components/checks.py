@@ -43,6 +43,11 @@ def check_number(
         raise ValueError(f"expected {name} to be a {'whole ' * whole}number {words}".rstrip() + f", got {value!r}")
 
 
+def is_word(text: str) -> bool:
+    """Whether a setting that takes a word or a file is a word: it has no ending and no folder; `./itk` is a file."""
+    return not Path(text).suffix and not {"/", os.sep} & {*text}
+
+
 def _is_finite(value: Any, whole: bool) -> bool:
     kind = Integral if whole else Real
     return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .workflow import as_list
+from .workflow import as_list, words_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -161,7 +161,7 @@ def _ending(source: str) -> str:
 def _modes(interpolation: str | Sequence[str], number: int) -> list[str]:
     from ..space.warping import interpolation_named
 
-    modes = [interpolation_named(one) for one in as_list(interpolation)]
+    modes = [interpolation_named(one) for one in words_of(interpolation)]
     if len(modes) not in (1, number):
         raise ValueError(f"expected one interpolation or one for each of {number} sources, got {len(modes)}")
     return modes * (number if len(modes) == 1 else 1)

@@ -31,17 +31,17 @@ def all_bundles() -> list[Path]:
 
 
 def find_bundle(name: str) -> Path:
-    """Folder of a bundle, by name or by path.
+    """Folder of a bundle, by name or by path. A folder here that is called like a bundle is `./NAME`.
 
     Raises:
         ValueError: if there is none of that name; the message lists those there are.
     """
+    found = {folder.name: folder for folder in all_bundles()}
+    if name in found:
+        return found[name]
     if (Path(name) / "configs" / "inference.json").is_file():
         return Path(name)
-    found = {folder.name: folder for folder in all_bundles()}
-    if name not in found:
-        raise ValueError(f"there is no bundle {name!r}; there are {', '.join(found)}")
-    return found[name]
+    raise ValueError(f"there is no bundle {name!r}; there are {', '.join(found)}")
 
 
 def overlay_path(name: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .bundles import find_bundle
-from .workflow import as_list
+from .workflow import words_of
 
 
 def export(
@@ -49,7 +49,7 @@ def export(
     if purpose != "monai-label":
         if atlas or atlas_labels or label_names:
             raise ValueError("an atlas is for --for monai-label")
-        return export_bundle(folder, output, zipped=zipped, formats=as_list(formats), for_hub=purpose == "hub")
+        return export_bundle(folder, output, zipped=zipped, formats=words_of(formats), for_hub=purpose == "hub")
     if formats:
         raise ValueError("--formats are for a bundle, not for MONAI Label")
     if not (atlas and atlas_labels):

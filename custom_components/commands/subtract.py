@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..checks import check_number, writable_folder
-from .workflow import as_list
+from .workflow import words_of
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def subtract(
 
 def numbers(given: int | str | Sequence[int]) -> list[int]:
     """Whole numbers of a setting. Raises ValueError: if they are none."""
-    parts = [str(given)] if isinstance(given, int) else as_list(given)  # type: ignore[arg-type]
+    parts = [str(given)] if isinstance(given, int) else words_of(given)  # type: ignore[arg-type]
     if not all(part.strip().isdecimal() for part in parts):
         raise ValueError(f"--mask: expected numbers of frames from 0 on, got {given!r}")
     return [int(part) for part in parts]

@@ -11,7 +11,7 @@ from .bundles import DEFAULT_BUNDLE, overlay_path
 from .heads import images_in
 from .optimize import training_free
 from .registrar import Registrar
-from .workflow import as_list, check_settings
+from .workflow import as_list, check_settings, words_of
 
 if TYPE_CHECKING:
     from ..cohorts.plan import TemplateResult
@@ -83,7 +83,7 @@ def template(
     from ..tasks import Workers
     from ..transforms.requests import request_of
 
-    keys = as_list(contrasts)
+    keys = words_of(contrasts)
     names = find_label_names(label_names, scans).names
     people = _people(scans, output, section, dataset_dir, keys)
     plan = Plan(affine, affine_rounds, rounds, average, sharpen, symmetric, resolution, tuple(as_list(initial)))

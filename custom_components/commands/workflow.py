@@ -208,7 +208,7 @@ def _is_linear(stages: object) -> bool:
     """Whether stages hold no deformable one. Raises ValueError: for another word."""
     from ..transforms.alignment import linear_stage
 
-    names = [str(name) for name in stages] if isinstance(stages, list | tuple) else as_list(str(stages))
+    names = words_of(stages if isinstance(stages, list | tuple) else str(stages))
     linear_stage(names)
     return "deformable" not in names
 
@@ -295,4 +295,9 @@ def as_list(value: str | os.PathLike[str] | Sequence[str]) -> list[str]:
     """The parts of a text with commas, a path, or the items of a sequence as texts. A file's name may have commas."""
     if isinstance(value, os.PathLike) or (isinstance(value, str) and Path(value).exists()):
         return [str(value)]
+    return words_of(value)
+
+
+def words_of(value: str | Sequence[str]) -> list[str]:
+    """As `as_list`, of what can be no files."""
     return [part for part in value.split(",") if part] if isinstance(value, str) else [str(item) for item in value]

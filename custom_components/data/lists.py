@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..checks import is_word
 from ..vocabulary import Entry
 from .names import check_ids, distinct_names
 
@@ -206,7 +207,7 @@ def _resolve(item: object, base: Path, where: str) -> Entry:
 def _aligned(entry: Entry, base: Path) -> Entry:
     """A pair's own `affine` as a path, if it names a file; else it is a word for what aligns the pair."""
     affine = entry.get("affine")
-    is_file = is_pair(entry) and isinstance(affine, str) and (base / affine).is_file()
+    is_file = is_pair(entry) and isinstance(affine, str) and not is_word(affine) and (base / affine).is_file()
     return {**entry, "affine": str(base / str(affine))} if is_file else entry
 
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from ..checks import is_word
 from ..space.affine import ENGINES, register_affine
 from ..space.affine_search import STAGES
 from ..space.dialects import Frames, read_affine_transform
@@ -19,6 +21,8 @@ from ..space.volumes import Volume
 Aligner = Callable[[Volume, Volume], np.ndarray]
 
 ALIGNERS = ("learned", "search", "agent")  # words for an aligner, which goes as far as it can
+
+WORDS = (*ENGINES, *ALIGNERS, "none")
 
 ALL_STAGES = (*STAGES, "deformable")
 
@@ -72,14 +76,11 @@ def world_matrix_of(
         masks: as far as given, those of the images under the same names.
         aligner: from both volumes, fixed then moving, to the matrix.
     Raises:
-        ValueError: if there is no such file, it does not fit, or the matrix has no inverse.
+        ValueError: if there is no such word or file, it does not fit, or the matrix has no inverse.
     """
     fixed, moving = contrasts["fixed"], contrasts["moving"]
     affine, stage = alignment.affine, linear_stage(alignment.stages)
-    if affine in STAGES:
-        raise ValueError(
-            f"--affine: expected {', '.join((*ENGINES, *ALIGNERS))}, none or a file; --stages {affine} goes so far"
-        )
+    _check_word(affine)
     if affine == "none" or (stage is None and affine in (*ENGINES, *ALIGNERS)):
         matrix = np.eye(len(fixed.affine))
     elif affine in ALIGNERS:
@@ -94,6 +95,13 @@ def world_matrix_of(
     if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-9:
         raise ValueError(f"expected an affine transform ({affine}) with an inverse, got {matrix.tolist()}")
     return matrix
+
+
+def _check_word(affine: str) -> None:
+    """Raises ValueError: for a word that is neither known nor a file."""
+    if affine in STAGES or (is_word(affine) and affine not in WORDS and not Path(affine).exists()):
+        hint = f"--stages {affine} goes so far" if affine in STAGES else f"got {affine!r}"
+        raise ValueError(f"--affine: expected {', '.join(WORDS)} or a file; {hint}")
 
 
 def _from_file(path: str, fixed: Volume, moving: Volume) -> np.ndarray:
