@@ -14,16 +14,6 @@ from .memory import ask_for_large_pages
 from .runs import sentence
 
 
-class Commands(dict[str, Callable[..., object]]):
-    """Learned deformable image registration. `morphzoo COMMAND --help` describes a command.
-
-    Every command takes --quiet (warnings and errors alone), --verbose (also what the libraries say) and --json (the
-    result as JSON). `morphzoo --version` tells the version, `morphzoo --completion [bash|zsh|fish]` prints what a shell
-    needs to complete commands and flags. Errors are one line; --verbose, or the environment variable MORPHZOO_DEBUG set
-    to 1, shows the whole traceback. Exit codes: 0, all is done; 1, it failed, or some of many failed; 130, interrupted.
-    """
-
-
 def main() -> None:
     """Entry point of the console script."""
     import fire
@@ -37,7 +27,7 @@ def main() -> None:
         if told is not None:
             print(told)
             return
-        table = Commands({name: _showing(from_text(command), console) for name, command in commands.items()})
+        table = {name: _showing(from_text(command), console) for name, command in commands.items()}
         fire.Fire(table, command=checked(words, commands), name="morphzoo")
     except KeyboardInterrupt:
         stop("morphzoo: interrupted", 130)

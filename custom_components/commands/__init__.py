@@ -18,6 +18,7 @@ PARTS = {
     "labelling",
     "listed",
     "loaded",
+    "manual",
     "monai_transforms",
     "network_files",
     "origin",

@@ -94,6 +94,9 @@ def apply(
         moving: the image that was registered, for transforms that count from its corner (FSL, AFNI); default: the
             source. With it and the reference they move points, too.
         dialect: of the transform files: itk, ants, fsl, freesurfer, afni or x5; default: as their content says.
+    Examples:
+        `morphzoo apply out/fixed__moving/transform.h5 seg.nii.gz moved.nii.gz --reference fixed.nii.gz`
+        `morphzoo apply out/fixed__moving/transform.h5 points.csv moved.csv`
     Returns:
         What was written, and how; a list for several sources.
     """

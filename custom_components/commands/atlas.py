@@ -75,10 +75,13 @@ def atlas(
         affine: how scan and template are aligned, as for `register`, or a transform file, template to scan. Default:
             the bundle's, "itk".
         bundle: name of a bundle with a template, or its folder.
-        weights: another checkpoint; its size, attributes and labels are read from it.
+        weights: another checkpoint, whose size, attributes and labels count; default: the bundle's own.
         device: "cpu", "cuda:0", ...; default: the GPU if there is one.
         overlay: further config files, the last one wins.
         **settings: any other setting of the bundle's inference.json.
+    Examples:
+        `morphzoo atlas -o out --attributes ventricles=4`
+        `morphzoo atlas scan.nii.gz -o out --attributes ventricles=4`
     Returns:
         The paths of the template's files, and the scan's registration.
     """

@@ -29,6 +29,8 @@ def cite(bundle: str = DEFAULT_BUNDLE) -> Citation:
 
     Args:
         bundle: name or folder.
+    Examples:
+        `morphzoo cite avsm`
     Raises:
         ValueError: if there is no such bundle.
     """

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from .. import __version__
+from .manual import asked
 
 FLAGS = ("quiet", "verbose", "json")
 SHELLS = ("bash", "zsh", "fish")
@@ -80,7 +81,7 @@ def split(words: Sequence[str]) -> tuple[Console, list[str]]:
 
 
 def answer(words: Sequence[str], commands: Mapping[str, Callable[..., object]]) -> str | None:
-    """What `--version` and `--completion [SHELL]` print; None if the words are a command.
+    """What `--help`, `--version` and `--completion [SHELL]` print; None if the words are a command to run.
 
     Raises:
         ValueError: if there is no completion for this shell.
@@ -89,7 +90,7 @@ def answer(words: Sequence[str], commands: Mapping[str, Callable[..., object]]) 
         return f"morphzoo {__version__}"
     if words[:1] == ["--completion"]:
         return completion(words[1] if len(words) > 1 else Path(os.environ.get("SHELL", "bash")).name, commands)
-    return None
+    return asked(words, commands)
 
 
 def completion(shell: str, commands: Mapping[str, Callable[..., object]]) -> str:

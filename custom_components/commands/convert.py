@@ -46,6 +46,8 @@ def convert(
         source_dialect: of the transform; default: as its content says.
         invert: write the way back, from moving to fixed; fields are inverted numerically. --moving and --fixed are
             still the images of the transform that was given.
+    Examples:
+        `morphzoo convert out/fixed__moving/transform.h5 warp --dialect ants --fixed fixed.nii.gz`
     Returns:
         What was written.
     """

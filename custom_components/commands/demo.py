@@ -50,6 +50,8 @@ def demo(
         bundle: name of a bundle, or its folder.
         overlay: further config files, the last one wins.
         **settings: any setting of the bundle's inference.json.
+    Examples:
+        `morphzoo demo -o demo_output`
     Returns:
         The registration, and its error against the known deformation.
     """

@@ -51,11 +51,14 @@ def evaluate(
         jobs: processes, each of one thread; 1 uses all threads for one pair after the other.
         scheduler: a Dask scheduler whose workers do the pairs instead, tcp://HOST:PORT or its file (docs/cohort.md).
         overlay: further config files, the last one wins.
-        window, fill: intensities that are compared, and the value outside the moving image, as in `register`.
+        window: lowest and highest intensity that is compared; default: all, but of a CT no air.
+        fill: value outside the moving image; default: what most voxels on its faces hold, air of a CT.
         compare: folders of other runs, or their tables metrics.csv, which index.html shows beside this one.
         label_names: table of the labels' names, CSV (id,name) or TSV as BIDS has it (index, name), for the pages;
             default: labels.csv or dseg.tsv beside the list.
         **settings: any setting of the bundle's inference.json.
+    Examples:
+        `morphzoo evaluate list.json -o evaluated --jobs 4`
     Returns:
         The registration of each pair.
     Raises:

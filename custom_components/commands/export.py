@@ -31,6 +31,8 @@ def export(
         label_names: for MONAI Label: table of names, CSV or TSV with the columns id or index, and name.
         formats: the network for other runtimes, too: some of pt2, onnx, torchscript, safetensors (docs/model_zoo.md).
         **options: for: "monai-label" or "hub". zip: also write OUTPUT/<bundle>_v<version>.zip and its SHA-256.
+    Examples:
+        `morphzoo export voxelmorph -o exported --zip`
     Returns:
         What was written.
     """

@@ -75,6 +75,8 @@ def info(bundle: str | None = None) -> Information:
 
     Args:
         bundle: name or folder; None for all.
+    Examples:
+        `morphzoo info`
     Raises:
         ValueError: if there is no such bundle.
     """

@@ -47,6 +47,8 @@ def longitudinal(
         label_names: table of the labels' names, CSV (id,name) or TSV as BIDS has it (index, name).
         overlay: further config files, the last one wins.
         **settings: any setting of the bundle's inference.json, for instance --smoothness 4, --optimize 40.
+    Examples:
+        `morphzoo longitudinal first.nii.gz second.nii.gz -o change`
     Returns:
         The measures, and the volumes of each label.
     """

@@ -37,6 +37,8 @@ def optimize(
             may fold). Default: the bundle's own deformation and objective, for synthmorph svf.
         relaxation: of lddmm: search the velocities at all times, by their gradient, in place of the initial momentum.
         **settings: as in `register`; --smoothness is a factor of the regularisation.
+    Examples:
+        `morphzoo optimize moving.nii.gz fixed.nii.gz -o out --model lddmm`
     Returns:
         As `register`.
     """

@@ -60,6 +60,8 @@ def prepare(
         overlay: further config files, the last one wins.
         **settings: any other setting of bundles/prepare/configs/prepare.json: --template_mask FILE, --stripped False,
             --people FILE (a table whose columns become attributes; default: FOLDER/participants.tsv), ...
+    Examples:
+        `morphzoo prepare DIR -o prepared --spacing 2 --jobs 4`
     Returns:
         What became of each session.
     Raises:

@@ -60,6 +60,8 @@ def propagate(
             list, else beside the scans'.
         overlay: further config files, the last one wins.
         **settings: any setting of the bundle's inference.json, as of `register`.
+    Examples:
+        `morphzoo propagate atlas.nii.gz,labels.nii.gz --to list.json -o propagated`
     Returns:
         The result of each scan.
     Raises:

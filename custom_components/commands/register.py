@@ -57,15 +57,15 @@ def register(
         moving: image that is deformed (NIfTI or MGZ; NRRD, MHA, a folder with a DICOM series and others with `itk`).
             Several channels of one person, t1.nii.gz,t2.nii.gz (in Python a list), are resampled to the first's grid.
         fixed: image whose space the result lives in, with as many channels.
-        output: folder for the results; of the command "registered".
+        output: folder for the results; default of the command: registered.
         bundle: name of a bundle, or its folder.
         optimize: iterations of pairwise refinement after the network, 0 for none, or "auto" for as many as bring the
             images closer; default: the bundle's.
-        quality: "fast" refines a little, "default" as the bundle does, "best" takes more
-            iterations, which takes twice as long or more.
-        affine: what aligns first: "itk", "torch" (or --affine alone), which takes a third of the time, "learned", a
-            network, or "none", which trusts the headers; or the path of an affine transform file. Default: the
-            bundle's, for synthmorph "itk".
+        quality: "fast" refines a little, "default" as the bundle does, "best" takes more iterations, which takes twice
+            as long or more.
+        affine: what aligns first: "itk"; "torch" (or --affine alone), which takes a third of the time; "learned", a
+            network; "search" or "agent", rigid ones (experimental); "none", which trusts the headers; or the path of
+            an affine transform file. Default: the bundle's, for synthmorph "itk".
         stages: what is done: names out of translation, rigid, similarity, affine and deformable. "rigid" or "affine"
             alone deforms nothing and needs no network; default: affine,deformable.
         label_moving, label_fixed: label maps, warped along and compared.
@@ -78,7 +78,7 @@ def register(
         guide_moving, guide_fixed: label maps with common ids, which the refinement brings together, too. They are not
             measured.
         guide_weight: what 1 - the mean Dice of the guiding label maps weighs against 1 - LNCC; default: 1.
-        id: name of the result.
+        id: name of the result; default: <fixed>__<moving>.
         spacing: of the model grid, mm; default: the bundle's, for which its weights were trained.
         samples: of a probabilistic bundle: number of deformations to draw. They are written with maps of their standard
             deviation and of the warped labels' entropy; `--seed` draws others.
@@ -86,7 +86,7 @@ def register(
             "auto" to choose it for the pair.
         sweep: of such a bundle: also try this many values from 0 to 1 (of its first hyper-parameter), without
             refinement, and write a 4-D image, a table and a picture.
-        weights: another checkpoint.
+        weights: another checkpoint; default: the bundle's own.
         device: "cpu", "cuda:0", ...; default: the GPU if there is one.
         overlay: further config files, the last one wins.
         window: lowest and highest intensity that is compared, in both images, for instance -160,240 for soft tissue of
@@ -100,6 +100,9 @@ def register(
             refinement's regularisation, --similarity mind, --robust for lesions that only one image shows, --page
             volumes for a viewer of them in report.html, or --label_names FILE for names of labels there: CSV (id,name)
             or TSV as BIDS has it (index, name).
+    Examples:
+        `morphzoo register moving.nii.gz fixed.nii.gz -o out`
+        `morphzoo register moving.nii.gz fixed.nii.gz -o out --quality fast --label_moving seg.nii.gz`
     Returns:
         The warped images, the transforms, the measures, and the paths of the files if there are some.
     """

@@ -30,9 +30,11 @@ def segment(
         output: folder for the results.
         atlases: how many people label each image, 1 to 8; more are better and slower. 0: the network does.
         bundle: name of a bundle that segments, or its folder.
-        weights: other weights than the bundle's.
-        device: cpu or cuda:0, ...
+        weights: another checkpoint; default: the bundle's own.
+        device: "cpu", "cuda:0", ...; default: the GPU if there is one.
         overlay: further config files, the last one wins.
+    Examples:
+        `morphzoo segment t1.nii.gz -o segmented`
     Returns:
         For each image its files, measures and warnings.
     Raises:

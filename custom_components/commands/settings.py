@@ -76,7 +76,7 @@ def typed_settings(bundle: str, config: Config, settings: Mapping[str, object]) 
         if name == "affine" and value in (True, "True"):  # a flag without a value
             value = "torch"
         if name == "device":
-            result[name] = _device(value)
+            result[name] = device_named(value)
         else:
             result[name] = convert(name, value, _kinds(bundle, config, name.replace("::", "#")))
     return {name: value for name, value in result.items() if value is not None}
@@ -145,8 +145,8 @@ def _parameter(bundle: str, name: str, component: Mapping[str, Any], key: str) -
     return "Any"
 
 
-def _device(value: object) -> torch.device:
-    """A device that is there, by its name."""
+def device_named(value: object) -> torch.device:
+    """A device that is there, by its name. Raises ValueError: if it is not there, or has no 64-bit numbers."""
     import torch
 
     try:

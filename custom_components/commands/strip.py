@@ -29,9 +29,11 @@ def strip(
         border: mm around the brain that are kept, too; negative: that are taken away.
         threshold: probability of brain from which a voxel is in the mask; lower keeps more.
         bundle: name of a bundle that segments, or its folder.
-        weights: other weights than the bundle's.
-        device: cpu or cuda:0, ...
+        weights: another checkpoint; default: the bundle's own.
+        device: "cpu", "cuda:0", ...; default: the GPU if there is one.
         overlay: further config files, the last one wins.
+    Examples:
+        `morphzoo strip t1.nii.gz scans/ -o stripped`
     Returns:
         For each image its files, measures and warnings.
     Raises:

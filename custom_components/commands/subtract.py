@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..checks import check_number, writable_folder
-from .workflow import words_of
+from ..checks import check_number
+from .settings import device_named
+from .workflow import results_in, words_of
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,9 @@ def subtract(
         smoothness: of the motion in space; larger is smoother.
         temporal: of the motion in time; sudden steps cost no more than slow ones.
         spacing: distance between the control points of the motion, in pixels of an image of 256.
-        device: cpu or cuda:0, ...
+        device: "cpu", "cuda:0", ...
+    Examples:
+        `morphzoo subtract series.dcm -o subtracted`
     Returns:
         The files and measures.
     Raises:
@@ -64,14 +67,14 @@ def subtract(
     from ..notices import collecting
 
     check_number("mask_frames", mask_frames, least=1, whole=True)
-    loss = SubtractionLoss(smoothness, temporal)
+    loss, place = SubtractionLoss(smoothness, temporal), device_named(device)
     with collecting() as warnings:
         found = read_series(series, intensities)
         frames = range(min(int(mask_frames), len(found.frames))) if mask is None else numbers(mask)
-        corrected = correct(found.frames.to(device), list(frames), spacing=spacing, loss=loss, progress=True)
-        folder = writable_folder(output)
-        files, metrics = write_correction(folder, found, corrected, list(frames), warnings)
-    return Subtraction(folder, files, metrics)
+        with results_in(output, []):
+            corrected = correct(found.frames.to(place), list(frames), spacing=spacing, loss=loss, progress=True)
+            files, metrics = write_correction(Path(output), found, corrected, list(frames), warnings)
+    return Subtraction(Path(output), files, metrics)
 
 
 def numbers(given: int | str | Sequence[int]) -> list[int]:

@@ -54,7 +54,8 @@ def template(
         bundle: what registers the deformable rounds: name of a bundle, or its folder.
         model: register without a network: "svf", "lddmm", "vsvf", "ddf", "bspline", "demons" or "flow", as
             `optimize`.
-        section: of the list. dataset_dir: folder to which the list's paths are relative; default: the list's folder.
+        section: of the list.
+        dataset_dir: folder to which the list's paths are relative; default: the list's folder.
         contrasts: keys of the list with further images of each person, aligned with the first.
         contrast_weights: how much each contrast counts in the registration, the first one first.
         affine: what aligns people first: "torch", "itk", or "none" if their headers do.
@@ -71,6 +72,8 @@ def template(
             volumes.csv; default: labels.csv or dseg.tsv beside the list.
         overlay: further config files, the last one wins.
         **settings: any setting of the bundle's inference.json, for instance --optimize 25, --smoothness 2.
+    Examples:
+        `morphzoo template list.json -o template --jobs 4`
     Returns:
         The rounds, and how well each person fits.
     Raises:

@@ -86,6 +86,8 @@ def train(
         again: begin anew.
         overlay: further config files, the last one wins.
         **settings: any setting of the bundle's train.json: --max_epochs, --num_pairs, --spacing, --size, --labels, ...
+    Examples:
+        `morphzoo train prepared -o trained --bundle voxelmorph`
     Returns:
         Where the weights are, and how they compare.
     Raises:

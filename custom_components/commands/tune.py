@@ -58,6 +58,8 @@ def tune(
         sweep: number of values from 0 to 1 in the table of structures, 0 for none.
         overlay: further config files, the last one wins.
         **settings: any setting of the bundle's inference.json; `--hyper` is where the search starts.
+    Examples:
+        `morphzoo tune list.json -o tuned`
     Returns:
         The value of each hyper-parameter.
     """

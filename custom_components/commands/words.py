@@ -1,4 +1,4 @@
-"""The words of a command line, checked before a command starts. fire finds the command and prints the help."""
+"""The words of a command line, checked before a command starts. fire finds the command."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SHORT = {"o": "output", "b": "bundle"}
 
 
 def checked(words: Sequence[str], commands: Mapping[str, Callable[..., object]]) -> list[str]:
-    """The words for fire, with full names of flags, each flag with its value; a call for help alone, if there is one.
+    """The words for fire, with full names of flags, each flag with its value.
 
     fire reads values as Python literals, so each is quoted: a text stays the text that was typed. Only `~/` at its
     beginning becomes the home folder, as in a shell.
@@ -34,8 +34,6 @@ def checked(words: Sequence[str], commands: Mapping[str, Callable[..., object]])
     if command not in commands:
         raise ValueError(f"there is no command {command!r}; there are {', '.join(commands)}")
     parameters = inspect.signature(commands[command]).parameters
-    if "--help" in rest or ("-h" in rest and not any(name.startswith("h") for name in parameters)):
-        return [command, "--", "--help"]
     positional, flags = _split(command, rest, parameters)
     _check_number(command, positional, flags, parameters)
     texts = [repr(_home(word)) for word in positional]

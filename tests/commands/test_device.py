@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from custom_components.commands.settings import _device
+from custom_components.commands.settings import device_named
 
 
 def test_the_cpu_is_always_there():
-    assert _device("cpu") == torch.device("cpu")
+    assert device_named("cpu") == torch.device("cpu")
 
 
 def test_a_device_that_is_not_there_is_refused():
     with pytest.raises(ValueError, match="--device: there is no 'nowhere' on this machine"):
-        _device("nowhere")
+        device_named("nowhere")
 
 
 def test_a_device_without_64_bit_numbers_is_refused(monkeypatch):
@@ -28,4 +28,4 @@ def test_a_device_without_64_bit_numbers_is_refused(monkeypatch):
 
     monkeypatch.setattr(torch, "empty", refusing)
     with pytest.raises(ValueError, match="--device: 'mps' has no 64-bit numbers, which measures need; take 'cpu'"):
-        _device("mps")
+        device_named("mps")

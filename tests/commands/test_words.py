@@ -108,14 +108,6 @@ def test_the_demo_refuses_settings_before_it_makes_subjects(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_each_command_has_help(command, capsys):
-    assert run(command, "--help") is None
-    shown = "".join(capsys.readouterr())
-    assert f"morphzoo {command} - " in shown
-    assert "GROUP" not in shown
-
-
 def test_a_command_in_python_takes_python_values():
     def command(count: int, *, names: list[str] | None = None) -> object:
         return count, names
