@@ -69,8 +69,8 @@ wheel: $(STAMP)  ## the package in build/dist, checked, installed in an environm
 	$(BIN)/python -m build --outdir build/dist
 	$(BIN)/python -m twine check --strict build/dist/*
 	$(PYTHON) -m venv build/wheel
-	build/wheel/bin/python -m pip install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) "$$(ls build/dist/*.whl)[demo]"
-	cd build && wheel/bin/morphzoo info && wheel/bin/morphzoo demo -o demo_output
+	PYTHONPATH= build/wheel/bin/python -m pip install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) "$$(ls build/dist/*.whl)[demo]"
+	cd build && export PYTHONPATH= && wheel/bin/morphzoo info && wheel/bin/morphzoo demo -o demo_output
 
 gpu:  ## correctness, speed, memory and trainings on a GPU; on a node with torch and wheels, too
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu --minutes $(MINUTES) --output $(OUTPUT) \

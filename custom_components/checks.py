@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import operator
 import os
+from collections.abc import Iterable
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,16 @@ def check_number(
 def is_word(text: str) -> bool:
     """Whether a setting that takes a word or a file is a word: it has no ending and no folder; `./itk` is a file."""
     return not Path(text).suffix and not {"/", os.sep} & {*text}
+
+
+def meant(word: str, names: Iterable[str], sign: str = "") -> str:
+    """The end of a sentence that refuses a word: "; did you mean NAME?", or nothing if no name is like it.
+
+    Args:
+        sign: before the name.
+    """
+    found = difflib.get_close_matches(word, sorted(names), n=1, cutoff=0.7)
+    return f"; did you mean {sign}{found[0]}?" if found else ""
 
 
 def _is_finite(value: Any, whole: bool) -> bool:

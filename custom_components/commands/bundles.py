@@ -8,6 +8,7 @@ import os
 import sysconfig
 from pathlib import Path
 
+from ..checks import meant
 from ..vocabulary import Config
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -41,7 +42,7 @@ def find_bundle(name: str) -> Path:
         return found[name]
     if (Path(name) / "configs" / "inference.json").is_file():
         return Path(name)
-    raise ValueError(f"there is no bundle {name!r}; there are {', '.join(found)}")
+    raise ValueError(f"there is no bundle {name!r}; there are {', '.join(found)}{meant(name, found)}")
 
 
 def overlay_path(name: str) -> str:

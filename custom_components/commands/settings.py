@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pydoc import locate
 from typing import TYPE_CHECKING, Any
 
+from ..checks import meant
 from ..vocabulary import Config
 from .bundles import those_with
 from .typed import convert, kinds_of
@@ -162,5 +163,20 @@ def device_named(value: object) -> torch.device:
 
 
 def _unknown(bundle: str, name: str, known: Config) -> str:
+    """What is said of a setting that a bundle lacks: who has it, what else was meant, or what there is."""
+    from . import discover
+
+    flags = {flag for command in discover().values() for flag in inspect.signature(command).parameters}
+    settings = {key for key in {*known} - _PRIVATE if _is_setting(bundle, known, key)}
     others = those_with(name.split("#")[0])
-    return f"{bundle} has no setting {name!r}; {others or 'there are ' + ', '.join(sorted({*known} - _PRIVATE))}"
+    near = meant(name, settings | {*_PLACES} | flags, "--")
+    said = f"; {others}" if others else near or f"; there are {', '.join(sorted(settings))}"
+    return f"{bundle} has no setting {name!r}{said}"
+
+
+def _is_setting(bundle: str, config: Config, name: str) -> bool:
+    try:
+        _kinds(bundle, config, name)
+    except ValueError:
+        return False
+    return True

@@ -134,9 +134,8 @@ def _sections(
     if path.is_dir():
         found = _in_folder(path, output, image, label)
     else:
-        names = json.loads(path.read_text(encoding="utf-8-sig")) if path.is_file() else {}
         found = load_list(path, "training", dataset_dir)
-        if isinstance(names, dict) and names.get("validation"):
+        if json.loads(path.read_text(encoding="utf-8-sig")).get("validation"):
             return {"training": found, "validation": load_list(path, "validation", dataset_dir)}
     people = {subject_of(scan) for scan in found}
     if len(people) < 4:

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 
+from ..checks import meant
 from .typed import convert
 
 _FOLDER = "registered"  # where results go if nothing else is said
@@ -32,7 +33,7 @@ def checked(words: Sequence[str], commands: Mapping[str, Callable[..., object]])
         return list(words)
     command, rest = words[0], list(words[1:])
     if command not in commands:
-        raise ValueError(f"there is no command {command!r}; there are {', '.join(commands)}")
+        raise ValueError(f"there is no command {command!r}; there are {', '.join(commands)}{meant(command, commands)}")
     parameters = inspect.signature(commands[command]).parameters
     positional, flags = _split(command, rest, parameters)
     _check_number(command, positional, flags, parameters)

@@ -61,14 +61,19 @@ def load_list(
         Scans or pairs; each file they name exists.
     Raises:
         FileNotFoundError: if the list or some of the files it names are missing (their number and the first one).
+        IsADirectoryError: if it is a folder.
         ValueError: if the file is no JSON object, the section is absent or empty, an item is neither scan nor pair, or
             two ids are equal or name one folder.
     """
     path = Path(str(path))
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: expected a data list, a JSON file, got a folder (data_lists/README.md)")
     if not path.is_file():
         raise FileNotFoundError(f"no data list at {path}")
     try:
         sections = json.loads(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected a data list, a JSON file, got one that is no text") from error
     except ValueError as error:
         raise ValueError(f"data list {path} is not valid JSON: {error}") from error
     if not isinstance(sections, dict):

@@ -166,6 +166,7 @@ def dicom_slices(folder: str) -> list[str]:
     itk = import_itk(f"reading {folder}")
     names = itk.GDCMSeriesFileNames.New()
     names.SetUseSeriesDetails(True)
+    names.GlobalWarningDisplayOff()  # of a folder without DICOM the error tells
     names.SetDirectory(folder)
     series = {uid: list(names.GetFileNames(uid)) for uid in names.GetSeriesUIDs()}
     if not series:

@@ -73,6 +73,7 @@ def test_the_home_folder_is_meant_by_a_tilde_unless_there_is_such_a_folder(tmp_p
         (["register", "a", "b", "--spacing", "wide"], "--spacing: expected a number, got 'wide'"),
         (["register", "a", "b", "-m", "c"], "-m can be --moving or --mask_moving or --mask_fixed"),
         (["registre", "a", "b"], "there is no command 'registre'; there are apply, atlas"),
+        (["registre", "a", "b"], "; did you mean register?"),
     ],
 )
 def test_words_that_mean_nothing_are_refused_before_anything_happens(words, part, tmp_path, monkeypatch):
@@ -89,7 +90,10 @@ def test_words_that_mean_nothing_are_refused_before_anything_happens(words, part
     [
         (["--device", "cuda:99"], "--device: there is no 'cuda:99' on this machine"),
         (["--device", "toaster"], "--device: there is no 'toaster' on this machine"),
-        (["--nothing", "3"], "synthmorph has no setting 'nothing'"),
+        (["--nothing", "3"], "synthmorph has no setting 'nothing'; there are affine, average"),
+        (["--simlarity", "mi"], "synthmorph has no setting 'simlarity'; did you mean --similarity?"),
+        (["--bundel", "avsm"], "synthmorph has no setting 'bundel'; did you mean --bundle?"),
+        (["--bundle", "synthmorf"], "; did you mean synthmorph?"),
         (["--optimize", "-5"], "expected iterations of at least 0"),
         (["--spacing", "0"], "one positive number"),
         (["--affine", "nowhere.tfm"], "nowhere.tfm"),

@@ -50,6 +50,14 @@ def test_the_affine_of_a_pair_is_a_word_or_a_file_beside_the_list(tmp_path):
     assert found == [str(tmp_path / "there.tfm"), "itk", "elsewhere.tfm"]
 
 
+def test_a_folder_or_an_image_is_no_list(tmp_path):
+    with pytest.raises(IsADirectoryError, match="expected a data list, a JSON file, got a folder"):
+        load_list(tmp_path)
+    (tmp_path / "image.nii.gz").write_bytes(b"\x1f\x8b\x08\x00")
+    with pytest.raises(ValueError, match=r"image\.nii\.gz: expected a data list, a JSON file, got one that is no text"):
+        load_list(tmp_path / "image.nii.gz")
+
+
 def test_another_contrast_is_a_file_of_a_scan(tmp_path):
     for name in ("t1.nii.gz", "t2.nii.gz"):
         (tmp_path / name).touch()
