@@ -147,7 +147,8 @@ def deviations(
     for k in seeds:
         batch = coloured(simulation, maps[k % len(maps)][None], k, "T1/T1", 0)
         moving, fixed = pairs.pop()
-        parameters, generator = answer.network(torch.cat([moving, fixed], 1)), Generator().manual_seed(0)
+        parameters = answer.network.on(moving.device)(torch.cat([moving, fixed], 1))
+        generator = Generator().manual_seed(0)
         drawn = [deformation.draw(parameters, moving.shape[2:], generator=generator)["ddf"] for _ in range(8)]
         sd = torch.cat(drawn).var(0).sum(0).sqrt()[None, None]
         yield judge(network, batch, {"deviation": sd})

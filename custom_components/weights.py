@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import nn
 
 from .files import read_state, write_metrics
@@ -57,6 +58,39 @@ def load_weights(
         network.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(f"{path}: these are not weights of this {name} network") from error
+
+
+class FixedNetwork:
+    """A network that answers and is not trained. Its weights are loaded when it is first asked for.
+
+    Args:
+        network: any.
+        weights: file of its state; None leaves the network as it is.
+        name, settings: as for `load_weights`.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        weights: str | os.PathLike[str] | None,
+        name: str,
+        settings: Mapping[str, object] | None = None,
+    ) -> None:
+        self.module, self.weights, self.name, self.settings = network, weights, name, settings
+        self._ready = False
+        self._device: torch.device | None = None
+
+    def on(self, device: torch.device | None = None) -> nn.Module:
+        """The network on a device, for which the host waits once; None: where it is. Errors as `load_weights`."""
+        if not self._ready:
+            if self.weights is not None:
+                load_weights(self.module, self.weights, self.name, self.settings)
+            self.module.eval().requires_grad_(False)
+            self._ready = True
+        if device is not None and device != self._device:
+            self.module.to(device)
+            self._device = device
+        return self.module
 
 
 def load_parts(network: nn.Module, files: Mapping[str, str | os.PathLike[str]]) -> None:

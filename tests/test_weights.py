@@ -12,7 +12,14 @@ from custom_components.methods.avsm.networks import AffineMomentumNetwork, Affin
 from custom_components.networks.affine_keypoints import MultiStepAffine
 from custom_components.networks.momentum_net import MomentumNetwork
 from custom_components.notices import collecting
-from custom_components.weights import check_settings, load_parts, load_weights, read_sidecar, write_sidecar
+from custom_components.weights import (
+    FixedNetwork,
+    check_settings,
+    load_parts,
+    load_weights,
+    read_sidecar,
+    write_sidecar,
+)
 
 
 def test_parts_of_a_network_are_loaded_from_their_files(tmp_path):
@@ -114,3 +121,23 @@ def test_a_sidecar_that_is_no_object_is_refused(weights, text):
     weights.with_name("model.json").write_text(text)
     with pytest.raises(ValueError, match=r"model.json: expected (JSON|a JSON object)"):
         read_sidecar(weights)
+
+
+def test_a_fixed_network_loads_its_weights_once_when_it_is_asked_for(tmp_path):
+    weights = nn.Linear(2, 2)
+    network = FixedNetwork(nn.Sequential(nn.Linear(2, 2), nn.Dropout()), tmp_path / "model.pt", "small")
+    torch.save({f"0.{name}": value for name, value in weights.state_dict().items()}, tmp_path / "model.pt")
+    x = torch.rand(3, 2)
+    assert torch.equal(network.on()(x), weights(x))
+    (tmp_path / "model.pt").unlink()
+    found = network.on(torch.device("cpu"))
+    assert torch.equal(found(x), weights(x))
+    assert not any(parameter.requires_grad for parameter in found.parameters())
+
+
+def test_a_fixed_network_without_its_file_says_so_each_time(tmp_path):
+    network = FixedNetwork(nn.Linear(2, 2), tmp_path / "model.pt", "small")
+    for _ in range(2):
+        with pytest.raises(FileNotFoundError, match="there are no weights of the small network"):
+            network.on()
+    assert FixedNetwork(nn.Linear(2, 2), None, "small").on()(torch.rand(1, 2)).shape == (1, 2)

@@ -17,7 +17,7 @@ from ..space.affine_levels import image_weights
 from ..space.grids import Grid, center_of_mass, fixed_size_grid
 from ..space.resampling import resample
 from ..space.volumes import Volume
-from ..weights import load_weights
+from ..weights import FixedNetwork
 
 
 class NetworkAligner:
@@ -37,8 +37,9 @@ class NetworkAligner:
     def __init__(
         self, network: nn.Module, spacing: float, size: Sequence[int], weights: str | os.PathLike[str] | None = None
     ) -> None:
-        self.network, self.spacing, self.size = network, float(spacing), tuple(size)
-        self.weights = weights
+        self.spacing, self.size = float(spacing), tuple(size)
+        settings = {"spatial_dims": len(self.size), "spacing": self.spacing}
+        self.network = FixedNetwork(network, weights, "affine", settings)
 
     @torch.no_grad()
     def __call__(self, fixed: Volume, moving: Volume) -> np.ndarray:
@@ -57,12 +58,9 @@ class NetworkAligner:
             center = center_of_mass(image_weights(volume.data), volume.affine)
             grids.append(fixed_size_grid(self.spacing, self.size, center))
             images.append(resample(volume.data, volume.affine, grids[-1], antialias=True))
-        if self.weights is not None:
-            settings = {"spatial_dims": d, "spacing": self.spacing}
-            load_weights(self.network.eval(), self.weights, "affine", settings)
-            self.weights = None
-        device = next((parameter.device for parameter in self.network.parameters()), torch.device("cpu"))
+        network = self.network.on()
+        device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
         matrix = np.eye(d + 1)
-        output: Tensor = self.network(torch.cat(images)[None].float().to(device))
+        output: Tensor = network(torch.cat(images)[None].float().to(device))
         matrix[:d] = centred_to_voxel(output.float().cpu(), self.size)[0].double().numpy()
         return grids[0].affine @ matrix @ np.linalg.inv(grids[1].affine)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from ...space.background import without_air
 from ...space.grids import Grid, canonical_grid, model_grid
 from ...space.resampling import resample, rows_on_grid
 from ...space.values import finite_values
-from ...weights import load_weights
+from ...weights import FixedNetwork
 from .intensities import normalize
 from .morphology import closed, cut_free, largest_component, with_border
 from .network import BrainUNet
@@ -60,16 +59,9 @@ class BrainSegmenter:
         device: str | torch.device = "cpu",
     ) -> None:
         check_number("threshold", threshold, above=0, below=1)
-        self.weights, self.spacing, self.threshold, self.device = weights, spacing, threshold, torch.device(device)
-        self._network = network
-
-    @cached_property
-    def network(self) -> nn.Module:
-        """The network with its weights, on the device."""
-        network = BrainUNet() if self._network is None else self._network
-        if self.weights is not None:
-            load_weights(network, self.weights, "brain extraction", {"spatial_dims": 3, "spacing": self.spacing})
-        return network.to(self.device).eval()
+        self.spacing, self.threshold, self.device = spacing, threshold, torch.device(device)
+        network, settings = BrainUNet() if network is None else network, {"spatial_dims": 3, "spacing": spacing}
+        self.network = FixedNetwork(network, weights, "brain extraction", settings)
 
     def mask(self, image: MetaTensor, border: float = 0.0) -> MetaTensor:
         """The brain mask (1, *S), uint8, of an image (1, *S); see `brain_mask`."""
@@ -86,7 +78,7 @@ class BrainSegmenter:
     def probabilities(self, image: MetaTensor) -> MetaTensor:
         """Probabilities (K, *S') of the classes on the network's grid, on the CPU."""
         given = network_input(image, self.spacing)
-        logits = self.network(given.as_tensor()[None].to(self.device))[0]
+        logits = self.network.on(self.device)(given.as_tensor()[None].to(self.device))[0]
         return MetaTensor(logits.softmax(0).cpu(), affine=given.affine)
 
 

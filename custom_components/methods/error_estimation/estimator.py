@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from ...space.grids import Grid, canonical_grid, model_grid
 from ...space.resampling import resample
-from ...weights import load_weights
+from ...weights import FixedNetwork
 from .network import ErrorUNet
 from .simulation import as_input
 
@@ -34,16 +33,9 @@ class ErrorEstimator:
         spacing: float = 2.0,
         device: str | torch.device = "cpu",
     ) -> None:
-        self.weights, self.spacing, self.device = weights, spacing, torch.device(device)
-        self._network = network
-
-    @cached_property
-    def network(self) -> nn.Module:
-        """The network with its weights, on the device."""
-        network = ErrorUNet() if self._network is None else self._network
-        if self.weights is not None:
-            load_weights(network, self.weights, "error estimation", {"spatial_dims": 3, "spacing": self.spacing})
-        return network.to(self.device).eval()
+        self.spacing, self.device = spacing, torch.device(device)
+        network, settings = ErrorUNet() if network is None else network, {"spatial_dims": 3, "spacing": spacing}
+        self.network = FixedNetwork(network, weights, "error estimation", settings)
 
     @torch.no_grad()
     def __call__(self, fixed: Tensor, warped: Tensor, ddf: Tensor | None, grid: Grid) -> Tensor:
@@ -56,7 +48,7 @@ class ErrorEstimator:
             FileNotFoundError, ValueError: if the weights are missing or another network's, or the images are not 3-D.
         """
         image, own = network_input(fixed, warped, ddf, grid, self.spacing)
-        error = self.network(image[None].to(self.device))[0].float().cpu()
+        error = self.network.on(self.device)(image[None].to(self.device))[0].float().cpu()
         return resample(error, own.affine, grid, padding="border")
 
 

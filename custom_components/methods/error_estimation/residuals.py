@@ -13,7 +13,7 @@ from ...deformations.base import Deformation
 from ...deformations.bspline import bspline_field, control_size
 from ...deformations.velocity import StationaryVelocity
 from ...synthesis.noise import Draw, uniform
-from ...weights import load_weights
+from ...weights import FixedNetwork
 
 # Standard deviation of a cubic B-spline of independent control points of deviation 1, mean over a cell, by axis.
 _SPLINE = (151 / 315) ** 0.5
@@ -87,9 +87,8 @@ class NetworkAnswer:
     def __init__(
         self, network: nn.Module, weights: str | os.PathLike[str] | None, deformation: Deformation | None = None
     ) -> None:
-        self.network, self.weights = network, weights
+        self.network = FixedNetwork(network, weights, "registration")
         self.deformation: Deformation = StationaryVelocity() if deformation is None else deformation
-        self._device: torch.device | None = None
 
     @torch.no_grad()
     def __call__(self, moving: Tensor, fixed: Tensor) -> Tensor:
@@ -98,14 +97,5 @@ class NetworkAnswer:
         Raises:
             FileNotFoundError, ValueError: if the weights are missing or another network's.
         """
-        self.bring_to(moving.device)
-        parameters = self.network(torch.cat([moving, fixed], 1)).float()
+        parameters = self.network.on(moving.device)(torch.cat([moving, fixed], 1)).float()
         return self.deformation(parameters, moving.shape[2:])["ddf"]
-
-    def bring_to(self, device: torch.device) -> None:
-        """Load the weights, once, and bring the network to a device, for which the host waits. Errors as of a call."""
-        if self._device is None and self.weights is not None:
-            load_weights(self.network, self.weights, "registration")
-        if self._device != device:
-            self.network.to(device).eval().requires_grad_(False)
-            self._device = device

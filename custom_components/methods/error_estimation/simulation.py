@@ -105,7 +105,7 @@ class SimulatedErrors:
         `counts`, where the fixed image shows something that lies within the moving one, both (B, 1, *S)."""
         for answer in self.answers:  # all at the first step, and not in the middle of a training
             if isinstance(answer, NetworkAnswer):
-                answer.bring_to(labels.device)
+                answer.network.on(labels.device)
         half = [n // 2 for n in labels.shape[2:]]
         labels = torch.where(draw["flip"].view(-1, *[1] * (labels.ndim - 1)), labels.flip(2), labels)
         labels = self._stripped(labels, draw["strip"])
