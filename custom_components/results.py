@@ -189,6 +189,11 @@ def list_files(folder: str | os.PathLike[str], part: str, names: Sequence[str], 
         _end(folder, scratch, manifest, {part: Part(**after, unfinished=True) if unfinished else after})
 
 
+def told(folder: Path, page: str) -> str:
+    """The end of a summary: where the results are, and the page that shows them, if it is there."""
+    return f"results in {folder}" + (f"; look at {folder / page}" if (folder / page).is_file() else "")
+
+
 def check_place(folder: str | os.PathLike[str], part: str, names: Sequence[str]) -> None:
     """Refuse a place before the work for it begins; errors as in `publishing`.
 

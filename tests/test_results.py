@@ -11,7 +11,7 @@ import time
 import pytest
 
 from custom_components import results
-from custom_components.results import aside, publishing, read_manifest, replacing, retract
+from custom_components.results import aside, publishing, read_manifest, replacing, retract, told
 
 
 def publish(folder, text, *names, part="pair", **options):
@@ -189,3 +189,9 @@ def test_no_space_is_one_sentence_that_names_the_folder(tmp_path):
 def test_what_a_file_is_of_is_kept_as_text(tmp_path):
     publish(tmp_path, "x", "ä.txt", of={"moving": "/m/ö #%$.nii"})
     assert json.loads((tmp_path / "files.json").read_text(encoding="utf-8"))["pair"]["of"]["moving"] == "/m/ö #%$.nii"
+
+
+def test_a_summary_names_the_page_that_shows_the_results_if_it_is_there(tmp_path):
+    assert told(tmp_path, "report.html") == f"results in {tmp_path}"
+    (tmp_path / "report.html").touch()
+    assert told(tmp_path, "report.html") == f"results in {tmp_path}; look at {tmp_path / 'report.html'}"

@@ -18,7 +18,7 @@ from ..evaluation.report.pair import pair_page
 from ..evaluation.report.views import change_views
 from ..evaluation.report.volumes import Volumes, pack_volumes
 from ..files import write_metrics, write_table
-from ..results import publishing
+from ..results import publishing, told
 from ..space.resampling import Step
 from ..space.volumes import Volume, load_labels
 from ..space.warping import warp_image
@@ -63,7 +63,7 @@ class LongitudinalResult:
     def __str__(self) -> str:
         lines = [f"label {row['label']:4d}: {row['percent']:+7.2f} % {row.get('name', '')}" for row in self.volumes]
         lines += [f"warning: {warning}" for warning in self.measures["warnings"]]
-        return "\n".join([*map(str.rstrip, lines), f"results in {self.folder}"])
+        return "\n".join([*map(str.rstrip, lines), told(self.folder, "report.html")])
 
 
 @dataclass(frozen=True)

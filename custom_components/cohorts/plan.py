@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..checks import check_number
+from ..results import told
 from ..vocabulary import Row
 
 
@@ -66,4 +67,4 @@ class TemplateResult:
 
     def __str__(self) -> str:
         failed = sum("failure" in row for row in self.people)
-        return f"template of {len(self.people) - failed} people; results in {self.folder}"
+        return f"template of {len(self.people) - failed} people; {told(self.folder, 'index.html')}"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ignite.engine import Engine, Events
 
-from ..results import check_place, publishing
+from ..results import check_place, publishing, told
 from ..vocabulary import Row
 from .report.cohort import cohort_page
 from .result import Failure, Registration
@@ -46,7 +46,7 @@ class Cohort:
             if column["n"] > 0
         ]
         lines += [f"warning: {one.id}: {warning}" for one in self.registrations for warning in one.warnings]
-        return "\n".join([*lines, "", f"results in {self.folder}"])
+        return "\n".join([*lines, "", told(self.folder, "index.html")])
 
     @property
     def rows(self) -> list[Row]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import nibabel as nib
 from monai.data import MetaTensor
 
+from ..results import told
 from ..space.memory_images import read_meta_tensor, to_itk, to_nibabel
 from ..space.readers import Itk
 from ..space.transform import Transform
@@ -163,4 +164,4 @@ class Registration:
                 first, *others = (self.metrics[name] for name in names)
                 lines.append(f"{text:44s} {first:8.4f}" + "".join(f" -> {value:.4f}" for value in others))
         lines += [f"warning: {warning}" for warning in self.warnings]
-        return "\n".join([*lines, *([] if self.folder is None else ["", f"results in {self.folder}"])])
+        return "\n".join([*lines, *([] if self.folder is None else ["", told(self.folder, "report.html")])])

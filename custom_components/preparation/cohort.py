@@ -9,7 +9,7 @@ from pathlib import Path
 
 from monai.transforms import Compose
 
-from ..results import check_place, publishing, retract
+from ..results import check_place, publishing, retract, told
 from ..tasks import Problem, Workers
 from ..vocabulary import Row
 from . import intensities
@@ -35,7 +35,7 @@ class Prepared:
         counts = [(name, sum(row["status"] == name for row in self.rows)) for name in ("good", "doubtful", "failed")]
         lines = [f"{row['id']:24s} {row['status']:9s} {row['note']}" for row in self.rows if row["status"] != "good"]
         lines.append(", ".join(f"{number} {name}" for name, number in counts) + f" of {len(self.rows)} sessions")
-        return "\n".join([*lines, f"results in {self.folder}; look at {self.folder / 'qc.html'}"])
+        return "\n".join([*lines, told(self.folder, "qc.html")])
 
 
 @dataclass

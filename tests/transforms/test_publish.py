@@ -166,7 +166,8 @@ def test_reporters_touch_no_disk_and_hear_what_earlier_ones_said(paths, tmp_path
     assert heard == [{}, {"first": 1}]
     assert json.loads((result.folder / "metrics.json").read_text()) == {"first": 1, "second": 1, "warnings": []}
     assert (result.folder / "note.txt").read_text() == result.id
-    assert str(result).splitlines() == ["number of files".ljust(44) + "   1.0000", "", f"results in {result.folder}"]
+    where = f"results in {result.folder}; look at {result.folder / 'report.html'}"
+    assert str(result).splitlines() == ["number of files".ljust(44) + "   1.0000", "", where]
 
 
 # Reading

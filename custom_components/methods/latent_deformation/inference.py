@@ -10,6 +10,7 @@ from monai.data import list_data_collate
 from monai.inferers import Inferer
 from torch import Generator, Tensor
 
+from ...checks import check_number
 from ...data.batches import prepare_pair_batch
 from ...deformations.base import Deformation
 from ...inference.prediction import Masks, Network, Precision, Prediction
@@ -40,8 +41,11 @@ class Source:
         self.image: Tensor | None = None
 
     def __call__(self, device: torch.device) -> Tensor:
-        """The pair (1, 2, *S), read once."""
+        """The pair (1, 2, *S), read once. Raises FileNotFoundError: if a file is missing; else as `load`."""
         if self.image is None:
+            for path in (self.moving, self.fixed):
+                if not os.path.exists(path):
+                    raise FileNotFoundError(f"{path}: there is no such file; give --source_moving and --source_fixed")
             item = self.load({"moving": str(self.moving), "fixed": str(self.fixed)})
             image, _, _, options = prepare_pair_batch(list_data_collate([item]))
             self.image = shrink(first_channels(as_pair(image)), options.get("finer", 1))
@@ -132,8 +136,9 @@ class LatentInferer(Inferer):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if of not in KINDS or samples < 0:
-            raise ValueError(f"expected samples of {', '.join(KINDS)}, got {samples} of {of!r}")
+        check_number("samples", samples, least=0, whole=True)
+        if of not in KINDS:
+            raise ValueError(f"expected samples of {', '.join(KINDS)}, got {of!r}")
         self.inferer, self.samples, self.of, self.other, self.seed = inferer, samples, of, other, seed
 
     def __call__(

@@ -5,7 +5,7 @@ import torch
 
 from custom_components.deformations.velocity import StationaryVelocity
 from custom_components.inference.registration import RegistrationInferer
-from custom_components.methods.latent_deformation.inference import LatentInferer, LatentPredictor
+from custom_components.methods.latent_deformation.inference import LatentInferer, LatentPredictor, Source
 from custom_components.methods.latent_deformation.network import LatentNetwork
 from custom_components.methods.latent_deformation.window import Window
 from custom_components.networks.zero import ZeroField
@@ -135,5 +135,9 @@ def test_without_a_latent_space_there_is_a_field_and_no_sample():
 
 
 def test_other_kinds_of_samples_are_refused():
+    with pytest.raises(ValueError, match="samples to be a whole number of at least 0, got -1"):
+        LatentInferer(RegistrationInferer(StationaryVelocity()), samples=-1)
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.nii: there is no such file; give --source_moving and"):
+        Source("nowhere.nii", "nowhere.nii", lambda item: {})(torch.device("cpu"))
     with pytest.raises(ValueError, match="samples of posterior, prior, path"):
         inferer(samples=2, of="mean")
