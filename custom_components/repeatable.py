@@ -1,4 +1,4 @@
-"""Interpolation and pooling whose gradients a GPU adds up to the same numbers in each run.
+"""What a GPU does to the same numbers in each run: interpolation and pooling with their gradients, and medians.
 
 Their CUDA kernels add the gradient of a voxel by atomic operations, in any order, and
 `torch.use_deterministic_algorithms` refuses them. Where that is asked for, the functions here take another way
@@ -59,6 +59,13 @@ def resize(
         return F.interpolate(given, one, scale_factor=scale_factor, mode="linear", align_corners=align_corners)
 
     return _separable(values, whole, along)
+
+
+def median(values: Tensor, axis: int) -> Tensor:
+    """The lower median along an axis, which stays with length 1: torch's own, for which it also looks up a position, in
+    any order."""
+    middle = (values.shape[axis] - 1) // 2
+    return values.sort(axis).values.narrow(axis, middle, 1)
 
 
 def block_means(values: Tensor, block: Sequence[int], *, stride: int | None = None, padding: bool = False) -> Tensor:

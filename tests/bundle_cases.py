@@ -30,6 +30,7 @@ TINY |= {"num_momenta": 1, "iterations": [2, 2, 2], "visit_iterations": 2, "drop
 TINY |= {"hyper_prior": [1000.0, 1000.0], "hyper_endpoint_share": 0.0, "structures": [[2, 3, 4]], "mixed_pairs": 0.0}
 # One pair, where the claim is of one.
 FIRST = {"dataset#data": "$load_list(@data_list, @section, @dataset_dir)[:1]"}
+TINY |= {"pixels": 32, "num_frames": 4}  # of series
 TINY |= {"window": [0.0, 1.0, 1.0]}  # whole heads: a part may show no structure
 # What a template is made for: training and inference must agree on it.
 TEMPLATE = {"conditions": {"age": "numeric"}, "template_labels": [0, 1, 2, 3, 4], "label_stride": 2}

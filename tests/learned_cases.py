@@ -20,10 +20,13 @@ from torch import Tensor, nn
 
 from custom_components.affine import affine_to_ddf, centred_to_voxel, compose_affine, invert_affine, rotation_matrix
 from custom_components.commands.subjects import load_template, render
+from custom_components.data.angiography import angiogram
 from custom_components.data.lists import load_list
 from custom_components.data.phantoms import random_velocity
 from custom_components.evaluation.metrics import normalized_cross_correlation
 from custom_components.fields import integrate_velocity, warp
+from custom_components.methods.subtraction.correction import correct
+from custom_components.methods.subtraction.measures import true_metrics
 from custom_components.transforms.load import LoadPaird
 from custom_components.weights import load_weights
 from data_lists.prostate import build
@@ -153,6 +156,14 @@ def tells_errors(bundle: Path, weights: Path, factor: float = 1.0) -> float:
     return (means[1] - means[0]) / 6
 
 
+def frees_of_motion(bundle: Path, weights: Path, factor: float = 1.0) -> float:
+    """The share of the background beyond the noise of an angiogram that the network alone takes away."""
+    network, series = loaded(configuration(bundle, weights), "network", weights, factor), angiogram((128, 128), 8, 3)
+    logs = series.counts.clamp(min=1).log()
+    found = true_metrics(correct(logs, network=network, iterations=[]), series.vessels, series.noise, series.ddf)
+    return (found["residual_before"] - found["residual_after"]) / (found["residual_before"] - 1)
+
+
 def brings_glands_together(bundle: Path, weights: Path, factor: float = 1.0) -> float:
     """The share of the distance of the glands' mean Dice from 1, over the test people, that the network closes."""
     source = Path(os.environ.get("MORPHZOO_TEST_DATA", "absent")) / "prostate_mrus" / "datalist.json"
@@ -182,6 +193,7 @@ def measure_of(weights: Path) -> tuple[Measure, float]:
     special["brain_extraction"] = (finds_tissue, 0.4)
     special["weakly_supervised"] = (brings_glands_together, 0.05)
     special["error_estimation"] = (tells_errors, 0.2)
+    special["subtraction"] = (frees_of_motion, 0.3)
     special["dlir"] = (registers_in_stages, 0.3)
     special["rigid_agent"] = (walks_home, 0.2)
     return special.get(weights.parents[1].name, (registers, 0.3))

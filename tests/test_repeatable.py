@@ -135,3 +135,13 @@ def test_a_gpu_gives_the_same_digits_in_each_run(monkeypatch):
         assert torch.equal(enlarged[0][0], enlarged[1][0])
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("count", [1, 6, 7])
+def test_the_median_is_torch_s_without_its_position(count):
+    values = torch.randn(3, count, 5)
+    for axis in (0, 1, 2):
+        with Refused() as seen:
+            found = repeatable.median(values, axis)
+        assert not seen.places
+        assert torch.equal(found, values.median(axis, keepdim=True).values)

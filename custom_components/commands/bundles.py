@@ -54,8 +54,8 @@ def abilities(bundle: Path) -> Config:
     """What a bundle says it can do, in its metadata.json.
 
     Keys: `input`, "pair", "scan" where single scans are registered to a template of the bundle's own, "image" where
-    single images are segmented and nothing is registered, or "answer" where a registration is judged; of the latter
-    three `item`, an example of what it takes;
+    single images are segmented and nothing is registered, "answer" where a registration is judged, or "series" where
+    the frames of one are freed of motion; of the latter four `item`, an example of what it takes;
     `settings_from_weights`, a function from a checkpoint to the settings that follow from it; `aligner`, files of
     weights that align any pair ("learned"), by the number of spatial axes; `atlases`, a file of label maps that
     label what the bundle segments (`methods/brain_extraction/atlases.py`); `error_map`, an overlay that estimates the
@@ -77,6 +77,17 @@ def segments(bundle: Path) -> bool:
 def registers(bundle: Path) -> bool:
     """Whether a bundle registers, pairs or scans."""
     return abilities(bundle).get("input", "pair") in ("pair", "scan")
+
+
+def instead_of_pairs(bundle: Path) -> str | None:
+    """What a bundle that registers no pairs does, and the command for it; None if it registers them."""
+    does = {
+        "scan": "registers single scans to its template, not pairs: morphzoo atlas SCAN",
+        "image": "segments images and registers none: morphzoo segment IMAGE",
+        "answer": "judges registrations of other bundles: morphzoo register ... --error_map",
+        "series": "corrects series of frames: morphzoo subtract SERIES --network",
+    }
+    return does.get(abilities(bundle).get("input", "pair"))
 
 
 def atlases_of(bundle: Path) -> Path | None:

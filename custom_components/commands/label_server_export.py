@@ -45,7 +45,7 @@ def export_for_monai_label(
     if segments(bundle):
         raise ValueError(f"{bundle.name} is a segmentation model already: export it without --for monai-label")
     if not registers(bundle):
-        raise ValueError(f"{bundle.name} judges registrations and makes none: export another bundle")
+        raise ValueError(f"{bundle.name} registers nothing: export another bundle")
     if takes_scans(bundle):
         raise ValueError(f"{bundle.name} registers to its own template: export another bundle with that as --atlas")
     endings = {key: _ending(path) for key, path in (("atlas", atlas), ("atlas_labels", atlas_labels))}

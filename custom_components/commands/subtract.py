@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..checks import check_number
+from ..checks import check_number, check_switch
+from .bundles import find_bundle
 from .settings import device_named
 from .workflow import results_in, words_of
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,9 @@ def subtract(
     smoothness: float = 1.0,
     temporal: float = 0.02,
     spacing: float = 16.0,
+    network: bool = False,
+    optimize: int = 30,
+    weights: str | None = None,
     device: str = "cpu",
 ) -> Subtraction:
     """Subtract the mask from each frame of an angiography, moved to the frame by a deformable registration.
@@ -51,13 +60,17 @@ def subtract(
         smoothness: of the motion in space; larger is smoother.
         temporal: of the motion in time; sudden steps cost no more than slow ones.
         spacing: distance between the control points of the motion, in pixels of an image of 256.
+        network: start from the motion that the bundle `subtraction`'s network gives, instead of from none.
+        optimize: iterations that improve the network's motion; 0 takes it as it is.
+        weights: of the network, other than the bundle's.
         device: "cpu", "cuda:0", ...
     Examples:
         `morphzoo subtract series.dcm -o subtracted`
+        `morphzoo subtract series.dcm -o subtracted --network`
     Returns:
         The files and measures.
     Raises:
-        FileNotFoundError: if there is no such series.
+        FileNotFoundError: if there is no such series, or no such weights.
         ValueError: if it is none, or a setting is impossible.
     """
     from ..methods.subtraction.correction import correct
@@ -68,13 +81,41 @@ def subtract(
 
     check_number("mask_frames", mask_frames, least=1, whole=True)
     loss, place = SubtractionLoss(smoothness, temporal), device_named(device)
+    motion, iterations = motion_start(network, optimize, weights, place)
     with collecting() as warnings:
         found = read_series(series, intensities)
         frames = range(min(int(mask_frames), len(found.frames))) if mask is None else numbers(mask)
         with results_in(output, []):
-            corrected = correct(found.frames.to(place), list(frames), spacing=spacing, loss=loss, progress=True)
+            logs = found.frames.to(place)
+            corrected = correct(
+                logs, list(frames), spacing=spacing, loss=loss, iterations=iterations, network=motion, progress=True
+            )
             files, metrics = write_correction(Path(output), found, corrected, list(frames), warnings)
     return Subtraction(Path(output), files, metrics)
+
+
+def motion_start(
+    network: bool, optimize: int, weights: str | None, device: torch.device
+) -> tuple[nn.Module | None, Sequence[int]]:
+    """The network from whose motion a search starts, or None, and the iterations of its stages.
+
+    Raises:
+        ValueError: for weights without a network, or those of another one.
+    """
+    from ..methods.subtraction.correction import ITERATIONS
+    from ..methods.subtraction.network import MotionNetwork
+    from ..weights import load_weights
+
+    check_switch("network", network)
+    check_number("optimize", optimize, least=0, whole=True)
+    if not network:
+        if weights is not None:
+            raise ValueError("--weights are those of a network: give --network, too")
+        return None, ITERATIONS
+    motion = MotionNetwork()
+    path = weights or find_bundle("subtraction") / "models" / "model.pt"
+    load_weights(motion, path, "motion", {"spatial_dims": 2})
+    return motion.to(device).eval(), [optimize] if optimize else []
 
 
 def numbers(given: int | str | Sequence[int]) -> list[int]:

@@ -18,10 +18,10 @@ from .bundles import (
     aligner_weights,
     error_map_of,
     find_bundle,
+    instead_of_pairs,
     offered,
     overlay_path,
     registers,
-    segments,
     settings_of,
     takes_scans,
 )
@@ -103,12 +103,9 @@ def build_workflow(
 
 def check_takes_pairs(bundle: Path) -> None:
     """Raises ValueError: if a bundle registers single scans to its template, or nothing."""
-    if segments(bundle):
-        raise ValueError(f"{bundle.name} segments images and registers none: morphzoo segment IMAGE")
-    if not registers(bundle):
-        raise ValueError(f"{bundle.name} judges registrations of other bundles: morphzoo register ... --error_map")
-    if takes_scans(bundle):
-        raise ValueError(f"{bundle.name} registers single scans to its template, not pairs: morphzoo atlas SCAN")
+    does = instead_of_pairs(bundle)
+    if does is not None:
+        raise ValueError(f"{bundle.name} {does}")
 
 
 def load_workflow(

@@ -12,6 +12,8 @@ _TINY: Config = {
     "spacing": 1.0,
     "center": "image",
     "precision": "float32",
+    "pixels": 32,
+    "num_frames": 4,
     "num_momenta": 1,
     "iterations": [2, 2, 2],
     "window": [0.0, 1.0, 1.0],
@@ -114,13 +116,13 @@ def unit_test(name: str, train: Config, inference: Config, metadata: Config) -> 
     takes = metadata.get("abilities", {}).get("input", "pair")
     keys = {"moving": "moving", "fixed": "fixed"} if takes == "pair" else {"image": "fixed"}
     few: Config = {"affine": "none", "optimize": 0}
-    few |= {"save#write": ["warped"], "report#picture": False} if takes != "image" else {}
+    few |= {"save#write": ["warped"], "report#picture": False} if takes in ("pair", "scan") else {}
     return _TEMPLATE.format(
         name=name,
         title="".join(word.capitalize() for word in name.split("_")),
         train=json.dumps({key: value for key, value in _TINY.items() if key in train}, indent=4),
         infer=json.dumps({key: value for key, value in few.items() if key.split("#")[0] in inference}, indent=4),
-        inference=_INFERENCE if takes in ("pair", "image", "scan") else "",  # others take what a registration gives
+        inference=_INFERENCE if takes != "answer" else "",  # which is what a registration gives
         keys=json.dumps(keys),
         attributes=json.dumps({"ventricles": 4} if takes == "scan" else {}),
     )

@@ -151,6 +151,17 @@ class BSplineDeformation(Deformation):
             result = _along(result, axis + 2, _refinement(old[axis], n, ratio))
         return result * per_channel(ratios, result)
 
+    def fit(self, ddf: Tensor) -> Tensor:
+        """The parameters whose field is closest to a ddf (B, D, *S), by least squares. Control points that hardly any
+        voxel sees stay small."""
+        spacing = per_axis(self.spacing, ddf.ndim - 2)
+        points = at_least_float32(ddf)
+        for axis, h in enumerate(spacing):
+            (number,) = control_size([ddf.shape[axis + 2]], h)
+            where = torch.arange(ddf.shape[axis + 2], dtype=torch.float64) / h
+            points = _along(points, axis + 2, torch.linalg.pinv(_basis(where, number), rcond=1e-3))
+        return points / per_channel(spacing, points)
+
     def on_grid(self, full: Sequence[int], size: Sequence[int]) -> Self:
         factors = [(n - 1) / (m - 1) if m > 1 else 1.0 for n, m in zip(full, size, strict=True)]
         # The longest axis tells best which power of two is meant: sizes are rounded.

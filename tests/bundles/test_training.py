@@ -19,6 +19,8 @@ def test_training_lowers_the_loss(bundle, scans, trained, tmp_path):
     config, same = read_json(bundle / "configs" / "train.json")["train"], {}
     if isinstance(config["dataset"], str):
         same["train#dataset"] = "$@pairs.training(@num_pairs, shuffle=False)"
+    elif "seed" in config["dataset"]:
+        same["train#dataset#seed"] = 0
     if "SynthesizedBatch" in str(config["batch"]):
         same["train#batch#seed"] = 0
     losses = np.reshape(train(bundle, scans, tmp_path, max_epochs=4, val_interval=4, **same), (4, -1))

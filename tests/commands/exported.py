@@ -46,7 +46,7 @@ class Bundle:
         metadata = json.loads(Path("configs/metadata.json").read_text())
         takes = metadata.get("abilities", {}).get("input", "pair")
         self.registers = takes in ("pair", "scan")
-        if takes == "image":
+        if takes in ("image", "series"):
             self.item = {"image": self.item["fixed"]}
         if takes == "answer":
             self.item = {"fixed": self.item["fixed"], "warped": self.item["moving"]}

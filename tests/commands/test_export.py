@@ -21,7 +21,7 @@ import pytest
 from commands.cases import ENVIRONMENT, REPOSITORY, SCHEMA, VOXELMORPH, monai_bundle
 from monai.bundle import ConfigWorkflow
 
-from custom_components.commands.bundles import all_bundles, registers, segments
+from custom_components.commands.bundles import abilities, all_bundles, registers
 from custom_components.commands.exporting import export_bundle
 from custom_components.data.phantoms import write_phantom_scans
 
@@ -145,8 +145,9 @@ def test_it_runs_and_has_every_property_monai_asks_for(answers, question):
 
 
 def test_it_gives_what_the_package_gives(bundle, answers, scans, tmp_path):
-    judges = not (registers(bundle) or segments(bundle))
-    result = "*/warped.nii.gz" if registers(bundle) else "*_error_mm.nii.gz" if judges else "*_labels.nii.gz"
+    takes = abilities(bundle).get("input", "pair")
+    results = {"image": "*_labels.nii.gz", "answer": "*_error_mm.nii.gz", "series": "*/subtraction.nii.gz"}
+    result = results.get(takes, "*/warped.nii.gz")
     (wanted,) = answers["output"].glob(result)
     item = json.loads((scans / "datalist.json").read_text())["validation_pairs"][0]
     item |= {key: str(scans / value) for key, value in item.items() if key != "id"}
@@ -154,9 +155,9 @@ def test_it_gives_what_the_package_gives(bundle, answers, scans, tmp_path):
     if "conditions" in config:
         item = {"image": item["fixed"], "ventricles": 4}
     few = {"save#write": ["warped"], "report#picture": False} if registers(bundle) else {}
-    if judges:
+    if takes == "answer":
         item = {"fixed": item["fixed"], "warped": item["moving"]}
-    elif segments(bundle):
+    elif takes in ("image", "series"):
         item = {"image": item["fixed"]}
     job = ConfigWorkflow(
         config_file=str(bundle / "configs" / "inference.json"),
@@ -216,12 +217,12 @@ def test_the_exported_bundle_names_the_file_that_is_missing(answers, question, p
 
 
 def test_a_flat_scan_with_another_is_refused(answers):
-    wanted = "expected (two images of one dimension|a 3-D image)"
+    wanted = "expected (two images of one dimension|a 3-D image|a series of at least 2)"
     assert re.search(wanted, answers["infer_flat_scan"]["error"][-1])
 
 
 def test_flat_scans_are_refused(answers):
-    assert re.search("expected (3-D images|two images|a 3-D image)", answers["infer_flat_scans"]["error"][-1])
+    assert re.search("expected (3-D images|two images|a 3-D image|a series)", answers["infer_flat_scans"]["error"][-1])
 
 
 def test_monai_downloads_and_runs_the_zip(scans, tmp_path):

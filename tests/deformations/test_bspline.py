@@ -168,6 +168,19 @@ def test_coarser_control_points_are_the_best_fit():
     torch.testing.assert_close(coarse.resize(fine, control_size(size, 8)), smooth)
 
 
+@both
+@spacings
+def test_the_fit_of_a_spline_is_the_spline_and_of_others_the_closest(size, spacing):
+    deformation, given = BSplineDeformation(spacing), points(size, spacing) / spacing
+    field = deformation(given, size)["ddf"]
+    torch.testing.assert_close(deformation(deformation.fit(field), size)["ddf"], field, atol=2e-3, rtol=0)
+    noise = torch.randn(field.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    best = deformation.fit(field + noise)
+    error = (deformation(best, size)["ddf"] - field - noise).square().sum()
+    for change in (0.01 * points(size, spacing, 2), 0.01 * points(size, spacing, 3)):
+        assert (deformation(best + change, size)["ddf"] - field - noise).square().sum() > error
+
+
 def test_a_voxel_is_a_voxel_along_axes_of_different_spacing():
     deformation = BSplineDeformation((4, 8))
     ones = torch.ones(1, 2, *deformation.parameter_size((33, 33)))

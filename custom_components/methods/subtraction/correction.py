@@ -6,14 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...checks import check_number
 from ...deformations.bspline import BSplineDeformation
 from ...fields import warp
 from ...inference.refinement import PairwiseOptimizer
+from ...repeatable import median
+from .network import estimated_motion
 from .objective import SubtractionLoss
 
+ITERATIONS = (40, 40, 30, 20, 20)  # of the stages of a search from no motion
 WORKING = 256  # pixels of the longer side on which motion is sought, about
 
 
@@ -47,10 +50,13 @@ def correct(
     *,
     spacing: float = 16.0,
     loss: SubtractionLoss | None = None,
-    iterations: Sequence[int] = (40, 40, 30, 20, 20),
+    iterations: Sequence[int] = ITERATIONS,
+    network: nn.Module | None = None,
     progress: bool = False,
 ) -> Correction:
     """Move the mask to each frame by cubic B-splines, coarse to fine, all frames together, and subtract.
+
+    With a network the search starts from its motion, so that its last stage is enough, or none at all.
 
     The mask is the mean of several frames, which are first moved to the first of them. Motion is sought at about 256
     pixels and the mask is interpolated once, at the series' own resolution.
@@ -61,10 +67,11 @@ def correct(
         spacing: distance between control points on the finest level, in pixels of an image of 256.
         loss: the objective.
         iterations: of the stages: squares at 1/8 and 1/4 of the working resolution, since they pull from afar; Huber's
-            function at 1/2 and 1; and the loss.
+            function at 1/2 and 1; and the loss. Fewer numbers are those of the last stages.
+        network: see `network.estimated_motion`; None starts from no motion.
         progress: show a progress bar.
     Raises:
-        ValueError: if the series is none, or a mask frame is not in it.
+        ValueError: if the series is none, a mask frame is not in it, or there is neither a network nor a stage.
     """
     check_series(series, mask_frames)
     check_number("spacing", spacing, least=4)
@@ -72,10 +79,18 @@ def correct(
     deformation = BSplineDeformation(spacing * coarser)
     loss = SubtractionLoss() if loss is None else loss
     rough, middle = (SubtractionLoss(loss.smoothness, loss.temporal, kind) for kind in ("squares", "edges"))
-    stages = ((rough, 8), (rough, 4), (middle, 2), (middle, 1), (loss, 1))
+    stages = [(rough, 8), (rough, 4), (middle, 2), (middle, 1), (loss, 1)]
+    if len(iterations) > len(stages) or not (iterations or network):
+        raise ValueError(f"expected iterations of 1 to {len(stages)} stages, or a network, got {list(iterations)}")
+    stages = stages[len(stages) - len(iterations) :]
 
     def motion(moving: Tensor, fixed: Tensor) -> Tensor:
         found: Tensor | None = None
+        if network is not None:
+            estimate = estimated_motion(network, moving, fixed, coarser)
+            if not iterations:
+                return estimate
+            found = deformation.fit(estimate)
         for (objective, factor), count in zip(stages, iterations, strict=True):
             search = PairwiseOptimizer(
                 deformation, objective, levels=factor * coarser, iterations=count, method="lbfgs", progress=progress
@@ -102,7 +117,7 @@ def subtracted(series: Tensor, mask: Tensor, ddf: Tensor, mask_frames: Sequence[
 
 def without_offset(difference: Tensor) -> Tensor:
     """Differences (T, 1, H, W) less the median of each frame: exposures differ a little."""
-    return difference - difference.flatten(1).median(1).values.view(-1, 1, 1, 1)
+    return difference - median(difference.flatten(1), 1).view(-1, 1, 1, 1)
 
 
 def check_series(series: Tensor, mask_frames: Sequence[int]) -> None:

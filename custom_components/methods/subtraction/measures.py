@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...repeatable import median
 from .correction import Correction
 
 _MARGIN = 0.03  # of each axis, at whose ends images enter and leave
@@ -25,13 +26,13 @@ def noise_of(difference: Tensor) -> float:
     slope, and a median few edges at all. After Immerkaer (CVIU 64(2), 1996), there with a mean."""
     kernel = torch.tensor([[1.0, -2, 1], [-2, 4, -2], [1, -2, 1]], device=difference.device).view(1, 1, 3, 3)
     high = F.conv2d(difference, kernel).abs().flatten(1)
-    return float((1.4826 * high.median(1).values / 6).square().mean().sqrt())
+    return float((1.4826 * median(high, 1) / 6).square().mean().sqrt())
 
 
 def seen_vessels(difference: Tensor) -> Tensor:
     """Where a vessel may be in some frame, (1, 1, H, W): what stays dark when smoothed, and some pixels around it."""
     smooth = F.avg_pool2d(difference, 5, 1, 2, count_include_pad=False)
-    scale = 1.4826 * smooth.flatten(1).abs().median(1).values.clamp(min=1e-6).view(-1, 1, 1, 1)
+    scale = 1.4826 * median(smooth.flatten(1).abs(), 1).clamp(min=1e-6).view(-1, 1, 1, 1)
     found = ((smooth / scale) > _CLEAR).any(0, keepdim=True).float()
     return F.max_pool2d(found, 2 * _DILATION + 1, 1, _DILATION) > 0
 

@@ -11,6 +11,7 @@ from ...checks import check_number
 from ...constants import filled
 from ...fields import identity_grid
 from ...losses.regularization import GradientPenalty
+from ...repeatable import median
 from ...vocabulary import Batch, Result
 
 _TUKEY = 4.685  # deviations beyond which a darker pixel is a vessel, and pulls no more
@@ -58,8 +59,8 @@ def robust_scale(difference: Tensor) -> tuple[Tensor, Tensor]:
     least a hundredth of the root mean square, or frames that equal the mask would make all others infinitely far."""
     flat = difference.flatten(1)
     flat = flat[:, :: max(1, flat.shape[1] // _SEEN)]
-    middle = flat.median(1, keepdim=True).values
-    scale = 1.4826 * (flat - middle).abs().median(1, keepdim=True).values
+    middle = median(flat, 1)
+    scale = 1.4826 * median((flat - middle).abs(), 1)
     least = 0.01 * (flat - middle).square().mean().sqrt()
     scale = torch.maximum(scale.flatten().sort().values[len(scale) // 2], least)
     return middle.view(-1, 1, 1, 1), scale.clamp(min=1e-6)
