@@ -27,9 +27,10 @@ from custom_components.affine import compose_affine, invert_affine, rotation_mat
 from custom_components.data.lists import load_list
 from custom_components.fields import plain
 from custom_components.files import save_tensors, write_table
+from custom_components.methods.agents.moves import Moves
 from custom_components.methods.agents.objective import GainLoss
 from custom_components.methods.agents.simulation import SimulatedStates
-from custom_components.methods.agents.walk import Walk, mirrored_actions, seen
+from custom_components.methods.agents.walk import Walk
 from custom_components.transforms.scan import LoadScand
 from custom_components.weights import load_weights
 
@@ -38,16 +39,28 @@ STATES, BATCH, WALKS = 6, 8, 3
 
 
 class Memory:
-    """Pairs (N, 2, *S) in 16 bits, their true maps (N, D, D + 1), and the maps of their states (N, STATES, D, D + 1).
+    """Pairs in 16 bits, their true states, and the states in which an agent stands there.
 
     Args:
-        make: renders the pairs.
-        labels: integer maps of the people, each (1, 1, *2S).
-        each: pairs of a person.
-        slices: cuts the maps, in 2-D, as many slices as it counts.
+        moves: of the agent.
+        images: (N, 2, *S).
+        truths: (N, ...).
+        states: (N, STATES, ...).
     """
 
-    def __init__(self, make: SimulatedStates, labels: list[Tensor], each: int, slices: object, seed: int) -> None:
+    def __init__(self, moves: Moves, images: Tensor, truths: Tensor, states: Tensor) -> None:
+        self.moves, self.images, self.truths, self.states = moves, images.half(), truths, states
+
+    @classmethod
+    def rendered(cls, make: SimulatedStates, labels: list[Tensor], each: int, slices: object, seed: int) -> Memory:
+        """Pairs of rigid maps.
+
+        Args:
+            make: renders the pairs.
+            labels: integer maps of the people, each (1, 1, *2S).
+            each: pairs of a person.
+            slices: cuts the maps, in 2-D, as many slices as it counts.
+        """
         images, truths, states = [], [], []
         generator = torch.Generator().manual_seed(seed)
         for one in labels:
@@ -57,7 +70,7 @@ class Memory:
                     maps = slices(one, one, slices.draw(generator))[0]  # type: ignore[operator, attr-defined]
                 draw = make.draw(len(maps), maps.shape[2:], generator)
                 moving, fixed, truth = make.pairs(maps, draw)
-                images.append(torch.cat([moving, fixed], 1).half())
+                images.append(torch.cat([moving, fixed], 1))
                 truths.append(truth)
                 share = torch.rand(STATES, 1, len(maps), 1, generator=generator)
                 share[::2] *= 0.3
@@ -67,14 +80,13 @@ class Memory:
                     for s in share
                 ]
                 states.append(torch.stack([compose_affine(truth, invert_affine(m)) for m in missing], 1))
-        self.images, self.truths, self.states = torch.cat(images), torch.cat(truths), torch.cat(states)
+        return cls(make.moves, torch.cat(images), torch.cat(truths), torch.cat(states))
 
     def drawn(self, count: int) -> tuple[Tensor, Tensor]:
         """Images of states of different pairs as the agent sees them, and what is missing there."""
         pair = torch.randperm(len(self.images))[:count]
         state = self.states[pair, torch.randint(STATES, (len(pair),))]
-        missing = compose_affine(invert_affine(state), self.truths[pair])
-        return seen(self.images[pair].float(), state), missing
+        return self.moves.seen(self.images[pair].float(), state), self.moves.missing(state, self.truths[pair])
 
     def walked(self, walk: Walk, network: torch.nn.Module, seconds: float) -> None:
         """Put states of walks in the place of half of the states, for as many pairs as the time allows."""
@@ -90,7 +102,7 @@ class Memory:
     def ends(self, walk: Walk, network: torch.nn.Module) -> Tensor:
         """How far from the goal walks end, (N,), voxels."""
         last = torch.stack([walk.one(image[None].float(), network)[-1] for image in self.images])
-        return walk.moves.distance(compose_affine(invert_affine(last), self.truths))
+        return self.moves.distance(self.moves.missing(last, self.truths))
 
 
 def prepared(data_list: Path, spatial_dims: int, seed: int) -> tuple[ConfigParser, dict[str, Memory]]:
@@ -108,7 +120,7 @@ def prepared(data_list: Path, spatial_dims: int, seed: int) -> tuple[ConfigParse
     memories = {}
     for part, each in (("training", 40), ("validation", 3)):
         labels = [plain(torch.as_tensor(load(item)["label"]))[None] for item in load_list(data_list, part)]
-        memories[part] = Memory(make, labels, each, slices, seed=seed + (part == "validation"))
+        memories[part] = Memory.rendered(make, labels, each, slices, seed=seed + (part == "validation"))
     return parser, memories
 
 
@@ -141,7 +153,7 @@ def training(network, memories, walk, seconds):  # type: ignore[no-untyped-def]
     """Train; yields a row and the mean network for every tenth of the time."""
     mean, loss_of = deepcopy(network), GainLoss()
     optimizer = torch.optim.Adam(network.parameters(), 1e-3)
-    mirrored, begin, steps, losses = mirrored_actions(walk.moves), time.process_time(), 0, list[float]()
+    mirrored, begin, steps, losses = walk.moves.mirrored, time.process_time(), 0, list[float]()
     looks, walks = [0.1 * i for i in range(1, 11)], [0.3, 0.5, 0.7][:WALKS]
     while looks:
         progress = (time.process_time() - begin) / seconds
@@ -161,7 +173,7 @@ def training(network, memories, walk, seconds):  # type: ignore[no-untyped-def]
             group["lr"] = 1e-3 * min(1.0, 2 * (1.02 - min(progress, 1.0)))
         image, missing = memories["training"].drawn(BATCH)
         gains = walk.moves.gains(missing)
-        if torch.rand(()) < 0.5:
+        if mirrored is not None and torch.rand(()) < 0.5:
             image, gains = image.flip(2), gains[:, :, mirrored]
         optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):

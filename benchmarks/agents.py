@@ -30,9 +30,9 @@ from custom_components.fields import plain
 from custom_components.files import write_table
 from custom_components.inference.alignment import NetworkAligner
 from custom_components.methods.agents.inference import AgentAligner
-from custom_components.methods.agents.moves import Moves
+from custom_components.methods.agents.rigid import RigidMoves, centred
 from custom_components.methods.agents.simulation import SimulatedStates
-from custom_components.methods.agents.walk import Walk, centred, seen
+from custom_components.methods.agents.walk import Walk
 from custom_components.space.affine import register_affine
 from custom_components.space.grids import Grid, model_grid
 from custom_components.space.resampling import resample
@@ -62,7 +62,7 @@ def pairs(data_list: Path, starts: int, seed: int = 0) -> Iterator[tuple[dict[st
         for name in CONTRASTS
     }
     place, other = parser.get_parsed_content("place"), parser.get_parsed_content("other")
-    make = SimulatedStates(looks["t1"], place, other, Moves(radius=RADIUS_MM / SPACING), states=1)
+    make = SimulatedStates(looks["t1"], place, other, RigidMoves(radius=RADIUS_MM / SPACING), states=1)
     load = LoadScand(SPACING / 2, [2 * n for n in SIZE], "mass")
     for person, item in enumerate(load_list(data_list, "validation")):
         labels = plain(torch.as_tensor(load(item)["label"]))[None]
@@ -144,7 +144,7 @@ def animation(weights: Path | None, data_list: Path, path: Path) -> None:
     middle = grid.size[2] // 2
 
     def draw(number: int) -> None:
-        shown = seen(image, way[number][None])[0]
+        shown = walk.moves.seen(image, way[number][None])[0]
         for axis, one, title in zip(axes, shown, ("moving", "fixed"), strict=True):
             axis.clear()
             axis.imshow(one[:, :, middle].T, cmap="gray", origin="lower", vmin=0, vmax=1)

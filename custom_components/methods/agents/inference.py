@@ -6,18 +6,17 @@ import torch
 from monai.inferers import Inferer
 from torch import Tensor, nn
 
-from ...deformations.affine import AffineMap
 from ...deformations.base import Deformation
 from ...inference.multistep import MultiStepInferer
 from ...inference.prediction import Masks, Network, Prediction, Refinement
 from ...inference.registration import RegistrationInferer
 from ...networks.parallel import unwrap
 from ...networks.zero import ZeroField
-from .walk import Walk, centred
+from .walk import Walk
 
 
 class WalkPredictor:
-    """The end of an agent's walk as the parameters of `AffineMap`; "actions" (B,) says how many it took.
+    """The end of an agent's walk as the parameters of its moves' deformation; "actions" (B,) says how many it took.
 
     Args:
         walk: takes them.
@@ -36,9 +35,10 @@ class WalkPredictor:
         **options: object,
     ) -> Prediction:
         ways = self.walk(image, network)
-        matrix = torch.stack([way[-1] for way in ways])
+        moves = self.walk.moves
+        parameters = moves.parameters(torch.stack([way[-1] for way in ways]), image.shape[2:])
         actions = torch.tensor([len(way) - 1 for way in ways], device=image.device)
-        return Prediction(centred(matrix, image.shape[2:]), deformation, {"actions": actions})
+        return Prediction(parameters, moves.deformation, {"actions": actions})
 
 
 class AgentInferer(MultiStepInferer):
@@ -54,7 +54,7 @@ class AgentInferer(MultiStepInferer):
         self, walk: Walk, deformation: Deformation, *, refinement: Refinement | None = None, inverse: bool = False
     ) -> None:
         super().__init__(deformation, refinement=refinement, inverse=inverse)
-        self.agent = RegistrationInferer(AffineMap(), WalkPredictor(walk), inverse=inverse)
+        self.agent = RegistrationInferer(walk.moves.deformation, WalkPredictor(walk), inverse=inverse)
 
     def _inferers(self, network: Network) -> list[Inferer]:
         return [self.single] if isinstance(unwrap(network), ZeroField) else [self.agent, *self.last]
@@ -66,7 +66,7 @@ class AgentAligner(nn.Module):
 
     Args:
         network: scores the actions.
-        walk: takes them.
+        walk: takes them; its moves are rigid.
     """
 
     def __init__(self, network: nn.Module, walk: Walk) -> None:
@@ -74,7 +74,8 @@ class AgentAligner(nn.Module):
         self.network, self.walk = network, walk
 
     def forward(self, image: Tensor) -> Tensor:
-        return centred(torch.stack([way[-1] for way in self.walk(image, self.network)]), image.shape[2:])
+        state = torch.stack([way[-1] for way in self.walk(image, self.network)])
+        return self.walk.moves.parameters(state, image.shape[2:])
 
     def state_dict(self, *args, **kwargs):  # type: ignore[no-untyped-def]
         return self.network.state_dict(*args, **kwargs)

@@ -1,96 +1,95 @@
-"""What an agent can do: small steps of a rigid map, and what each of them gains.
+"""What an agent can do, and what each action gains: the interface that its walk and its training use.
 
-Convention: maps (B, D, D + 1) take fixed to moving voxels, counted from the centre of the fixed grid; all grids have
-voxels of equal edges. An action a comes first: the map so far T becomes T o a. The distance of a map from the true one
-is the root mean square, over the points of a ball about the centre, of how far the fixed points lie from where they
-should, in voxels.
+A state says where the moving image lies: a rigid map (`rigid.RigidMoves`), or coefficients of modes of deformation
+(`modes.ModeMoves`). What is missing of the true state is of the same kind.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ...affine import ball_displacement, compose_affine, invert_affine, rotation_matrix
 from ...checks import check_number
-from ...constants import filled
+from ...deformations.base import Deformation
+from ...fields import warp
 
 
-@dataclass(frozen=True)
-class Moves:
-    """The actions of an agent, by number: shifts along each axis, to the one and to the other side, then turns in the
-    same way about each axis (2-D: in the plane): 12 in 3-D, 6 in 2-D.
+class Moves(ABC):
+    """Actions by number, in pairs: 2 k to the one side, 2 k + 1 to the other. Each has the same steps.
 
-    A step of s voxels shifts by s, or turns so far that the points of the ball move by s, root mean square.
+    An action of a step of s voxels moves points by s, root mean square, and distances are in the same unit.
 
     Args:
         spatial_dims: 2 or 3.
         steps: in voxels, large to small.
-        radius: of the ball, voxels.
     Raises:
-        ValueError: for another dimension, steps that do not fall, or a radius that is not above the largest step.
+        ValueError: for another dimension, or steps that do not fall.
     """
 
-    spatial_dims: int = 3
-    steps: Sequence[float] = (4.0, 2.0, 1.0, 0.5, 0.25, 0.125)
-    radius: float = 20.0
-
-    def __post_init__(self) -> None:
-        if self.spatial_dims not in (2, 3):
-            raise ValueError(f"expected spatial_dims 2 or 3, got {self.spatial_dims}")
-        if not self.steps or list(self.steps) != sorted(set(self.steps), reverse=True) or min(self.steps) <= 0:
-            raise ValueError(f"expected steps above 0, large to small, got {list(self.steps)}")
-        check_number("radius", self.radius, above=max(self.steps))
+    def __init__(self, spatial_dims: int, steps: Sequence[float]) -> None:
+        if spatial_dims not in (2, 3):
+            raise ValueError(f"expected spatial_dims 2 or 3, got {spatial_dims}")
+        if not steps or list(steps) != sorted(set(steps), reverse=True) or min(steps) <= 0:
+            raise ValueError(f"expected steps above 0, large to small, got {list(steps)}")
+        self.spatial_dims, self.steps = spatial_dims, tuple(steps)
 
     @property
+    @abstractmethod
     def count(self) -> int:
         """The number of actions."""
-        return 2 * (self.spatial_dims + self.turns)
+
+    @abstractmethod
+    def start(self, batch: int, device: torch.device | str | None = None) -> Tensor:
+        """The states (B, ...) of images that nothing has moved."""
+
+    @abstractmethod
+    def after(self, state: Tensor, action: Tensor, step: float) -> Tensor:
+        """The states to which actions, by number (B,), lead from states (B, ...)."""
+
+    @abstractmethod
+    def missing(self, state: Tensor, truth: Tensor) -> Tensor:
+        """What is missing from states to the true ones (B, ...)."""
+
+    @abstractmethod
+    def distance(self, missing: Tensor) -> Tensor:
+        """How far points lie from where they should, (B,), voxels, where so much is missing."""
+
+    @abstractmethod
+    def gains(self, missing: Tensor) -> Tensor:
+        """What each action gains, (B, steps, count): by how much it reduces the distance, in units of its step."""
 
     @property
-    def turns(self) -> int:
-        """The number of axes to turn about."""
-        return 3 if self.spatial_dims == 3 else 1
+    @abstractmethod
+    def deformation(self) -> Deformation:
+        """What states are parameters of, as `parameters` gives them."""
 
-    def actions(self, step: float, like: Tensor) -> Tensor:
-        """The maps of all actions of a step, (count, D, D + 1), on the device and in the type of a tensor."""
-        d, turns = self.spatial_dims, self.turns
-        sides = filled([step, -step], like)
-        shifts = (torch.eye(d, dtype=like.dtype, device=like.device)[:, None] * sides[:, None]).flatten(0, 1)
-        # The inverse of `ball_displacement` of a turn.
-        angle = 2 * torch.asin(sides / (2 * self.radius) * ((d + 2) / 2) ** 0.5)
-        axes = (torch.eye(turns, dtype=like.dtype, device=like.device)[:, None] * angle[:, None]).flatten(0, 1)
-        none = torch.zeros(2 * turns, d, dtype=like.dtype, device=like.device)
-        still = torch.zeros(2 * d, turns, dtype=like.dtype, device=like.device)
-        rotations = rotation_matrix(torch.cat([still, axes]))
-        return torch.cat([rotations, torch.cat([shifts, none])[:, :, None]], 2)
+    @abstractmethod
+    def parameters(self, state: Tensor, size: Sequence[int]) -> Tensor:
+        """The parameters of the deformation of images of a size."""
 
-    def distance(self, offset: Tensor) -> Tensor:
-        """How far maps (B, D, D + 1) are from the identity, (B,), voxels."""
-        return ball_displacement(offset, self.radius)
+    def field(self, state: Tensor, size: Sequence[int]) -> Tensor:
+        """The displacements (B, D, *size) of states, voxels."""
+        ddf: Tensor = self.deformation(self.parameters(state, size), size)["ddf"]
+        return ddf
 
-    def gains(self, offset: Tensor) -> Tensor:
-        """What each action gains, (B, steps, count): by how much it reduces the distance, in units of its step.
+    def seen(self, image: Tensor, state: Tensor) -> Tensor:
+        """Pairs (B, 2, *S), moving then fixed, whose moving images lie where the states put them."""
+        return torch.cat([warp(image[:, :1], self.field(state, image.shape[2:])), image[:, 1:]], 1)
 
-        Args:
-            offset: what is still missing, (B, D, D + 1): the true map is T o offset.
-        """
-        before = self.distance(offset)[:, None]
-        found = []
-        for step in self.steps:
-            back = invert_affine(self.actions(step, offset))
-            after = [self.distance(compose_affine(a.expand(len(offset), -1, -1), offset)) for a in back[:, None]]
-            found.append((before - torch.stack(after, 1)) / step)
-        return torch.stack(found, 1)
+    @abstractmethod
+    def may(self, state: Tensor, size: Sequence[int]) -> bool:
+        """Whether an agent may go to a state (1, ...): it is not further than anything that was learned."""
 
-    def chosen(self, action: Tensor, step: float) -> Tensor:
-        """The maps of the actions of a batch by number (B,)."""
-        return self.actions(step, torch.zeros((), device=action.device))[action]
+    @property
+    def mirrored(self) -> list[int] | None:
+        """The number of the action that a mirror along the first axis makes of each action; None if it makes none."""
+        return None
 
 
-def identity(batch: int, spatial_dims: int, device: torch.device | str | None = None) -> Tensor:
-    """Maps that do nothing, (B, D, D + 1)."""
-    return torch.eye(spatial_dims, spatial_dims + 1, device=device).repeat(batch, 1, 1)
+def checked_radius(radius: float, steps: Sequence[float]) -> float:
+    """Raises ValueError: unless a ball is larger than the largest step."""
+    check_number("radius", radius, above=max(steps))
+    return radius

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from monai.inferers import Inferer
 from torch import Tensor, nn
 
-from ...affine import compose_affine, invert_affine
 from ...inference.prediction import Precision
 from ...vocabulary import Batch, Output, Result
 from .moves import Moves
@@ -25,13 +24,13 @@ class ValueInferer(Inferer):
 
 
 class WalkInferer(Inferer):
-    """The ends of an agent's walks, {"matrix": (B, D, D + 1)} about the grid's centre, in voxels: for validation."""
+    """The ends of an agent's walks, {"state": (B, ...)}, see `Moves`: for validation."""
 
     def __init__(self, moves: Moves, precision: str = "float32") -> None:
         self.walk = Walk(moves, limit=60, precision=precision)
 
     def __call__(self, inputs: Tensor, network: nn.Module, *args: object, **kwargs: object) -> Result:
-        return {"matrix": torch.stack([way[-1] for way in self.walk(inputs, network)])}
+        return {"state": torch.stack([way[-1] for way in self.walk(inputs, network)])}
 
 
 class GainLoss(nn.Module):
@@ -57,14 +56,14 @@ class GainLoss(nn.Module):
 
 
 class WalkScore:
-    """exp(-distance / 4 voxels) of where a validation's walk ends, from where it should: 1 if it finds the map."""
+    """exp(-distance / 4 voxels) of where a validation's walk ends, from where it should: 1 at the true state."""
 
     def __init__(self, moves: Moves) -> None:
         self.moves = moves
 
     def __call__(self, output: Output) -> Tensor:
-        found, missing = output["pred"]["matrix"], output["label"]["offset"].to(output["pred"]["matrix"])
-        batched = found.ndim == 3
-        found, missing = (found, missing) if batched else (found[None], missing[None])
-        distance = self.moves.distance(compose_affine(invert_affine(found), missing))
+        found, truth = output["pred"]["state"], output["label"]["offset"].to(output["pred"]["state"])
+        if found.ndim < self.moves.start(1).ndim:
+            found, truth = found[None], truth[None]
+        distance = self.moves.distance(self.moves.missing(found, truth))
         return (-distance / 4).exp().mean()

@@ -15,8 +15,7 @@ from ...synthesis.contrast import ContrastDraw, RandomContrast
 from ...synthesis.noise import Draw, uniform
 from ...synthesis.places import render_at
 from ...synthesis.warp import RandomWarp
-from .moves import Moves, identity
-from .walk import centred, seen
+from .rigid import RigidMoves, centred, identity
 
 
 class StateDraw(TypedDict):
@@ -66,7 +65,7 @@ class SimulatedStates:
         contrast: RandomContrast,
         place: RandomWarp,
         other: RandomWarp,
-        moves: Moves,
+        moves: RigidMoves,
         *,
         policy: nn.Module | None = None,
         states: int = 4,
@@ -114,7 +113,7 @@ class SimulatedStates:
         images = torch.cat([moving, fixed], 1).repeat_interleave(self.states, 0)
         missing = self._missing(images, truth, drawn)
         truth = truth.repeat_interleave(self.states, 0)
-        image = seen(images, compose_affine(truth, invert_affine(missing)))
+        image = self.moves.seen(images, compose_affine(truth, invert_affine(missing)))
         return {"moving": image[:, :1], "fixed": image[:, 1:], "gains": self.moves.gains(missing), "offset": missing}
 
     def pairs(self, labels: Tensor, draw: StateDraw) -> tuple[Tensor, Tensor, Tensor]:
@@ -156,7 +155,7 @@ class SimulatedStates:
         matrix, taken = identity(len(images), d, images.device), draw["taken"].flatten()
         actions = torch.cat([moves.actions(step, images) for step in moves.steps])
         for number in range(draw["most"]):
-            values: Tensor = self.policy(seen(images, matrix)).float()
+            values: Tensor = self.policy(moves.seen(images, matrix)).float()
             gains = torch.stack([values[:, i] * step for i, step in enumerate(moves.steps)], 1).flatten(1)
             best, chosen = gains.max(1)
             goes = ((best > 0) & (number < taken - 1))[:, None, None]
