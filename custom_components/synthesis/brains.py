@@ -79,6 +79,6 @@ class T1Brains(SynthesizePair):
         super().__init__(
             RandomWarp(0.0, rotation_degrees=rotation_degrees, scaling=scaling, shift=shift),
             BrainContrast(statistics, zero_background=zero_background),
-            flip=(0.5, 0, 0),
+            flip=(0.5,),
             strip=strip,
         )

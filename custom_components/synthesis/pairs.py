@@ -31,7 +31,8 @@ class SynthesizePair:
         warp: draws the spatial augmentation of either map.
         contrast: draws the images of the moving maps, and of the fixed ones unless `fixed_contrast` is given.
         fixed_contrast: for the fixed maps.
-        flip: probability that both maps of a sample are flipped along an axis; one number, or one per axis.
+        flip: probability that both maps of a sample are flipped along an axis; one number, or one for each of the
+            first axes: the others are not flipped.
         same_contrast: probability that the labels' means and noise levels are the same in both images; background,
             blur, bias field and gamma stay independent.
         strip: probability that both maps lose the labels from `first_extracerebral` on (skull-stripping).
@@ -63,11 +64,18 @@ class SynthesizePair:
             second |= {key: torch.where(same, first[key], second[key]) for key in ("mean", "std")}
         chance = uniform((0, 1), (batch, len(size)), generator)
         return {
-            "flip": chance < (filled(self.flip, chance) if isinstance(self.flip, Sequence) else self.flip),
+            "flip": chance < filled(self._flips(len(size)), chance),
             "strip": uniform((0, 1), (batch,), generator) < self.strip,
             "warp": [self.warp.draw(batch, size, generator) for _ in range(2)],
             "contrast": contrasts,
         }
+
+    def _flips(self, axes: int) -> list[float]:
+        if not isinstance(self.flip, Sequence):
+            return [self.flip] * axes
+        if len(self.flip) > axes:
+            raise ValueError(f"expected probabilities of flips along at most {axes} axes, got {list(self.flip)}")
+        return [*self.flip, *[0.0] * (axes - len(self.flip))]
 
     def __call__(self, label_moving: Tensor, label_fixed: Tensor, draw: PairDraw) -> dict[str, Tensor]:
         """`moving`, `fixed` (B, 1, *S), the label maps they show, in the input's type, and matrices (B, D, D + 1).
