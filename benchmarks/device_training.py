@@ -212,6 +212,7 @@ def main() -> None:
     parser.add_argument("--channels_last", action="store_true")
     parser.add_argument("--crop", type=int, help="keep a box of so many voxels of the maps: a rehearsal")
     parser.add_argument("--name", help="of the files; default: the bundle's")
+    parser.add_argument("--pause", type=float, default=60.0, help="least seconds from one look at validation to the next")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.manual_seed(options.seed)
@@ -237,7 +238,7 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     graph = device.type == "cuda" and not options.no_graph
     name = options.name or options.bundle
-    seconds = run(training, held_out, options.minutes, options.output, name, graph=graph)
+    seconds = run(training, held_out, options.minutes, options.output, name, graph=graph, pause=options.pause)
     memory = torch.cuda.max_memory_reserved() / 2**30 if device.type == "cuda" else math.nan
     print(f"{name}: {seconds:.4f} s a step of {recipe.pairs} pairs, {memory:.2f} GiB, graph {graph}", flush=True)
 
