@@ -48,7 +48,10 @@ class LabelTable:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Ranges of the random parts; lengths in voxels of the network's grid."""
+    """Ranges of the random parts; lengths in voxels of the network's grid.
+
+    `same_person` is the share of pairs that show one person twice, warped independently.
+    """
 
     rotation_degrees: float = 6.0
     scaling: float = 0.1
@@ -60,10 +63,11 @@ class Augmentation:
     bias: float = 0.25
     gamma: float = 0.25
     zero_background: float = 0.5
+    same_person: float = 0.0
 
 
 class DevicePairs:
-    """Pairs of different people out of label maps (N, *2S), uint8, on the device.
+    """Pairs of people out of label maps (N, *2S), uint8, on the device.
 
     Args:
         maps: positions in the table, in 2-D or 3-D; sizes along all axes are even.
@@ -89,6 +93,8 @@ class DevicePairs:
         device, count = self.maps.device, self.people
         moving = torch.randint(count, (pairs,), device=device)
         fixed = (moving + torch.randint(1, count, (pairs,), device=device)) % count
+        if self.augmentation.same_person:
+            fixed = torch.where(torch.rand(pairs, device=device) < self.augmentation.same_person, moving, fixed)
         people = torch.cat([moving, fixed])
         if self.levels > 1:
             level = torch.randint(self.levels, (pairs,), device=device)

@@ -31,6 +31,8 @@ from custom_components.methods.latent_deformation.objective import LatentLoss
 
 # A pair is aligned affinely before; what is left of that is small. Lengths in voxels of 4 mm, or pixels of 2 mm.
 AUGMENTATION = Augmentation(rotation_degrees=3.0, scaling=0.05, shift=1.0)
+# (scale, largest standard deviation), for each unit of --elastic.
+ELASTIC = ((7, 0.4), (20, 1.2))
 
 
 class LatentRegistration(nn.Module):
@@ -151,21 +153,30 @@ class LatentTraining(Training):
 
 
 def read_pairs(
-    path: Path, table: Path, spatial_dims: int, device: torch.device, strip: float = 0.5
+    path: Path,
+    table: Path,
+    spatial_dims: int,
+    device: torch.device,
+    *,
+    strip: float = 0.5,
+    same_person: float = 0.5,
+    elastic: float = 1.0,
 ) -> list[DevicePairs]:
     """Pairs of the training people, and of the validation people as they are.
 
     Args:
         strip: share of the pairs of training people that lose what lies outside the brain.
+        same_person: share of their pairs that show one person twice. 16 people alone are learned by heart.
+        elastic: strength of the random warps.
     """
     found = []
     for part in ("training", "validation"):
         augmentation = replace(AUGMENTATION, zero_background=1.0) if part == "validation" else AUGMENTATION
-        augmentation = replace(augmentation, strip=strip)
+        warps = tuple((scale, elastic * largest) for scale, largest in ELASTIC)
+        augmentation = replace(augmentation, strip=strip, same_person=same_person, elastic=warps)
         (maps, ids), runs = read_maps(path, part, device), (1, 1)
         if spatial_dims == 3:
             maps = maps[:, ::2, ::2, ::2].contiguous()
-            augmentation = replace(augmentation, elastic=((4, 0.25), (10, 0.6)))
         else:
             maps, runs = axial_slices(maps)
         found.append(DevicePairs(maps, label_table(table, ids, device), augmentation, runs))
@@ -201,6 +212,8 @@ def main() -> None:
     parser.add_argument("--pool", type=int, default=0, help="make so many images once, and pairs of them")
     parser.add_argument("--shrink", type=int, default=1, help="of the images that the loss compares, with its window")
     parser.add_argument("--strip", type=float, default=0.5, help="share of stripped brains")
+    parser.add_argument("--same_person", type=float, default=0.5, help="share of pairs of one person, warped twice")
+    parser.add_argument("--elastic", type=float, default=1.0, help="strength of the random warps")
     parser.add_argument("--initial", type=Path)
     parser.add_argument("--no_graph", action="store_true", help="no CUDA graph")
     parser.add_argument("--seed", type=int, default=0)
@@ -208,7 +221,8 @@ def main() -> None:
     torch.manual_seed(options.seed)
     torch.backends.cudnn.benchmark = True
     device = torch.device(options.device)
-    pairs, held_out = read_pairs(options.maps, options.table, options.spatial_dims, device, options.strip)
+    chosen = {name: getattr(options, name) for name in ("strip", "same_person", "elastic")}
+    pairs, held_out = read_pairs(options.maps, options.table, options.spatial_dims, device, **chosen)
     settings: dict[str, Any] = {"latent_size": options.latent}
     settings |= {} if options.smoothing is None else {"velocity_smoothing": options.smoothing}
     settings |= {"divergence_weight": options.weight, "local_correlation": 9 // options.shrink // 2 * 2 + 1}
