@@ -212,7 +212,9 @@ def main() -> None:
     parser.add_argument("--channels_last", action="store_true")
     parser.add_argument("--crop", type=int, help="keep a box of so many voxels of the maps: a rehearsal")
     parser.add_argument("--name", help="of the files; default: the bundle's")
-    parser.add_argument("--pause", type=float, default=60.0, help="least seconds from one look at validation to the next")
+    parser.add_argument(
+        "--pause", type=float, default=60.0, help="least seconds from one look at validation to the next"
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.manual_seed(options.seed)

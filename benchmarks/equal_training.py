@@ -1,4 +1,4 @@
-"""All learned methods with 2-D networks, trained for equal CPU time and measured on equal pairs.
+r"""All learned methods with 2-D networks, trained for equal CPU time and measured on equal pairs.
 
     python -m benchmarks.equal_training MAPS DATA OUT --table labels.csv --cache CACHE [--seconds 40] [--only NAME ...]
 
@@ -12,9 +12,10 @@ weights, so that a second call measures alone, and gets equal_training.csv, a ro
 Methods that need a trainer of their own are trained by the campaign, for as many CPU minutes, on axial slices that
 --slices writes; --also adds them to the table:
 
-    python -m benchmarks.equal_training MAPS DATA OUT --table labels.csv --cache CACHE --only --slices SLICES
-    python -m benchmarks.campaign RUNS benchmarks/equal_training.json --data slices=SLICES --data labelmaps=ALIGNED --data runs=RUNS
-    python -m benchmarks.equal_training MAPS DATA OUT --table labels.csv --cache CACHE --also dlir=RUNS/dlir_2/model.pt ...
+    python -m benchmarks.equal_training MAPS DATA OUT --table labels.csv --cache CACHE --slices SLICES
+    python -m benchmarks.campaign RUNS benchmarks/equal_training.json --data slices=SLICES --data labelmaps=ALIGNED \
+      --data runs=RUNS
+    python -m benchmarks.equal_training MAPS DATA OUT --table labels.csv --cache CACHE --also dlir=RUNS/dlir/model.pt
 """
 
 from __future__ import annotations
@@ -116,9 +117,7 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     settings = {"affine": "none", **part.settings}
     trained = {name: str(options.output / f"{name}.pt") for name in options.only}
     trained |= dict(word.split("=", 1) for word in options.also)
-    registrars = {
-        name: Registrar(name, weights=weights, optimize=0, **settings) for name, weights in trained.items()
-    }
+    registrars = {name: Registrar(name, weights=weights, optimize=0, **settings) for name, weights in trained.items()}
     registrars["optimize (no network)"] = Registrar("voxelmorph", overlay=overlay_path("training_free"), **settings)
     for name, registrar in registrars.items():
         for pair in part.pairs[: options.pairs]:
