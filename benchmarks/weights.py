@@ -61,7 +61,8 @@ def table(parts: Sequence[Part], found: Measurements, against: str) -> str:
                 means |= {k: float(np.median([row[k] for row in rows])) for k in ("seconds", "cpu_seconds")}
                 base = found.rows.get((name, against, label))
                 difference = str(paired_interval(rows, base, part.score)) if base and contestant != against else None
-                score = [means[part.score.replace("after", "before")], means[part.score]]
+                before = (means.get(part.score.replace("after", word)) for word in ("before", "aligned"))
+                score = [next((value for value in before if value is not None), None), means[part.score]]
                 measures = [_rounded(means.get(key)) for key in COLUMNS]
                 lines.append([name, contestant, label, len(rows), *score, difference, *measures])
     return markdown(heads, lines)

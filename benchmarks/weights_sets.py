@@ -34,7 +34,7 @@ class Part:
     Args:
         name: for tables and folders.
         pairs: items for `morphzoo evaluate`, each with an "id" and the people, "subject_moving" and "subject_fixed".
-        score: the measure after registration; the one before has "before" in place of "after".
+        score: the measure after registration; the one before has "before" in place of "after", or "aligned".
         settings: of the bundle's inference.json.
         across_contrasts: whether moving and fixed image differ in contrast.
         judge: further measures, from an item and the file of the warped moving image.

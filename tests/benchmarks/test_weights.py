@@ -81,6 +81,19 @@ def test_one_part_may_be_equal_and_none_worse():
     assert not verdict(parts, {("heads", "0"): rows(0.05), ("brains", "0"): rows(-0.05)}, old).beats
 
 
+@pytest.mark.parametrize("word", ["before", "aligned"])
+def test_the_table_has_the_score_before_under_either_of_its_names(word, tmp_path):
+    """Pairs that are aligned first have no score before, but one after the alignment."""
+    found = Measurements(tmp_path, "voxelmorph", 12)
+    found.rows["brains", "new", "0"] = [
+        {"subject_moving": "a", "subject_fixed": "b", f"ncc_{word}": 0.25, "ncc_after": 0.75, "cpu_seconds": 1.0}
+        | dict.fromkeys(weights.COLUMNS, 1.0)
+    ]
+    line = weights.table([Part("brains", [], "ncc_after")], found, "shipped").splitlines()[-1]
+    assert "0.25" in line
+    assert "0.75" in line
+
+
 def test_interval_is_that_of_pairs_of_people():
     # Both directions of a pair agree, so that twelve pairs tell no more than six.
     new = rows()
