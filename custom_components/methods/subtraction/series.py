@@ -42,7 +42,8 @@ def read_series(path: str | os.PathLike[str], intensities: str = "auto") -> Seri
         intensities: "linear" takes logarithms, "log" does not; "auto" asks a DICOM file, and takes others for linear.
     Raises:
         FileNotFoundError: if there is no such file or folder.
-        ValueError: if it is no series of 2-D frames of one size, or `intensities` is another word.
+        ValueError: if it is no series of 2-D frames of one size, or one number everywhere, or `intensities` is another
+            word.
         ImportError: if the format needs `itk` and it is not installed.
     """
     if intensities not in INTENSITIES:
@@ -60,6 +61,8 @@ def read_series(path: str | os.PathLike[str], intensities: str = "auto") -> Seri
         raise ValueError(f"{path}: expected a series of at least 2 frames, got an image of shape {stack.shape}")
     if not np.isfinite(stack).all():
         raise ValueError(f"{path}: the series has values that are not finite")
+    if stack.min() == stack.max():
+        raise ValueError(f"{path}: expected a series that shows something, got {stack.min():g} everywhere")
     frames = torch.from_numpy(np.ascontiguousarray(np.moveaxis(stack, 2, 0)[:, None], dtype=np.float32))
     return Series(_logarithms(frames, files[0], intensities), affine, path)
 
@@ -68,6 +71,8 @@ def _read(path: str) -> tuple[np.ndarray, np.ndarray]:
     """The frames (H, W, T) of a file, float, one channel, and the affine of its first three axes."""
     if is_nibabel(path):
         array, frame = read_nibabel(path)
+        if array.dtype.names:  # colours
+            array = np.stack([array[name] for name in array.dtype.names[:3]], -1).mean(-1)
     else:
         array, frame, d = read_itk_components(path)
         if array.ndim > d:  # colours

@@ -72,6 +72,16 @@ def test_a_stack_with_an_empty_axis_is_a_series(counts, tmp_path):
     assert read_series(tmp_path / "series.nii").frames.shape == (5, 1, 48, 64)
 
 
+def test_a_series_in_colours_is_its_grey(stack, counts, tmp_path):
+    colours = np.zeros(counts.shape, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+    grey = (255 * counts / counts.max()).astype("u1")
+    for name in "RGB":
+        colours[name] = grey
+    nib.save(nib.Nifti1Image(colours, np.eye(4)), tmp_path / "colours.nii")
+    nib.save(nib.Nifti1Image(grey, np.eye(4)), tmp_path / "grey.nii")
+    torch.testing.assert_close(read_series(tmp_path / "colours.nii").frames, read_series(tmp_path / "grey.nii").frames)
+
+
 def test_intensities_are_logarithms_once(stack, counts, tmp_path):
     frames = np.moveaxis(counts, 2, 0)[:, None]
     np.testing.assert_allclose(read_series(stack).frames, np.log(frames.clip(1)), rtol=1e-5)
@@ -100,6 +110,9 @@ def test_bad_input_gets_one_sentence(stack, counts, tmp_path):
     nib.save(nib.Nifti1Image(counts.astype(np.float32) - 1e5, np.eye(4)), tmp_path / "low.nii")
     with pytest.raises(ValueError, match="--intensities log"):
         read_series(tmp_path / "low.nii")
+    nib.save(nib.Nifti1Image(np.full_like(counts, 7), np.eye(4)), tmp_path / "constant.nii")
+    with pytest.raises(ValueError, match="shows something, got 7 everywhere"):
+        read_series(tmp_path / "constant.nii")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="found no file there"):
         read_series(tmp_path / "empty")
