@@ -108,8 +108,9 @@ class DevicePairs:
         return labels * (self.table.cerebral[index] | ~strip) * ~(self.table.fluid[index] & dry)
 
     def given(self, moving: Tensor, fixed: Tensor) -> Tensor:
-        """Label positions (2 P, *2S) of the people as they are, moving ones first."""
-        return self.maps[torch.cat([moving, fixed])].view(-1, *self.fine)
+        """Label positions (2 P, *2S) of the people as they are, moving ones first; stripped if all in training are."""
+        labels = self.maps[torch.cat([moving, fixed])].view(-1, *self.fine)
+        return labels * self.table.cerebral[labels.long()] if self.augmentation.strip >= 1 else labels
 
     def each(self, values: Tensor, channels: int = 0) -> Tensor:
         """Numbers (B,) as (B, 1, ...), to go with maps, or with `channels` = 1 with images."""
