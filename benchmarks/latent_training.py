@@ -161,19 +161,22 @@ def read_pairs(
     strip: float = 0.5,
     same_person: float = 0.5,
     elastic: float = 1.0,
+    affine: float = 1.0,
 ) -> list[DevicePairs]:
     """Pairs of the training people, and of the validation people as they are.
 
     Args:
         strip: share of the pairs of training people that lose what lies outside the brain.
         same_person: share of their pairs that show one person twice. 16 people alone are learned by heart.
-        elastic: strength of the random warps.
+        elastic, affine: strength of the random warps, and of what affine alignment leaves.
     """
     found = []
     for part in ("training", "validation"):
         augmentation = replace(AUGMENTATION, zero_background=1.0) if part == "validation" else AUGMENTATION
         warps = tuple((scale, elastic * largest) for scale, largest in ELASTIC)
         augmentation = replace(augmentation, strip=strip, same_person=same_person, elastic=warps)
+        left = {name: affine * getattr(augmentation, name) for name in ("rotation_degrees", "scaling", "shift")}
+        augmentation = replace(augmentation, **left)
         (maps, ids), runs = read_maps(path, part, device), (1, 1)
         if spatial_dims == 3:
             maps = maps[:, ::2, ::2, ::2].contiguous()
@@ -214,6 +217,7 @@ def main() -> None:
     parser.add_argument("--strip", type=float, default=0.5, help="share of stripped brains")
     parser.add_argument("--same_person", type=float, default=0.5, help="share of pairs of one person, warped twice")
     parser.add_argument("--elastic", type=float, default=1.0, help="strength of the random warps")
+    parser.add_argument("--affine", type=float, default=1.0, help="strength of what affine alignment leaves")
     parser.add_argument("--initial", type=Path)
     parser.add_argument("--no_graph", action="store_true", help="no CUDA graph")
     parser.add_argument("--seed", type=int, default=0)
@@ -221,7 +225,7 @@ def main() -> None:
     torch.manual_seed(options.seed)
     torch.backends.cudnn.benchmark = True
     device = torch.device(options.device)
-    chosen = {name: getattr(options, name) for name in ("strip", "same_person", "elastic")}
+    chosen = {name: getattr(options, name) for name in ("strip", "same_person", "elastic", "affine")}
     pairs, held_out = read_pairs(options.maps, options.table, options.spatial_dims, device, **chosen)
     settings: dict[str, Any] = {"latent_size": options.latent}
     settings |= {} if options.smoothing is None else {"velocity_smoothing": options.smoothing}
