@@ -237,7 +237,8 @@ def main() -> None:
     training = LatentTraining(
         registration, Pool(pairs, options.pool) if options.pool else pairs, recipe, options.shrink
     )
-    training.spread()
+    if options.initial is None:  # a decoder that has learned takes z as it is
+        training.spread()
     options.output.mkdir(parents=True, exist_ok=True)
     graph = device.type == "cuda" and not options.no_graph
     time_left = options.seconds if options.until is None else options.until - time.time()
