@@ -102,7 +102,7 @@ def _is_word(one: inspect.Parameter) -> bool:
     if one.kind is inspect.Parameter.VAR_POSITIONAL:
         return True
     needed = one.default is inspect.Parameter.empty
-    return one.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD and (needed or one.name not in ("output",))
+    return one.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD and (needed or one.name != "output")
 
 
 def _place(one: inspect.Parameter) -> str:

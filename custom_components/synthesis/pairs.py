@@ -56,7 +56,11 @@ class SynthesizePair:
         self.flip, self.strip, self.first_extracerebral = flip, strip, first_extracerebral
 
     def draw(self, batch: int, size: Sequence[int], generator: Generator) -> PairDraw:
-        """All random numbers of `batch` pairs."""
+        """All random numbers of `batch` pairs.
+
+        Raises:
+            ValueError: if there are more probabilities of flips than axes.
+        """
         contrasts = [contrast.draw(batch, size, generator) for contrast in self.contrasts]
         same = uniform((0, 1), (batch, 1), generator) < self.same_contrast
         if self.same_contrast:

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...checks import check_number
 from ...deformations.base import Deformation
 from ...fields import warp
 
@@ -87,9 +86,3 @@ class Moves(ABC):
     def mirrored(self) -> list[int] | None:
         """The number of the action that a mirror along the first axis makes of each action; None if it makes none."""
         return None
-
-
-def checked_radius(radius: float, steps: Sequence[float]) -> float:
-    """Raises ValueError: unless a ball is larger than the largest step."""
-    check_number("radius", radius, above=max(steps))
-    return radius

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from ...affine import ball_displacement, compose_affine, invert_affine, rotation_matrix
+from ...checks import check_number
 from ...constants import filled
 from ...deformations.affine import AffineMap
-from .moves import Moves, checked_radius
+from .moves import Moves
 
 
 class RigidMoves(Moves):
@@ -37,7 +38,8 @@ class RigidMoves(Moves):
         self, spatial_dims: int = 3, steps: Sequence[float] = (4.0, 2.0, 1.0, 0.5, 0.25, 0.125), radius: float = 20.0
     ) -> None:
         super().__init__(spatial_dims, steps)
-        self.radius = checked_radius(radius, steps)
+        check_number("radius", radius, above=max(steps))
+        self.radius = radius
 
     @property
     def count(self) -> int:
