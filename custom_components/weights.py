@@ -3,8 +3,8 @@
 A sidecar is a JSON object with plain values. Its keys, each of which may be absent or null:
 
 - `state`: the SHA-256 of the file of weights; nothing is believed of a sidecar of other weights;
-- `spatial_dims`, `spacing` (mm), `deformation` (see `Deformation.description`), `hyper_names`: what the network was
-  trained for, with which a configuration must agree;
+- `spatial_dims`, `spacing` (mm; null for series, which are in pixels), `deformation` (see `Deformation.description`),
+  `hyper_names`: what the network was trained for, with which a configuration must agree;
 - `size`, `contrasts`, `training_data`, `licence`, `steps`, `pairs_per_step`, `hardware`: how it was trained, in the
   last stage if there were `earlier` ones;
 - `figures`: what was measured, by the test's name; `experimental`: whether it does not yet beat what it builds on.

@@ -66,10 +66,11 @@ def atlas(
         output: folder for the results.
         attributes: for instance age=40,sex=F; a number that is not given is the training data's mean, a category must
             be given.
-        sweep: an attribute's range, for instance age=20:80:13 (13 values from 20 to 80) or sex=F:M: a 4-D image and an
-            animated picture.
-        label, mask: of the scan; labels are compared with the template's, which must have the same ids (those of the
+        sweep: also render the template along an attribute's range, as a 4-D image and an animated picture:
+            age=20:80:13 is 13 values from 20 to 80, sex=F:M both categories.
+        label: the scan's label map, which is compared with the template's and must have its ids (those of the
             shipped weights are in the bundle's docs).
+        mask: image of where the scan counts during alignment and refinement.
         optimize: iterations of refinement after the network, 0 for none, or "auto" for as many as bring the images
             closer; default: the bundle's.
         affine: how scan and template are aligned, as for `register`, or a transform file, template to scan. Default:

@@ -148,17 +148,23 @@ def offered(setting: str, word: object, spatial_dims: int) -> tuple[list[str], d
     Raises:
         ValueError: if it is offered, and not for this dimension.
     """
-    for metadata in sorted(bundles_folder().glob("*/configs/metadata.json")):
-        entry = _read(metadata).get("abilities", {}).get("offers", {}).get(setting, {}).get(str(word))
+    for root in _offering():
+        entry = abilities(root).get("offers", {}).get(setting, {}).get(str(word))
         if entry is None:
             continue
-        root, paths = metadata.parents[1], dict[str, object]()
+        paths = dict[str, object]()
         for name, files in entry["weights"].items():
             if str(spatial_dims) not in files:
                 raise ValueError(f"--{setting} {word}: there are no weights for {spatial_dims}-D images")
             paths[name] = str((root / files[str(spatial_dims)]).resolve())
         return [str(root / "configs" / f"{entry['overlay']}.json")], paths
     return [], {}
+
+
+def words_offered(setting: str) -> list[str]:
+    """The words for a setting that bundles offer to all others: see `offered`."""
+    found = [abilities(bundle).get("offers", {}).get(setting, {}) for bundle in _offering()]
+    return [word for words in found for word in words]
 
 
 def those_with(setting: str) -> str:
@@ -169,6 +175,11 @@ def those_with(setting: str) -> str:
 def those_that_take_scans() -> str:
     """The bundles with a template, as the end of a sentence."""
     return _sentence([bundle.name for bundle in all_bundles() if takes_scans(bundle)])
+
+
+def _offering() -> list[Path]:
+    """All folders of bundles, those without a registration of their own, too."""
+    return [path.parents[1] for path in sorted(bundles_folder().glob("*/configs/metadata.json"))]
 
 
 def _sentence(names: list[str]) -> str:

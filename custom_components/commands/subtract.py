@@ -55,7 +55,7 @@ def subtract(
         series: DICOM file of several frames, NIfTI or other image whose third axis is time, or a folder of frames.
         output: folder for the results.
         mask_frames: the mask is the mean of so many first frames, which are moved to the first of them.
-        mask: numbers of other frames for it, from 0 on, for instance 2,3.
+        mask: frames for it in place of the first ones, by their numbers from 0 on, for instance 2,3; no file.
         intensities: "linear" or "log"; "auto" asks the DICOM file, and takes other formats for linear.
         smoothness: of the motion in space; larger is smoother.
         temporal: of the motion in time; sudden steps cost no more than slow ones.

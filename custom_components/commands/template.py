@@ -64,8 +64,8 @@ def template(
         sharpen: share of the average that is sharpened after each round, from 0 to 1; 0.1 does little.
         symmetric: let left and right be mirror images.
         resolution: voxel size of the template, mm; default: that of the first scan.
-        initial: image to start from, and whose grid is kept (one for each contrast); default: the first scan, or with
-            --affine none the mean of all.
+        initial: file of the image that is the first template, and whose grid is kept (one for each contrast);
+            default: the first scan, or with --affine none the mean of all.
         jobs: processes, each of one thread.
         scheduler: a Dask scheduler whose workers do it instead, tcp://HOST:PORT or its file (docs/cohort.md).
         label_names: table of the labels' names, CSV (id,name) or TSV as BIDS has it (index, name), for

@@ -80,7 +80,7 @@ def train(
             of images, in which each file is a person.
         output: folder for the training.
         bundle: name of a bundle, or its folder.
-        initial: weights to begin from: shipped, none, or a file.
+        initial: weights to begin from: "shipped", "none" (random ones), or a file of weights.
         image, label: patterns of the files in a folder, with {subject}: "{subject}_t1.nii.gz", "{subject}_seg.nii.gz".
         dataset_dir: folder to which the list's paths are relative; default: the list's folder.
         again: begin anew.

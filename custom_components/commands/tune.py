@@ -55,7 +55,7 @@ def tune(
         criterion: "labels" (Dice), "regularity" (the best match at a tolerable irregularity, see the bundle's
             `regularity_limit`), or "auto": labels if all pairs have them.
         iterations: of gradient descent, each on 8 pairs.
-        sweep: number of values from 0 to 1 in the table of structures, 0 for none.
+        sweep: number of values from 0 to 1 at which each structure's Dice is measured for the two tables; 0 for none.
         overlay: further config files, the last one wins.
         **settings: any setting of the bundle's inference.json; `--hyper` is where the search starts.
     Examples:

@@ -11,7 +11,7 @@ from pathlib import Path
 from pydoc import locate
 from typing import TYPE_CHECKING, Any
 
-from ..checks import writable_folder
+from ..checks import meant, writable_folder
 from ..vocabulary import Config, Entry
 from .bundles import (
     abilities,
@@ -24,6 +24,7 @@ from .bundles import (
     registers,
     settings_of,
     takes_scans,
+    words_offered,
 )
 from .origin import origin_of
 from .settings import give, typed_settings
@@ -189,16 +190,27 @@ def check_settings(
     stages = settings.get("stages")
     if stages is not None and "stages" in settings_of(bundle) and _is_linear(stages):
         configs.append(overlay_path("linear"))
-        meant = [name for name in _DEFORMING if settings.get(name) is not None or (name == "quality" and quality)]
-        if meant:
-            raise ValueError(f"--stages without deformable deforms nothing: --{meant[0]} has no meaning")
-    return configs, defaults | paths | typed_settings(bundle.name, ConfigParser.load_config_files(configs), settings)
+        idle = [name for name in _DEFORMING if settings.get(name) is not None or (name == "quality" and quality)]
+        if idle:
+            raise ValueError(f"--stages without deformable deforms nothing: --{idle[0]} has no meaning")
+    typed = typed_settings(bundle.name, ConfigParser.load_config_files(configs), settings)
+    _check_similarity(settings.get("similarity"))
+    return configs, defaults | paths | typed
 
 
 def _offered_to(settings: Mapping[str, object], spatial_dims: int) -> tuple[list[str], dict[str, object]]:
     """The config files that the words of settings stand for, and the paths that go with them: see `offered`."""
     found = [offered(name, settings.get(name), spatial_dims) for name in _OFFERED]
     return [file for files, _ in found for file in files], {k: v for _, paths in found for k, v in paths.items()}
+
+
+def _check_similarity(word: object) -> None:
+    """Raises ValueError: for a word that stands for no similarity, neither ours nor one that a bundle offers."""
+    from ..inference.refiner import SIMILARITIES
+
+    known = ["auto", *SIMILARITIES, *words_offered("similarity")]
+    if isinstance(word, str) and word not in (*known, "mse"):  # which only some models of `optimize` follow
+        raise ValueError(f"--similarity: expected {', '.join(known)}, got {word!r}{meant(word, known)}")
 
 
 def _is_linear(stages: object) -> bool:

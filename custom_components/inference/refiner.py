@@ -131,7 +131,7 @@ def named_similarity(similarity: Similarity) -> tuple[Callable[[int], nn.Module]
     if isinstance(similarity, nn.Module):
         return lambda window: similarity, _OF_A_MODULE
     if similarity not in SIMILARITIES:
-        raise ValueError(f"expected similarity auto, {', '.join(SIMILARITIES)}, got {similarity!r}")
+        raise ValueError(f"expected similarity auto, {', '.join(SIMILARITIES)} or a module, got {similarity!r}")
     return SIMILARITIES[similarity]
 
 

@@ -17,7 +17,7 @@ from support import run
 
 import custom_components as mz
 from custom_components.commands import discover
-from custom_components.commands.bundles import all_bundles
+from custom_components.commands.bundles import abilities, all_bundles
 from custom_components.commands.console import FLAGS, Console, completion, plain, split
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -67,6 +67,15 @@ def test_info_tells_every_bundle_and_what_its_weights_are_for(capsys):
         assert bundle.name in text
         for path in (bundle / "models").glob("*.pt"):
             assert f"{bundle.name}/{path.name}" in text
+
+
+def test_info_tells_millimetres_of_weights_that_know_them(capsys):
+    assert run("info") is None
+    told = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if ".pt " in line}
+    for bundle in all_bundles():
+        for path in (bundle / "models").glob("*.pt"):
+            in_pixels = abilities(bundle).get("input") == "series"
+            assert (" mm" in told[f"{bundle.name}/{path.name}"]) is not in_pixels
 
 
 def test_json_is_the_only_thing_on_the_standard_output(capsys):

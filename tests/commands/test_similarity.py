@@ -48,6 +48,15 @@ def test_other_words_are_left_to_others():
     assert offered("similarity", "mind", 3) == offered("affine", "itk", 3) == ([], {})
 
 
+@pytest.mark.parametrize("command", ["register", "optimize"])
+def test_an_unknown_word_is_answered_with_all_that_there_are(command, pair):
+    import custom_components as mz
+
+    found = "auto, lncc, mind, mi, nmi, ngf, learned, features, brain_features, got 'learnt'; did you mean learned?"
+    with pytest.raises(ValueError, match=f"--similarity: expected {found}".replace("?", r"\?")):
+        getattr(mz, command)(*pair, similarity="learnt")
+
+
 def test_what_has_no_weights_for_a_dimension_is_refused():
     with pytest.raises(ValueError, match="--similarity brain_features: there are no weights for 2-D images"):
         offered("similarity", "brain_features", 2)

@@ -61,7 +61,7 @@ def test_any_module_that_compares_images_is_a_similarity(regularized):
 
 
 def test_an_unknown_similarity_is_refused():
-    with pytest.raises(ValueError, match="expected similarity auto, lncc, mind, mi, nmi, ngf, got 'ncc'"):
+    with pytest.raises(ValueError, match="expected similarity auto, lncc, mind, mi, nmi, ngf or a module, got 'ncc'"):
         refiner(StationaryVelocity(), similarity="ncc")
 
 
