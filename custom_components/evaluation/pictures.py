@@ -63,7 +63,6 @@ def pair_picture(
     label_moving: Tensor | None = None,
     label_fixed: Tensor | None = None,
     label_warped: Tensor | None = None,
-    grid_step: int | None = None,
 ) -> None:
     """Write the quality-control picture of a registered pair as PNG.
 
@@ -72,7 +71,7 @@ def pair_picture(
     of the foreground (planes of a thin slab are left out); in 2-D the image. Moving and fixed must be on one grid.
 
     The grid shows where lines of the moving image come to lie: contours of the components of phi at whole multiples of
-    the step. In 3-D it is the part of the map within the slice.
+    a 24th of the longest axis, of at least 2 voxels. In 3-D it is the part of the map within the slice.
 
     Args:
         path: the picture; replaced only by a complete one.
@@ -81,7 +80,6 @@ def pair_picture(
         spacing_mm: voxel size along each axis; pixels are drawn in these proportions.
         title: heading.
         label_moving, label_fixed, label_warped: label maps (1, *S), drawn as outlines: fixed blue, moving orange.
-        grid_step: distance of the lines in voxels; by default a 24th of the longest axis, at least 2.
     Raises:
         ValueError: if shapes do not fit each other.
     """
@@ -92,7 +90,7 @@ def pair_picture(
     volumes |= {"before": volumes["moving"] - volumes["fixed"], "after": volumes["warped"] - volumes["fixed"]}
     ddf = on_cpu(ddf).float()
     views = views_of(ddf.shape[1:], spacing_mm, centre_of(volumes["fixed"]))
-    subject = Subject(volumes, labels, ddf, grid_step or max(2, round(max(ddf.shape[1:]) / 24)))
+    subject = Subject(volumes, labels, ddf, max(2, round(max(ddf.shape[1:]) / 24)))
     figure = _draw_pair(subject, views, title)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", facecolor=DARK)
