@@ -67,6 +67,15 @@ def test_commands_exist(page):
         assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
 
 
+@each_page
+def test_files_of_code_that_it_names_exist(page):
+    """But for those of examples: of a method that a reader writes, and of MONAI's model zoo."""
+    named = re.findall(r"(?<![\w./<{])((?:\w+/)+\w+\.py)\b", prose(page))
+    theirs = ("methods/free_form/", "custom_components/methods/free_form/", "ci/", "tests/methods/free_form/")
+    for path in (name for name in named if not name.startswith(theirs)):
+        assert any((REPOSITORY / room / path).is_file() for room in (".", "custom_components", "docs")), path
+
+
 def test_every_page_can_be_reached_from_the_readme():
     seen, to_read = set(), [README]
     while to_read:
