@@ -40,18 +40,19 @@ class Calibration(Training):
     the images' edges; it does not compare it with an error.
     """
 
-    names = ("likelihood", "square_error", "variance", "folding")
+    names: tuple[str, ...] = ("likelihood", "square_error", "variance", "folding")
+    all_weights = False
 
     def __init__(self, registration: Registration, pairs: DevicePairs, recipe: Recipe) -> None:
         for name, parameter in registration.network.named_parameters():
-            parameter.requires_grad_(name.startswith("log_variance."))
+            parameter.requires_grad_(self.all_weights or name.startswith("log_variance."))
         super().__init__(registration, pairs, recipe)
 
     @torch.no_grad()
     def forget(self) -> None:
         """Begin from a constant variance: from variances that are far too small the likelihood's steps are wild."""
         for (name, parameter), mean in zip(self.network.named_parameters(), self.mean, strict=True):
-            if parameter.requires_grad:
+            if name.startswith("log_variance."):
                 mean.copy_(nn.init.constant_(parameter, 0.0 if name.endswith("weight") else LOG_VARIANCE))
 
     def velocity(self, count: int) -> Tensor:
@@ -74,19 +75,42 @@ class Calibration(Training):
 
     def terms(self, labels: Tensor, kind: Tensor) -> list[Tensor]:
         """The loss; mean square error and mean variance, which have no gradient; 0."""
+        likelihood, *shown = self.likelihood(labels.chunk(2)[1], kind.chunk(2)[1])
+        return [likelihood, *shown, likelihood.new_zeros(())]
+
+    def likelihood(self, fixed: Tensor, kind: Tensor) -> list[Tensor]:
+        """The negative log likelihood of known deformations of maps (P, *2S), mean square error, mean variance."""
         registration = self.registration
         with torch.no_grad():
-            fixed = labels.chunk(2)[1]
-            image, velocity = self.known_pair(fixed, kind.chunk(2)[1])
+            image, velocity = self.known_pair(fixed, kind)
             brain = (POOL[self.pairs.spatial_dims](self.pairs.brain(fixed, margin=0), 2) > 0.5).float()
         parameters = registration.parameters_of(image)
-        mean = parameters.chunk(2, 1)[0].detach()
+        mean = parameters.chunk(2, 1)[0]
         variance = registration.deformation.velocity_sd(parameters).square().clamp(min=1e-8)
-        error = (mean - velocity).square()
+        error = (mean if self.all_weights else mean.detach()).sub(velocity).square()
         share = brain / (brain.sum() * mean.shape[1]).clamp(min=1)
         likelihood = 0.5 * ((variance.log() + error / variance) * share).sum()
-        shown = [(value.detach() * share).sum() for value in (error, variance)]
-        return [likelihood, *shown, likelihood.new_zeros(())]
+        return [likelihood, *[(value.detach() * share).sum() for value in (error, variance)]]
+
+
+class JointCalibration(Calibration):
+    """Train all weights by both: the objective for two people, the likelihood for one person of known deformation.
+
+    The log variance learns from the likelihood alone. The mean learns from both: whoever has only seen different people
+    misses most of a known deformation, and features that only find motion do not tell where it is missed.
+    """
+
+    names = (*Training.names, "likelihood", "square_error", "variance")
+    all_weights = True
+    weight = 10.0  # of the likelihood
+
+    def terms(self, labels: Tensor, kind: Tensor) -> list[Tensor]:
+        """Those of the objective; the weighted likelihood; mean square error and mean variance without gradient."""
+        self.registration.learns_variance = False
+        objective = super(Calibration, self).terms(labels, kind)
+        self.registration.learns_variance = True
+        likelihood, *shown = self.likelihood(labels.chunk(2)[0], kind.chunk(2)[0])
+        return [*objective, self.weight * likelihood, *shown]
 
 
 @torch.no_grad()

@@ -68,7 +68,10 @@ class Registration(nn.Module):
         precision: of the network, under autocast.
     Attributes:
         network, deformation, method, default_hyper.
+        learns_variance: false: the log variance that a network predicts gets no gradient.
     """
+
+    learns_variance = True
 
     def __init__(
         self, bundle: str, *, spatial_dims: int = 3, initial: Path | None = None, precision: torch.dtype = torch.float32
@@ -107,6 +110,9 @@ class Registration(nn.Module):
         device = image.device.type
         with torch.autocast(device, self.precision, enabled=self.precision != torch.float32):
             answer = self.network(image) if hyper is None else self.network(image, hyper)
+        if not self.learns_variance:
+            mean, log_variance = answer.chunk(2, 1)
+            answer = torch.cat([mean, log_variance.detach()], 1)
         return answer.float()
 
     def steps(self, image: Tensor, hyper: Tensor | None = None, *, drawn: bool = False) -> Iterator[Fields]:

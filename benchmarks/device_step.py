@@ -134,7 +134,7 @@ class Training:
             brain = self.pairs.brain(labels).chunk(2)[1]
         hyper = self.hyper() if method.hyper else None
         data, size = (1.0, 1.0) if hyper is None else (1 - hyper.squeeze(), hyper.squeeze())
-        sums = [torch.zeros((), device=self.device)] * len(self.names)
+        sums = [torch.zeros((), device=self.device)] * len(Training.names)
         for fields in self.registration.steps(image, hyper, drawn=method.drawn):
             warped = warp(moving, fields["ddf"])
             terms = [

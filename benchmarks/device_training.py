@@ -30,7 +30,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.device_calibration import Calibration
+from benchmarks.device_calibration import Calibration, JointCalibration
 from benchmarks.device_methods import METHODS, Registration
 from benchmarks.device_slices import PLANE, take_slices
 from benchmarks.device_step import CONTRASTS, Recipe, Training, label_table, read_maps
@@ -200,6 +200,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--initial", type=Path)
     parser.add_argument("--calibrate", action="store_true", help="train the log variance alone, on known deformations")
+    parser.add_argument("--joint", action="store_true", help="all weights, by other people and by known deformations")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="bfloat16")
     parser.add_argument("--pairs", type=int, default=Recipe.pairs)
@@ -234,8 +235,9 @@ def main() -> None:
         folding_weight=options.folding_weight,
         ema=options.ema,
     )
-    training = (Calibration if options.calibrate else Training)(registration, training_pairs, recipe)
-    if isinstance(training, Calibration):
+    kind = JointCalibration if options.joint else Calibration if options.calibrate else Training
+    training = kind(registration, training_pairs, recipe)
+    if isinstance(training, Calibration) and not options.joint:
         training.forget()
     options.output.mkdir(parents=True, exist_ok=True)
     graph = device.type == "cuda" and not options.no_graph

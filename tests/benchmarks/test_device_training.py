@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from benchmarks import device_step, device_training
-from benchmarks.device_calibration import Calibration
+from benchmarks.device_calibration import Calibration, JointCalibration
 from benchmarks.device_maps import collect
 from benchmarks.device_methods import METHODS, Registration
 from benchmarks.device_slices import take_slices
@@ -87,6 +87,7 @@ class TestDevicePairs:
 
 TRAININGS = [(bundle, ()) for bundle in METHODS if bundle != "synthmorph"]
 TRAININGS += [("synthmorph", ("--spatial_dims", "2")), ("voxelmorph_probabilistic", ("--calibrate",))]
+TRAININGS += [("voxelmorph_probabilistic", ("--joint",))]
 
 
 @pytest.mark.parametrize(("bundle", "words"), TRAININGS)
@@ -134,6 +135,29 @@ def test_calibration_changes_the_variance_alone_and_makes_the_truth_likelier(pai
     assert values[-1] < values[0] - 0.01
     for name, value in registration.network.state_dict().items():
         assert torch.equal(value, before[name]) == (not name.startswith("log_variance."))
+
+
+def test_a_joint_calibration_learns_the_variance_from_known_deformations_alone(pairs):
+    torch.manual_seed(0)
+    registration = Registration("voxelmorph_probabilistic")
+    training = JointCalibration(registration, pairs, Recipe(pairs=1))
+    labels, kind = pairs.anatomies(1), torch.zeros(2, dtype=torch.long)
+    head = [p for n, p in registration.network.named_parameters() if n.startswith("log_variance.")]
+    trunk = [p for n, p in registration.network.named_parameters() if not n.startswith("log_variance.")]
+    *objective, likelihood, error, variance = training.terms(labels, kind)
+    assert not error.requires_grad
+    assert not variance.requires_grad
+    of_objective = torch.autograd.grad(sum(objective), head, retain_graph=True, allow_unused=True)
+    assert all(value is None or not value.any() for value in of_objective)
+    assert all(value.any() for value in torch.autograd.grad(likelihood, head, retain_graph=True))
+    for term in (sum(objective), likelihood):
+        assert any(
+            value.any()
+            for value in torch.autograd.grad(term, trunk, retain_graph=True, allow_unused=True)
+            if value is not None
+        )
+    training.step()
+    assert training.sums.isfinite().all()
 
 
 def test_slices_of_a_person_stand_in_runs_of_neighbours():
