@@ -54,6 +54,7 @@ def meant(word: str, names: Iterable[str], sign: str = "") -> str:
     """The end of a sentence that refuses a word: "; did you mean NAME?", or nothing if no name is like it.
 
     Args:
+        names: those there are.
         sign: before the name.
     """
     found = difflib.get_close_matches(word, sorted(names), n=1, cutoff=0.7)

@@ -157,6 +157,8 @@ def resize_field(field: Tensor, size: Sequence[int]) -> Tensor:
         size: the new spatial size; axes may scale differently.
     Returns:
         Shape (B, D, *size), voxels of the new grid.
+    Raises:
+        ValueError: for a size of another number of axes.
     """
     _check_field(field)
     field = at_least_float32(field)
@@ -245,6 +247,8 @@ def transform_points(points: Tensor, ddf: Tensor) -> Tensor:
         ddf: shape (B, D, *S), voxels.
     Returns:
         Shape (B, N, D), voxels.
+    Raises:
+        ValueError: for points of another shape.
     """
     _check_field(ddf)
     d = ddf.shape[1]

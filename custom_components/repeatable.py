@@ -72,6 +72,7 @@ def block_means(values: Tensor, block: Sequence[int], *, stride: int | None = No
     """Means of (B, C, *S) over blocks of voxels; with `padding`, of odd blocks around each voxel, inside alone.
 
     Args:
+        values: shape (B, C, *S).
         block: voxels along each axis.
         stride: from block to block; by default a block.
     """

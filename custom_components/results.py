@@ -198,6 +198,7 @@ def check_place(folder: str | os.PathLike[str], part: str, names: Sequence[str])
     """Refuse a place before the work for it begins; errors as in `publishing`.
 
     Args:
+        folder, part: of the result, see `publishing`.
         names: of files that may come.
     """
     _check(Path(folder), part, {}, list(names), read_manifest(folder))

@@ -82,6 +82,7 @@ class Workers:
         Args:
             function: with what it refers to, can be pickled. A process gets it once, so what it keeps is there for the
                 process's next item.
+            items: what it is called with, one by one.
             title: of the progress bar, which tells the time that is left. What an item prints or logs is not shown.
         Raises:
             OSError: if the scheduler cannot be reached.

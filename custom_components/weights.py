@@ -43,6 +43,8 @@ def load_weights(
     """Load a state file into a network, where its parameters are, if its sidecar agrees with the settings.
 
     Args:
+        network: gets the state.
+        path: of the file.
         name: of the network, for the messages.
         settings: what the network is to be used for, by the sidecar's keys; None checks nothing.
         spacing_factor: by which the spacing may differ from that of the training.

@@ -50,6 +50,7 @@ def voted(paths: Sequence[Path], weights: Sequence[float]) -> tuple[list[int], T
 
     Args:
         paths: .npy files of label maps (1, *S).
+        weights: positive, one for each.
     Returns:
         The labels, the background 0 first, and their shares (K, *S), which add up to 1.
     """

@@ -92,6 +92,7 @@ class Halfway:
         """v: half the difference of what is found from A to B and from B to A.
 
         Args:
+            register: registers a pair in memory, see `people.Register`.
             scratch: folder for the images in the middle.
         Raises:
             ValueError: as the bundle.

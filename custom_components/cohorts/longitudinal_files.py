@@ -159,6 +159,8 @@ def write_change(
     """Write OUTPUT: both scans and their average in the middle, the map of percent change, transforms, tables, a page.
 
     Args:
+        output: folder of the result.
+        found: what changed.
         labels: of both scans.
         page: what a browser shows.
         warnings: of the scans, one sentence each; may grow until all is written.

@@ -31,6 +31,7 @@ def mean_stretch(
     Of M = R S, with a rotation R, it is the exponential of the mean of log S (Arsigny et al., 2006).
 
     Args:
+        center: the point (D,), RAS mm.
         weights: one for each map.
         normal: of a plane (D,): the mean is that of the maps and of their mirror images.
     """
@@ -67,6 +68,7 @@ def middle_of(
 
     Args:
         maps: of the people, all affine or all deformable; one is in memory at a time.
+        weights: how much each of them counts, positive.
         grid: of the template.
         symmetric: the middle of the people and their mirror images, across the middle of the grid's first axis.
     Returns:

@@ -74,6 +74,7 @@ class MatchAffine:
 
     Args:
         template: image. engine: "torch" or "itk".
+        answer: the round, in whose folder the maps are kept.
     """
 
     template: str
@@ -97,6 +98,8 @@ class MatchDeformable:
 
     Args:
         template: its images, one for each contrast.
+        answer: the round, in whose folder the maps are kept.
+        register: registers a pair in memory.
         before: the last affine round; None: the headers are right.
         channel_weights: of the contrasts.
     """
@@ -179,6 +182,9 @@ class WritePerson:
 
     Args:
         template: image.
+        place: of the template.
+        answer: the last round.
+        folder: FOLDER.
     """
 
     template: str

@@ -60,6 +60,7 @@ class Place:
 
         Args:
             names: of both files.
+            volume: the image.
             steps: from the grid's points to the image's. back: the other way.
         """
         if importlib.util.find_spec("itk") is None:

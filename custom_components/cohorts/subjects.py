@@ -43,6 +43,7 @@ def listed(
     """The scans of a data list.
 
     Args:
+        path, section, base_dir: as for `load_list`.
         contrasts: keys of further images of a person, aligned with the first.
     Raises:
         FileNotFoundError, ValueError: as `load_list`; if it holds pairs, a scan lacks an image or a contrast, or a

@@ -99,6 +99,8 @@ def apply(
         `morphzoo apply out/fixed__moving/transform.h5 points.csv moved.csv`
     Returns:
         What was written, and how; a list for several sources.
+    Raises:
+        ValueError: if points and images come together, or an image comes without a reference.
     """
     from ..space.points import is_points_file
 

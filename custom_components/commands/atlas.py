@@ -85,6 +85,8 @@ def atlas(
         `morphzoo atlas scan.nii.gz -o out --attributes ventricles=4`
     Returns:
         The paths of the template's files, and the scan's registration.
+    Raises:
+        ValueError: if the bundle has no template, or the template no such attribute or value.
     """
     from ..data.names import check_free, item_name
     from ..methods.conditional_atlas.files import write_sweep, write_template

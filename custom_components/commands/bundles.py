@@ -17,7 +17,11 @@ DEFAULT_BUNDLE = "synthmorph"
 
 
 def bundles_folder() -> Path:
-    """The folder `bundles`: of the clone, of an installed wheel, or named by MORPHZOO_BUNDLES."""
+    """The folder `bundles`: of the clone, of an installed wheel, or named by MORPHZOO_BUNDLES.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
     places = [os.environ.get("MORPHZOO_BUNDLES"), PACKAGE.parent / "bundles"]
     places.append(Path(sysconfig.get_path("data")) / "share" / "morphzoo" / "bundles")
     for place in places:
@@ -59,7 +63,7 @@ def abilities(bundle: Path) -> Config:
     `settings_from_weights`, a function from a checkpoint to the settings that follow from it; `aligner`, files of
     weights that align any pair ("learned"), by the number of spatial axes; `atlases`, a file of label maps that
     label what the bundle segments (`methods/brain_extraction/atlases.py`); `error_map`, an overlay that estimates the
-    errors of other bundles' registrations.
+    errors of other bundles' registrations; `offers`, words for settings of all bundles (`offered`).
     """
     return _read(bundle / "configs" / "metadata.json").get("abilities", {})
 

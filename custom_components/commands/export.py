@@ -35,6 +35,8 @@ def export(
         `morphzoo export voxelmorph -o exported --zip`
     Returns:
         What was written.
+    Raises:
+        ValueError: if options do not go together, or something may not be shared: the sentence names it.
     """
     from .exporting import export_bundle
     from .label_server_export import export_for_monai_label

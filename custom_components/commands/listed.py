@@ -31,6 +31,7 @@ def run_list(
         items: each with `id`, and with its `request`, by which a result that is there is known.
         function: writes an item's result into the report's folder; see `Workers.each`.
         report: gets all results, and writes the tables and the page.
+        workers: do the items.
         title: what the items are, in the plural.
         again: do all.
         load: called before anything is written; raises what the settings are refused with.

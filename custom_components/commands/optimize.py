@@ -41,6 +41,8 @@ def optimize(
         `morphzoo optimize moving.nii.gz fixed.nii.gz -o out --model lddmm`
     Returns:
         As `register`.
+    Raises:
+        ValueError: for a setting that only a network has, or `relaxation` of another model.
     """
     if relaxation and model != "lddmm":
         raise ValueError(f"--relaxation is another way to find the velocities of --model lddmm, not of {model}")

@@ -56,8 +56,7 @@ def propagate(
         jobs: processes, each of one thread; 1 uses all threads for one scan after the other.
         scheduler: a Dask scheduler whose workers do the scans instead, tcp://HOST:PORT or its file (docs/cohort.md).
         label_names: table of the labels' names, CSV (id,name) or TSV as BIDS has it (index, name), for pages and
-            tables; default: labels.csv or dseg.tsv beside the atlases'
-            list, else beside the scans'.
+            tables; default: labels.csv or dseg.tsv beside the atlases' list, else beside the scans'.
         overlay: further config files, the last one wins.
         **settings: any setting of the bundle's inference.json, as of `register`.
     Examples:
@@ -65,6 +64,7 @@ def propagate(
     Returns:
         The result of each scan.
     Raises:
+        ValueError: if there are no atlases.
         RuntimeError: after the others are done, if a scan failed.
     """
     from ..cohorts.propagation import Propagating, write_volumes

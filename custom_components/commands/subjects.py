@@ -72,7 +72,11 @@ def make_subjects(folder: Path, seed: int = 0, size: tuple[int, ...] | None = No
 
 
 def load_template() -> tuple[Tensor, Tensor, np.ndarray]:
-    """MNI152 T1 (1, 1, *S) in [0, 1], grey- and white-matter maps (1, 2, *S), affine (4, 4); 1 mm, from nilearn."""
+    """MNI152 T1 (1, 1, *S) in [0, 1], grey- and white-matter maps (1, 2, *S), affine (4, 4); 1 mm, from nilearn.
+
+    Raises:
+        ImportError: if nilearn is not installed.
+    """
     try:
         from nilearn import datasets
     except ImportError as error:
@@ -97,7 +101,10 @@ def dense_error_mm(
     """Distance in mm, at random points of the tissue, of no registration and of the saved transform from the truth.
 
     Args:
+        truth: displacement fixed to moving (1, 3, *S), voxels.
+        affine: of its grid (4, 4), voxel to RAS mm.
         transforms: the saved ones from fixed to moving points, in the order in which they apply.
+        label: label map whose tissue is looked at.
     """
     points = tissue_points(label)
     shift = truth[0][:, points[:, 0], points[:, 1], points[:, 2]].T.numpy()

@@ -62,6 +62,8 @@ def tune(
         `morphzoo tune list.json -o tuned`
     Returns:
         The value of each hyper-parameter.
+    Raises:
+        ValueError: if the section holds single scans, or a setting has no meaning for the network alone.
     """
     from ..data.lists import is_pair, load_list
     from ..methods.hypermorph.tuning import tune_bundle

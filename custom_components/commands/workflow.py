@@ -120,6 +120,7 @@ def load_workflow(
 
     Args:
         root: folder of the bundle.
+        spatial_dims: of the images, 2 or 3.
         overlays, settings: as for `build_workflow`.
         more: further Python values by id.
     Raises: as `build_workflow`.

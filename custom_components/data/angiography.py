@@ -65,6 +65,7 @@ def angiogram(
         still: frames before the contrast agent arrives.
         apart: pixels, in an image of 256, by which soft tissue and vessels come to move against the bones. No map of
             the image then takes both along; `ddf` is that of the bones.
+        device: where the series is made.
     """
     generator = Generator(torch.device(device)).manual_seed(seed)
     fine = [_FINE * n for n in size]

@@ -33,9 +33,13 @@ def prepare_pair_batch(
 
     Args:
         batch: has "image" (B, 2C, *S), moving then fixed, and any of `PAIR_KEYS`.
+        device: where the batch goes.
+        non_blocking, **kwargs: as for `Tensor.to`; True lets the host go on while it is copied.
     Returns:
         The image, a dictionary of the `PAIR_KEYS` that the batch has, no positional arguments, and "masks", with the
         landmarks and guides, if any, and "finer", if the grid is finer than a network's.
+    Raises:
+        ValueError: if the batch has no image.
     """
     targets = {key: plain(batch[key]) for key in PAIR_KEYS if isinstance(batch.get(key), Tensor)}
     targets = {key: value.to(device, non_blocking=non_blocking, **kwargs) for key, value in targets.items()}

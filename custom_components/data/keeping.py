@@ -52,6 +52,8 @@ class ScanCache:
         """Load scans 0 to `count` - 1 and keep them, if they are to be kept; the first one tells how large they are.
 
         Args:
+            load: gives the scan of a position.
+            count: how many there are.
             shown: with a progress bar, where the loading takes time.
         """
         if self.kind == "none":

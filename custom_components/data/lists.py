@@ -240,6 +240,7 @@ def _check_files(items: Sequence[Entry], path: Path, section: str) -> None:
 
 
 def as_scan(atlas: Entry | str) -> Entry:
+    """A scan item of the path of an image, or of such an item."""
     return {"image": str(atlas)} if isinstance(atlas, str | os.PathLike) else dict(atlas)
 
 

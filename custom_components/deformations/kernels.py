@@ -120,7 +120,7 @@ class MultiGaussianKernel(Kernel):
         A Gaussian is a product over the axes: one small matrix for each, faster than a Fourier transform.
 
         Args:
-            values: shape (B, N, C, *S), one group of channels for each Gaussian.
+            values: shape (B, N, C, *S), one group of channels for each Gaussian. spacing: of the grid.
         Raises:
             ValueError: if there is another number of groups.
         """
@@ -230,7 +230,10 @@ def smooth_weighted(
         momentum: shape (B, D, *S).
         weights: shape (B or 1, N, *S), not negative, one channel for each Gaussian; the kernel's own are not used.
             Where they may reach 0 the square root needs a floor.
+        kernel, spacing: the Gaussians K_i, and the grid's spacing, one number or one for each axis.
         form: "sqrt" or "square".
+    Raises:
+        ValueError: for another form, or another number of channels of weights.
     References: Niethammer et al., CVPR 2019 (square roots); Shen et al., NeurIPS 2019 (squares).
     """
     if form not in ("sqrt", "square") or weights.shape[1] != len(kernel.sigmas):

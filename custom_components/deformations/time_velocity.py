@@ -73,6 +73,8 @@ class TimeVelocity(MetricDeformation):
         spacing: of the image grid, one number or one for each axis; None is 1.
         num_steps: N.
         stride: image voxels per voxel of the velocity's grid along each axis.
+    Raises:
+        ValueError: for fewer than one step.
     References: Beg et al., IJCV 61(2), 2005.
     """
 
@@ -96,7 +98,11 @@ class TimeVelocity(MetricDeformation):
         return fields
 
     def velocities(self, parameters: Tensor) -> list[Tensor]:
-        """N of shape (B, D, *S'), voxels of their grid; one that is given alone stays over all steps."""
+        """N of shape (B, D, *S'), voxels of their grid; one that is given alone stays over all steps.
+
+        Raises:
+            ValueError: for another number of channels.
+        """
         d = parameters.ndim - 2
         if parameters.shape[1] == d:
             parameters = parameters.repeat(1, self.num_steps, *[1] * d)

@@ -93,6 +93,7 @@ def on_cpu(tensor: Tensor) -> Tensor:
 
 
 def first_channel(image: Tensor, ddf: Tensor, name: str) -> Tensor:
+    """The first channel (*S) of an image (C, *S). Raises ValueError: if it is not on the grid of a field (D, *S)."""
     if image.ndim != ddf.ndim or image.shape[1:] != ddf.shape[1:]:
         size = ", ".join(map(str, ddf.shape[1:]))
         raise ValueError(f"expected {name} of shape (C, {size}), the field's grid, got {tuple(image.shape)}")
@@ -100,6 +101,11 @@ def first_channel(image: Tensor, ddf: Tensor, name: str) -> Tensor:
 
 
 def views_of(size: Sequence[int], spacing_mm: Sequence[float], centre: Sequence[int]) -> list[View]:
+    """The slices of a volume through a voxel, without those of a thin slab; in 2-D the image itself.
+
+    Raises:
+        ValueError: if there is not one spacing for each axis.
+    """
     spacing = tuple(float(s) for s in spacing_mm)
     if len(spacing) != len(size):
         raise ValueError(f"expected a spacing for each of {len(size)} axes, got {list(spacing)}")
@@ -131,11 +137,13 @@ def _log_limit(determinant: Tensor) -> float:
 
 
 def percentile(values: Tensor, share: float) -> float:
+    """The finite value below which a share of them lies; 0 if none is finite."""
     values = values[values.isfinite()]
     return float(values.kthvalue(max(1, round(share * len(values)))).values) if len(values) else 0.0
 
 
 def draw_panel(axes: Axes, name: str, view: View, subject: Subject) -> AxesImage:
+    """A slice of what a panel shows, by its name, with folds, lines of the grid, or outlines of labels over it."""
     if name == "grid":
         image = draw_image(axes, subject.volumes["warped"], view, "gray", subject.window["intensity"])
         for axis in (view.horizontal, view.vertical):
@@ -161,6 +169,7 @@ def draw_panel(axes: Axes, name: str, view: View, subject: Subject) -> AxesImage
 
 
 def draw_image(axes: Axes, volume: Tensor, view: View, cmap: str | Colormap, limits: tuple[float, float]) -> AxesImage:
+    """A slice of a volume (*S), in the proportions of its voxels."""
     pixels = view.cut(volume).numpy()
     aspect = view.spacing[view.vertical] / view.spacing[view.horizontal]
     low, high = limits
@@ -186,6 +195,7 @@ def _outlines(panel: str) -> list[tuple[str, str]]:
 
 
 def draw_outlines(axes: Axes, pixels: Tensor, colour: str) -> None:
+    """Lines about each label of a slice."""
     for label in present_labels(pixels):
         region = (pixels == label).float()
         if region.min() < 1:
@@ -193,6 +203,7 @@ def draw_outlines(axes: Axes, pixels: Tensor, colour: str) -> None:
 
 
 def finish_panel(axes: Axes, view: View, *, heading: str, letters: bool) -> None:
+    """Take away the axes; add a heading, if there is one, and the letters of the sides."""
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_facecolor("black")
@@ -206,6 +217,7 @@ def finish_panel(axes: Axes, view: View, *, heading: str, letters: bool) -> None
 
 
 def add_colour_bar(figure: Figure, image: AxesImage, *, top: float) -> None:
+    """The scale of an image at the right of a figure, `top` inches below its edge."""
     width, height = figure.get_size_inches()
     length = min(2.2, height - top - BOTTOM)
     box = (1 - 0.65 / width, (height - top - length) / height, 0.1 / width, length / height)
@@ -215,6 +227,7 @@ def add_colour_bar(figure: Figure, image: AxesImage, *, top: float) -> None:
 
 
 def caption_of(subject: Subject, spacing: Sequence[float]) -> str:
+    """A line with the share of folds and the lengths of the displacement, by voxels of a spacing in mm."""
     folded = 100 * float((~(subject.determinant > 0)).double().mean())
     scale = torch.tensor(spacing).view(-1, *[1] * subject.determinant.ndim)
     length = (subject.ddf * scale).norm(dim=0)

@@ -100,6 +100,7 @@ def _count(positions: Tensor, num_labels: int) -> Tensor:
 
 
 def integer_labels(label_map: Tensor) -> Tensor:
+    """A label map of an integer type. Raises ValueError: if a value is not whole."""
     if not label_map.is_floating_point():
         return label_map
     if not bool((label_map == label_map.round()).all()):
@@ -108,6 +109,7 @@ def integer_labels(label_map: Tensor) -> Tensor:
 
 
 def check_same_shape(a: Tensor, b: Tensor, what: str) -> None:
+    """Raises ValueError: unless both, called `what`, have one shape (B, C, *S)."""
     if a.shape != b.shape or a.ndim not in (4, 5):
         raise ValueError(
             f"expected two {what} of one shape (B, C, H, W) or (B, C, D, H, W), got {tuple(a.shape)}, {tuple(b.shape)}"
@@ -115,6 +117,7 @@ def check_same_shape(a: Tensor, b: Tensor, what: str) -> None:
 
 
 def checked_spacing(spacing_mm: Sequence[float], spatial_dims: int) -> list[float]:
+    """A spacing as numbers. Raises ValueError: unless there is one above 0 for each axis."""
     spacing = [float(s) for s in spacing_mm]
     if len(spacing) != spatial_dims or min(spacing) <= 0:
         raise ValueError(f"expected a positive spacing for each of {spatial_dims} axes, got {spacing}")

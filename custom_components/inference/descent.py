@@ -28,6 +28,8 @@ class Diffused(nn.Module):
     Args:
         loss: compares the images, called as `loss(pred, batch)`.
         variance: of the Gaussian, squared voxels of the image; 0 lets the field be.
+    Raises:
+        ValueError: for a variance that is negative or no number.
     """
 
     def __init__(self, loss: nn.Module, variance: float) -> None:

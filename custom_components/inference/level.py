@@ -17,6 +17,8 @@ Loss = Callable[[Fields, dict[str, Tensor]], Tensor]
 
 
 class Evaluated(NamedTuple):
+    """An unknown, and its mean loss, the loss's gradient by it, and the similarity term alone."""
+
     unknown: Tensor
     loss: Tensor
     gradient: Tensor
@@ -30,6 +32,10 @@ class Evaluation:
     image's size.
 
     Args:
+        deformation: parameters to fields.
+        objective: called as `objective(pred, batch)`.
+        batch: of the level: "moving", "fixed" (B, C, *S), and what else the objective needs.
+        parameters: where the search starts, (B, P, *S').
         keeps_best: keep the unknown of the lowest loss, for `found`.
     """
 
@@ -49,6 +55,7 @@ class Evaluation:
         self.best: Evaluated | None = None
 
     def parameters(self) -> Tensor:
+        """Those of the unknown as it is."""
         return self.deformation.from_unknown(self.unknown, self.size)
 
     @torch.no_grad()

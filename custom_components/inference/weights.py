@@ -35,7 +35,7 @@ class WeightsLoader:
         engine.add_event_handler(Events.STARTED, self.load)
 
     def load(self) -> None:
-        """Raises: FileNotFoundError: if there is no such file. ValueError: if it is damaged, another network's, or for
+        """Raises FileNotFoundError: if there is no such file; ValueError: if it is damaged, another network's, or for
         other settings."""
         network = unwrap(self.network)
         load_weights(network, self.path, "registration", self.settings, spacing_factor=self.spacing_factor)

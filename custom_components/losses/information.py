@@ -19,6 +19,8 @@ class NormalizedMutualInformation(nn.Module):
         num_bins: histogram bins over [0, 1], the range the images must have.
         num_samples: voxels drawn for each call and sample of the batch; all voxels if there are fewer.
         seed: the same voxels are drawn at each call if given; new ones from torch's global generator if None.
+    Raises:
+        ValueError: for fewer than 4 bins.
     References: Studholme, Hill, Hawkes, An overlap invariant entropy measure of 3D medical image alignment, Pattern
         Recognition 32(1), 1999.
     """

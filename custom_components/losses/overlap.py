@@ -40,6 +40,8 @@ class LabelDice(nn.Module):
         Args:
             ddf: shape (B, D, *S), voxels, fixed to moving.
             moving, fixed: integer label maps, shape (B, 1, *S).
+        Raises:
+            ValueError: for a field or label maps of another shape, or labels that are no integers.
         """
         if ddf.shape[1] != ddf.ndim - 2:
             raise ValueError(f"expected a field (B, 2, H, W) or (B, 3, D, H, W), got shape {tuple(ddf.shape)}")
@@ -78,6 +80,8 @@ class LabelLikelihood(nn.Module):
     Args:
         labels: ids that count; "all" takes every id. Soft maps count whole.
         sigma: standard deviation.
+    Raises:
+        ValueError: for a sigma of 0 or below.
     References: Dalca et al., Medical Image Analysis 57, 2019.
     """
 
@@ -94,6 +98,8 @@ class LabelLikelihood(nn.Module):
         Args:
             ddf: shape (B, D, *S), voxels, fixed to moving.
             moving, fixed: integer label maps, shape (B, 1, *S), or soft maps, (B, K, *S), floating.
+        Raises:
+            ValueError: unless both maps are integers (B, 1, *S), or both soft (B, K, *S).
         """
         kinds = [(labels.is_floating_point(), labels.shape) for labels in (moving, fixed)]
         if kinds[0] != kinds[1] or not (kinds[0][0] or moving.shape[1] == 1):

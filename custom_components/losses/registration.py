@@ -118,7 +118,11 @@ class RegistrationLoss(nn.Module):
 
 
 def compare(term: nn.Module, ddf: Tensor, batch: Batch, kind: str) -> Tensor:
-    """`term(ddf, moving, fixed)` of the maps of one kind ("label", say) in the batch; one that is missing is named."""
+    """`term(ddf, moving, fixed)` of the maps of one kind ("label", say) in the batch.
+
+    Raises:
+        ValueError: if a map that the term needs is missing.
+    """
     for key in (f"{kind}_moving", f"{kind}_fixed"):
         if key not in batch:
             raise ValueError(f"this term of the loss needs {key!r}, and the batch has {sorted(batch)}")

@@ -18,6 +18,8 @@ class GradientPenalty(nn.Module):
     Args:
         penalty: "l2" or "l1".
         multiplier: constant factor.
+    Raises:
+        ValueError: for another penalty.
     """
 
     def __init__(self, penalty: str = "l2", multiplier: float = 1.0) -> None:

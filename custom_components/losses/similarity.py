@@ -154,6 +154,8 @@ class LNCC(nn.Module):
         window: odd edge length in voxels.
         floor: added to both variances, in squared intensity units (for images in [0, 1]): contrast below its square
             root counts as noise.
+    Raises:
+        ValueError: for a window that is even, or smaller than 3.
     References: Avants et al., Medical Image Analysis 12(1), 2008; window 9 and the squared form as in Balakrishnan et
         al., IEEE TMI 38(8), 2019 (which reports -mean(cc), that is this value minus 1).
     """

@@ -75,7 +75,7 @@ def initialize_layers(network: nn.Module, slope: float = 0.0) -> None:
 
 
 def check_spatial_dims(spatial_dims: int) -> None:
-    """Raises: ValueError: unless they are 2 or 3."""
+    """Raises ValueError: unless they are 2 or 3."""
     if spatial_dims not in (2, 3):
         raise ValueError(f"expected spatial_dims 2 or 3, got {spatial_dims}")
 

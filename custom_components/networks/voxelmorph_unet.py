@@ -41,6 +41,8 @@ class VoxelMorphUNet(nn.Module):
 
     Shapes: input (B, in_channels, *S), output (B, C, *S) or (B, C, *ceil(S / 2)), C = spatial_dims; with
         `log_variance` C = 2 spatial_dims, the log variances last.
+    Raises:
+        ValueError: for fewer decoder features than encoder levels.
     References: Balakrishnan et al., CVPR 2018; IEEE TMI 38(8), 2019; log variance: Dalca et al., MICCAI 2018.
     """
 

@@ -33,6 +33,9 @@ def describe(path: Path, item: Item, contrasts: Sequence[str], steps: Sequence[R
     """Measures and flags of a session on its last grid; its picture goes to a path.
 
     Args:
+        path: of the picture.
+        item: as the last step left it.
+        contrasts: the reference first.
         steps: the log, of which "size_ratio" and "determinant" are taken.
     """
     names = present(item, contrasts)

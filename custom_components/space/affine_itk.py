@@ -47,8 +47,12 @@ def finish_by_itk(
     the images do not overlap enough, the matrix stays as it is.
 
     Args:
+        fixed, moving: the images.
+        stage: how far to go, see `affine.register_affine`.
+        start: the matrix.
         center: of the maps (D,), RAS mm.
         masks: of "fixed" and "moving", as far as given; ITK counts what is at least 0.5.
+        seed: of the samples.
     Raises:
         ImportError: if `itk` is not installed.
     """

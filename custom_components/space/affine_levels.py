@@ -107,6 +107,9 @@ class Level:
 
         Args:
             center: of the maps (D,), RAS mm.
+            samples: how many.
+            num_bins: of each image's intensities.
+            seed: of the places.
             surround: share of the samples that may lie anywhere in the image.
         """
         generator = torch.Generator().manual_seed(seed)

@@ -67,6 +67,7 @@ def load_components(source: str | os.PathLike[str] | MemoryImage, spatial_dims: 
     """Read an image of any number of frames and components, a file or one in memory.
 
     Args:
+        source: path of a file, or an image in memory.
         spatial_dims: 3 leaves the one slice of a file in the 3-D world, for 3-D transforms; 2 makes it a 2-D image.
     Raises:
         FileNotFoundError, ImportError: as `load_image`.
@@ -94,6 +95,8 @@ def write_components(path: str | os.PathLike[str], data: np.ndarray, source: Com
     A NIfTI file keeps what the source's header says about frames and values: intent, repetition time, description.
 
     Args:
+        path: of the file, whose ending names the format.
+        data: (C, *S), on the grid of `like`.
         source: the image as it was read.
         like: says where the grid lies (`load_grid`).
     Raises:

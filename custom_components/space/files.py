@@ -50,6 +50,8 @@ def write_voxels(
     """Write an array of any number of axes and any type; formats other than NIfTI hold one number in each voxel.
 
     Args:
+        path: of the file, whose ending names the format.
+        array: (*S), then frames or components.
         affine: (4, 4), voxel to RAS mm, of the first three axes.
         header: of another file; intent, description and what it says about further axes is kept.
     """

@@ -39,6 +39,8 @@ def check_overlap(fixed: Volume, moving: Volume, world_matrix: np.ndarray, how: 
     """Refuse two images that share no part of the world; warn if they share little.
 
     Args:
+        fixed, moving: the images.
+        world_matrix: (D + 1, D + 1), from fixed to moving points, RAS mm.
         how: what `world_matrix` comes from, for the message: "none" for the headers alone.
     Raises:
         ValueError: if no voxel of one lies in the other.

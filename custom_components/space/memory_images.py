@@ -127,7 +127,11 @@ def _numpy(tensor: Tensor) -> np.ndarray:
 
 
 def channels_of(image: Image, name: str) -> list[Source]:
-    """The channels of an image, each as a source: of a list its items, of a MetaTensor (C, *S) its channels."""
+    """The channels of an image, each as a source: of a list its items, of a MetaTensor (C, *S) its channels.
+
+    Raises:
+        ValueError: for an empty list.
+    """
     if isinstance(image, list):
         if not image:
             raise ValueError(f"{name}: expected an image or a list of channels, got an empty list")

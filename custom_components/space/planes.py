@@ -94,6 +94,7 @@ def lift_steps(
     """A transform of 2-D points as one of 3-D points.
 
     Args:
+        steps: the transform of 2-D points.
         start, end: frames of the planes from which and into which the transform leads.
         plane: frame of the plane in which its dense fields lie, start or end.
         thickness_mm: distance of the layers of dense fields.

@@ -56,6 +56,7 @@ def move_points(
 
     Args:
         steps: the transform, applied in this order.
+        source, output: paths of the files.
         space: "RAS" or "LPS"; None takes what the file says, else RAS.
     Raises:
         FileNotFoundError, ValueError: names row and column of what is wrong; also if the space is not the file's, or

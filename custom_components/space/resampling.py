@@ -86,7 +86,11 @@ def spatial_dims_of_steps(steps: Sequence[Step]) -> int:
 def transform_steps(
     world_matrix: np.ndarray | None = None, ddf: Tensor | None = None, ddf_grid: Grid | None = None
 ) -> list[Step]:
-    """The steps of x -> world_matrix(x + u(x)): the dense field `ddf` (D, *S) on `ddf_grid`, then the matrix."""
+    """The steps of x -> world_matrix(x + u(x)): the dense field `ddf` (D, *S) on `ddf_grid`, then the matrix.
+
+    Raises:
+        ValueError: for a field of another size than its grid.
+    """
     steps: list[Step] = []
     if ddf is not None:
         if ddf_grid is None or tuple(ddf.shape) != (len(ddf_grid.size), *ddf_grid.size):

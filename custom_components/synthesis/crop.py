@@ -34,6 +34,7 @@ def crop_field_of_view(image: Tensor, share: Tensor) -> Tensor:
     """Set the ends of the axes to 0.
 
     Args:
+        image: shape (B, C, *S).
         share: shape (B, D, 2), the share of each axis lost at its start and end.
     """
     for axis in range(image.ndim - 2):

@@ -73,7 +73,11 @@ class LabelIntensities:
 
 
 def read_statistics(path: str | os.PathLike[str], num_labels: int = 531, contrast: str = "t1") -> tuple[Tensor, Tensor]:
-    """Mean and spread of each label id, 0 to 255, shape (num_labels,); NaN for ids that the file does not have."""
+    """Mean and spread of each label id, 0 to 255, shape (num_labels,); NaN for ids that the file does not have.
+
+    Raises:
+        ValueError: for another contrast.
+    """
     with open(path, encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if int(row["id"]) < num_labels]
     means, spreads = torch.full((num_labels,), torch.nan), torch.full((num_labels,), torch.nan)

@@ -34,8 +34,11 @@ def gaussian_blur(image: Tensor, sigma: float | Tensor, *, radius: int | None = 
     """Separable Gaussian smoothing of (B, C, *S), border values continued.
 
     Args:
+        image: shape (B, C, *S).
         sigma: in voxels: one number, or a tensor (B, D), a value for each sample and axis; at least 0.
         radius: of the kernel in voxels; default 3 sigma, to be given with a tensor (reading one stalls a GPU).
+    Raises:
+        ValueError: for sigmas in a tensor without a radius.
     """
     axes = image.ndim - 2
     if not isinstance(sigma, Tensor):

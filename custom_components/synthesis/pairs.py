@@ -36,6 +36,8 @@ class SynthesizePair:
         same_contrast: probability that the labels' means and noise levels are the same in both images; background,
             blur, bias field and gamma stay independent.
         strip: probability that both maps lose the labels from `first_extracerebral` on (skull-stripping).
+    Raises:
+        ValueError: if images should look the same whose contrasts know different numbers of labels.
     """
 
     def __init__(

@@ -88,7 +88,11 @@ class ResumableCheckpoint:
                 dataset.set_random_state(seed)
 
     def load(self, engine: Engine) -> None:
-        """Restore every object and the engine's position from the checkpoint."""
+        """Restore every object and the engine's position from the checkpoint.
+
+        Raises:
+            RuntimeError: if the file is no checkpoint of this training.
+        """
         checkpoint = read_state(self.path)
         for name in self.objects:
             if name not in checkpoint:

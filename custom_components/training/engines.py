@@ -43,6 +43,7 @@ def trainer(
     Args:
         network, inferer, prepare_batch, device, loss_function, optimizer, max_epochs, amp: as for `SupervisedTrainer`.
         dataset: the training items; their number is the length of an epoch.
+        batch_size: items in a batch.
         compile: run the network, in the validation, too, as `torch.compile` makes it (see `compile_network`).
         num_workers: processes that load (see `loader`).
         evaluator: runs after every `val_interval` epochs, before the handlers of that event.

@@ -36,6 +36,9 @@ def loader(
     come is drawn here. What goes from the host's memory to a GPU is pinned.
 
     Args:
+        dataset: the items.
+        batch_size: items in a batch.
+        shuffle: draw their order anew in each epoch.
         num_workers: processes that load, each two batches ahead. By default none, but for scans that are kept nowhere
             and go to a GPU: then one for each core but one, at most 8, and as many as the shared memory holds.
     Raises:

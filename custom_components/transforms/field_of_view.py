@@ -21,6 +21,9 @@ def seen_by(moving: Volume, grid: Grid, world_matrix: np.ndarray, fixed: Tensor)
     Without that rim, every voxel of the mask has neighbours with data, so that interpolation beside it blends in no 0.
 
     Args:
+        moving: the image.
+        grid: the model grid.
+        world_matrix: (D + 1, D + 1), from fixed to moving points, RAS mm.
         fixed: the fixed image (1, *S) on the grid, in [0, 1].
     Returns:
         None if the fixed image shows (almost) nothing outside: a mask would change nothing.

@@ -2,11 +2,10 @@
 
 Convention: a loaded item holds tensors (1, *S) on one grid under `moving`, `fixed` and, where the list gives them,
 `label_moving`, `label_fixed`, `mask_moving`, `mask_fixed`, `guide_moving`, `guide_fixed` (label maps that guide the
-refinement), and points (N, D) in its voxels under `landmarks_moving`,
-`landmarks_fixed`; the network's input `image` (2, *S) is moving, then fixed. Beside them travels what is needed to go
-back to the files: `grid_affine`, `world_matrix`, and `*_path`, where the paths of a pair carry the volumes that were
-read (`ScanPath`), so that nobody reads a scan twice. `warnings` holds the lines that loading a pair gave rise to (see
-`notices`).
+refinement), and points (N, D) in its voxels under `landmarks_moving`, `landmarks_fixed`; the network's input `image`
+(2, *S) is moving, then fixed. Beside them travels what is needed to go back to the files: `grid_affine`,
+`world_matrix`, and `*_path`, where the paths of a pair carry the volumes that were read (`ScanPath`), so that nobody
+reads a scan twice. `warnings` holds the lines that loading a pair gave rise to (see `notices`).
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ class LoadPaird(Transform):
         halve: take half the spacing where both images are fine enough and it is not too much, see `halved_grid`. The
             item's `finer` is then 2: a network sees the pair with so many times fewer voxels along each axis.
         aligner: for "learned": from both volumes, fixed then moving, intensities in [0, 1], to the matrix from fixed
-            world points to moving ones (`physical.NetworkAligner`).
+            world points to moving ones (`inference.alignment.NetworkAligner`).
         fit: another spacing is taken for an image that is too small for this one, with a warning; see `fitting_grid`.
         window: lowest and highest intensity that is compared, in both images; default: all, but of a CT no air.
         fill: value of the warped moving image outside of it; default: its background.

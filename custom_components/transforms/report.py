@@ -52,9 +52,8 @@ class PairReport:
     (`ncc_aligned`, see `image_metrics`) and between the images themselves (see `image_likeness`, which warns where it
     fell). Folding, the spread of log J, displacements and inverse consistency are those of the written fields at the
     voxels of the fixed image (see `WrittenField`). So is overlap: the warped label map of an earlier reporter against
-    the original fixed one; a warning says if it fell. The linear stages are taken apart (see
-    `AffineParts`), in RAS mm. Landmarks go through the whole transform (see `landmark_metrics`,
-    which warns where they fell apart).
+    the original fixed one; a warning says if it fell. The linear stages are taken apart (see `AffineParts`), in RAS mm.
+    Landmarks go through the whole transform (see `landmark_metrics`, which warns where they fell apart).
 
     Args:
         labels: ids for the overlap; by default those present in the pair, without the background.

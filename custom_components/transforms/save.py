@@ -53,6 +53,8 @@ class PairFiles:
         write_as: dialects in which both composites are written, too: transform_fsl.nii.gz, inverse_transform_fsl.nii.gz
             and so on (see `space.dialects`). What cannot hold the transform is left out with a warning.
     Returns (of the call): the files by the names above (transform and inverse_transform for composite).
+    Raises:
+        ValueError: for an output, mode or dialect that there is not, or a dialect whose package is not installed.
     """
 
     def __init__(

@@ -34,6 +34,8 @@ class LoadScand(Transform):
         spacing: mm, one number or one per axis. size: voxels per axis.
         center: the world point in the middle of the grid: "world" (the origin), "image" (the middle of the file's
             grid), "mass" (centre of mass of the intensities, or of the labels' voxels without image), or coordinates.
+    Raises:
+        ValueError: for another word as center.
     """
 
     def __init__(

@@ -49,6 +49,7 @@ def box_plots(series: Mapping[str, Mapping[str, Sequence[float]]], ylabel: str) 
 
     Args:
         series: by its name, values by group. "before" and "aligned" are grey.
+        ylabel: what the vertical axis shows.
     """
     groups = list(dict.fromkeys(group for found in series.values() for group in found))
     longest = max(map(len, groups))

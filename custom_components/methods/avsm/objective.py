@@ -29,6 +29,8 @@ class AffineLoss(nn.Module):
         anchors: weight of the mean squared distance of the keypoints from the lattice.
         lattice: half of its extent along each axis, centred units; one number serves all.
         penalty, symmetry: weights; the latter needs `pred["back"]`.
+    Raises:
+        ValueError: if there is neither a similarity nor a weight of the points.
     References: Shen et al., Networks for joint affine and non-parametric image registration, CVPR 2019 (all but the
         points and the anchors; sums of its two directions, not means).
     """
@@ -103,6 +105,7 @@ def lattice_points(count: int, spatial_dims: int, extent: float | Sequence[float
 
     Args:
         count: K, n^D for a whole number n of at least 2.
+        spatial_dims: D.
         extent: half of the lattice's length along each axis, or along all.
     Raises:
         ValueError: for another count, or extents for another number of axes.

@@ -152,6 +152,8 @@ def brain_mask(
 
     Args:
         probabilities: shape (K, *S), of the classes, background first, on a grid that covers the other one.
+        grid: of the mask.
+        threshold: probability of brain from which a voxel counts.
         border: mm of surroundings that are kept, too; negative: that are taken away.
         name: of the image, for warnings.
     """

@@ -180,6 +180,8 @@ class SaveHeadd(Transform):
     Args:
         output_dir: folder of the files.
         write: which of them.
+    Raises:
+        ValueError: for another word in `write`.
     """
 
     def __init__(self, output_dir: str, write: Sequence[str] = KINDS) -> None:

@@ -87,7 +87,11 @@ class AttributeEncoder(nn.Module):
         self.highest.copy_(raw.amax(0))
 
     def values(self, attributes: Attributes) -> Tensor:
-        """Raw values (A,) of attributes given by name: numbers, and categories by name."""
+        """Raw values (A,) of attributes given by name: numbers, and categories by name.
+
+        Raises:
+            ValueError: for an attribute that there is not, or a value that it cannot have.
+        """
         unknown = [name for name in attributes if name not in self.names]
         missing = [name for name in self.names if name not in attributes]
         if unknown or missing:

@@ -98,8 +98,13 @@ def write_sweep(
     an animation, and sweep.csv, the attributes of each frame.
 
     Args:
+        folder: gets the files.
+        network: has the template.
         attributes: all attributes by name; that of `name` is replaced.
+        name: the attribute that runs over the values.
         values: at least two.
+    Raises:
+        ValueError: for fewer than two values.
     """
     if len(values) < 2:
         raise ValueError(f"expected at least two values of {name} to sweep over, got {len(values)}")

@@ -42,6 +42,8 @@ class ConditionalTemplate(nn.Module):
         paper: the published decoder instead.
     Shapes: input (B, A), raw attributes (a category as its index), or None for average ones; output
         (B, channels, *size), (1, channels, *size) if there is nothing to tell the samples apart.
+    Raises:
+        ValueError: for a size, labels or a stride that are impossible.
     References: Dalca et al., NeurIPS 2019.
     """
 

@@ -56,7 +56,11 @@ def network_input(
     fixed: Tensor, warped: Tensor, ddf: Tensor | None, grid: Grid, spacing: float = 2.0
 ) -> tuple[Tensor, Grid]:
     """An answer as the network sees it (2 + D, *S'), on a grid of its spacing, and this grid; arguments as for
-    `ErrorEstimator`."""
+    `ErrorEstimator`.
+
+    Raises:
+        ValueError: for images that are not 3-D.
+    """
     if len(grid.size) != 3 or min(grid.size) < 2:
         raise ValueError(f"the error of a registration is estimated for 3-D images alone, got {tuple(grid.size)}")
     canonical = canonical_grid(grid)

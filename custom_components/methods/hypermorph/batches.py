@@ -65,6 +65,8 @@ class HyperSampler:
         num_hyper: number H of them, drawn independently.
         prior: (a, b) of the Beta distribution; (1, 1) is uniform. Or H such pairs.
         endpoint_share: probability that a value is 0 or 1, each as often, instead.
+    Raises:
+        ValueError: for a prior or a share that is impossible.
     References: Hoopes et al., MELBA 2022; the share is the reference implementation's.
     """
 

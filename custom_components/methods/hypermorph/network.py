@@ -139,6 +139,9 @@ class HyperMorphUNet(VoxelMorphUNet):
             it is learned, slowly where motion is smooth, for that hardly costs.
 
     Shapes: input (B, 2C, *S), hyper (K, H) with K = B, or 1, or any number if B = 1; output (max(B, K), D, *S').
+    Raises:
+        ValueError: without hyper-parameters or hidden layers, with a log variance, or for a `zero_at_one` beyond the
+            last.
     References: Hoopes et al., IPMI 2021; MELBA 2022 (arXiv 2203.16680). Encoding and constant part are ours,
         against the dependence on the input's magnitude that arXiv 2304.07645 reports.
     """
@@ -222,7 +225,11 @@ class HyperMorphUNet(VoxelMorphUNet):
         return self.cropped(self.flow(x, code), size)
 
     def values(self, hyper: Tensor | None, like: Tensor) -> Tensor:
-        """Hyper-parameters (K, H), the default ones if there are none, of an image's type and on its device."""
+        """Hyper-parameters (K, H), the default ones if there are none, of an image's type and on its device.
+
+        Raises:
+            ValueError: for another number of them.
+        """
         if hyper is None:
             hyper = torch.full([1, self.num_hyper], self.default)
         if hyper.dim() != 2 or hyper.shape[1] != self.num_hyper:

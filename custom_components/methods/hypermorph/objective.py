@@ -53,7 +53,11 @@ class HyperLoss(nn.Module):
                 raise ValueError(f"hyper-parameter {name!r} is neither lambda nor gamma and has no setting")
 
     def forward(self, pred: Result, batch: Batch) -> Tensor:
-        """As `RegistrationLoss`; the batch also has "hyper", (B, H) or (1, H) for all, in [0, 1]."""
+        """As `RegistrationLoss`; the batch also has "hyper", (B, H) or (1, H) for all, in [0, 1].
+
+        Raises:
+            ValueError: for hyper-parameters of another shape.
+        """
         hyper, num = batch["hyper"], len(pred["ddf"])
         if hyper.ndim == 2 and len(hyper) == 1:
             hyper = hyper.expand(num, -1)

@@ -56,7 +56,10 @@ def tune_hyper(
         pairs: images (1, 2C, *S), moving then fixed, each with its targets (1, ...): "moving", "fixed", labels, masks.
         criterion: called as a loss, with the fields and the targets.
         start: first value of every hyper-parameter, inside (0, 1).
+        iterations: steps of the descent.
+        pairs_per_step: how many pairs a step sees.
         learning_rate: first step of the logit: 0.5 is 0.12 in the middle of the range.
+        seed: of the draw of these pairs.
         progress: show a progress bar.
     Returns:
         The values, and for each iteration the values it tried and their mean criterion.
@@ -135,9 +138,11 @@ def sweep_dice(
 
     Args:
         network: `HyperMorphUNet`.
+        deformation: turns its output into fields.
         pairs: as in `tune_hyper`, with "label_moving" and "label_fixed".
         hyper: shape (K, H).
         labels: ids.
+        progress: show a progress bar.
     """
     dice = []
     for image, targets in tqdm(pairs, desc="sweeping", disable=not progress, leave=False):

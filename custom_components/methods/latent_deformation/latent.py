@@ -19,7 +19,10 @@ def decode(network: Network, latent: Tensor, image: Tensor, precision: Precision
     """The velocity (B, D, *S), voxels, of latent vectors (B, K) for moving images.
 
     Args:
+        network: a `LatentNetwork`.
+        latent: shape (B, K).
         image: (B, 2, *S), of which the moving images alone count, or (B, 1, *S), the moving images.
+        precision: see `inference.prediction.Precision`.
     """
     pair = torch.cat([image, image], 1) if image.shape[1] == 1 else image
     return precision.run(network, pair, latent=latent)

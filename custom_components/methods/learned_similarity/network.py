@@ -25,6 +25,8 @@ class AlignmentNetwork(nn.Module):
         channels: of the levels.
         depth: convolutions of each level.
         context: convolutions with dilation 2 that follow, for a wider view.
+    Raises:
+        ValueError: if there is not one depth for each level.
     """
 
     def __init__(
@@ -46,16 +48,16 @@ class AlignmentNetwork(nn.Module):
 
     @classmethod
     def patches(cls, spatial_dims: int = 3) -> AlignmentNetwork:
-        """The one that classifies patches of 19 voxels, every 4 voxels."""
+        """The one that classifies patches of 21 voxels (19, and a neighbour for the gradients), every 4 voxels."""
         return cls(spatial_dims)
 
     @classmethod
     def volumes(cls, spatial_dims: int = 3) -> AlignmentNetwork:
-        """The one that estimates distances, every 4 voxels, from 63 voxels around."""
+        """The one that estimates distances, every 4 voxels, from 65 voxels around."""
         return cls(spatial_dims, (16, 40), (1, 2), context=3)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Raises: ValueError: unless the shape is (B, 2, *S)."""
+        """Raises ValueError: unless the shape is (B, 2, *S)."""
         check_pair(image, self.spatial_dims)
         return self.layers(torch.cat([image, edges(image)], 1))
 

@@ -26,6 +26,7 @@ def structure_of(image: Tensor, stride: int) -> Tensor:
 
     Args:
         image: (B, C, *S), of which the channel that shows the least counts: patches of air correspond everywhere.
+        stride: voxels from cell to cell; a cell looks at twice as many and one more.
     """
     pool = F.max_pool3d if image.ndim == 5 else F.max_pool2d
     window = 2 * stride + 1

@@ -54,6 +54,8 @@ class QuicksilverNetwork(nn.Module):
         dropout: probability, after each convolution of width 3 but the last; 0 for the deterministic form.
         target: what is predicted.
     Shapes: input (B, 2, *P), moving then fixed, each side `stride` * (4 k + 3) voxels; output (B, D, *P / stride).
+    Raises:
+        ValueError: for a setting that is impossible.
     References: Yang et al., Quicksilver, NeuroImage 158, 2017; stride is ours.
     """
 
@@ -139,6 +141,9 @@ def load_network(network: nn.Module, path: str | os.PathLike[str] | None) -> Qui
     """Another network like this one, of any number of features, with a file's weights.
 
     None for no path or "none", and where the network is not Quicksilver's (a registration without one).
+
+    Raises:
+        ValueError: for weights of another network.
     """
     if path is None or str(path) == "none" or not isinstance(network, QuicksilverNetwork):
         return None

@@ -22,6 +22,8 @@ class MomentumLoss(nn.Module):
         spacing: of the images' grid, in the kernel's unit; one number or one for each axis.
         stride: image voxels per voxel of the momenta's grid.
         exponent: see above.
+    Raises:
+        ValueError: for another penalty, or a kernel with padding.
     References: Yang et al., Quicksilver, NeuroImage 158, 2017 (the sum of absolute differences, not smoothed).
     """
 

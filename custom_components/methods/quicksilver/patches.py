@@ -50,9 +50,11 @@ def predict_in_patches(
     Args:
         image: shape (B, 2C, *S), moving then fixed.
         network: patches (N, 2C, *[patch * stride]) to (N, channels, *[patch]).
+        channels: of the result.
         patch: edge length on the result's grid; step: distance of neighbouring patches there.
         stride: image voxels per voxel of the result.
         background: patches where no image exceeds this are left out; the result is 0 where no other patch lies.
+        batch_size: patches at a time.
     Returns:
         Shape (B, channels, *ceil(S / stride)), float32.
     """

@@ -128,6 +128,7 @@ class Trunk(nn.Module):
     """The features of a U-Net, (B, C, *S / 2**level), the coarsest level first, from images of each level.
 
     Args:
+        spatial_dims: 2 or 3.
         channels: of each level, the finest first.
         finest: the finest level with features of its own on the way back; no finer one correlates.
         match_channels: as of the network.

@@ -153,6 +153,9 @@ def known_answers(ddf: Tensor, count: int) -> Tensor:
     """Of the answers (N, D, *S) to pairs as `SimulatedPairs` arranges them, what should be the `count` known fields.
 
     The last N - count answers follow those before them: (f, m) after (m, f').
+
+    Raises:
+        ValueError: for a number of answers that does not go with `count`.
     """
     between = ddf.shape[0] - count
     if not between:

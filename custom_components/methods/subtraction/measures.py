@@ -75,7 +75,10 @@ def true_metrics(found: Correction, vessels: Tensor, noise: Tensor, ddf: Tensor)
     frames do not count.
 
     Args:
+        found: the series before and after.
+        vessels: their true attenuation, (T, 1, H, W).
         noise: standard deviation of each pixel's logarithm, (T, 1, H, W).
+        ddf: the true motion, (T, 2, H, W), pixels.
     """
     mask = noise[list(found.mask_frames) or [0]].square().mean(0) / max(1, len(found.mask_frames))
     before, after = found.before[found.others], found.after[found.others]

@@ -62,6 +62,7 @@ class DrawShapesd(MapTransform):
     Args:
         keys: where the map goes, (1, *size), uint8.
         shapes: draws it.
+        seed_key: that entry's name.
     """
 
     def __init__(self, keys: KeysCollection, shapes: RandomShapes, seed_key: str = "seed") -> None:

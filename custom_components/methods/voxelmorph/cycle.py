@@ -59,6 +59,8 @@ class CycleLoss(nn.Module):
     Args:
         loss: of a pair.
         cycle_weight, identity_weight: see above; both 0 is the loss of the pair alone. (CycleMorph: 0.1 and 0.5.)
+    Raises:
+        ValueError: for a weight below 0, or identities without a similarity.
     References: as `CycleInferer`; sums of the two ways there.
     """
 

@@ -60,6 +60,7 @@ class GaussianVelocity(StationaryVelocity):
         """As a call, of one sample of each distribution; the inverse is that of the same sample.
 
         Args:
+            parameters, size, inverse: as of a call.
             generator: source of the noise, which is drawn on its device; by default torch's global one, on the
                 parameters' device.
         """

@@ -85,6 +85,8 @@ class GaussianKL(nn.Module):
         smoothing: as in `GaussianVelocity`: None for the default, 0 for the diagonal posterior.
         exact: the weighting of the mean's smoothness.
         trace: "posterior" (right) or "degree" (naive, with the paper's kernel).
+    Raises:
+        ValueError: for a precision of 0 or below, a negative smoothing, or another trace.
     References: Dalca et al., MICCAI 2018; Medical Image Analysis 57, 2019.
     """
 
@@ -110,6 +112,8 @@ class GaussianKL(nn.Module):
 
         Args:
             posterior: mean, then log variance, (B, 2 D, *S).
+        Raises:
+            ValueError: for another number of channels.
         """
         d = posterior.ndim - 2
         if posterior.shape[1] != 2 * d:
@@ -154,6 +158,8 @@ class SurfaceDistance(nn.Module):
         Args:
             ddf: shape (B, D, *S), voxels, fixed to moving.
             moving, fixed: signed distance maps of K labels, shape (B, K, *S), negative inside.
+        Raises:
+            ValueError: if maps and field differ in shape.
         """
         if moving.shape != fixed.shape or moving.shape[2:] != ddf.shape[2:]:
             raise ValueError(
@@ -182,6 +188,7 @@ def draw_surface_points(
     Args:
         distance: signed distance maps of K labels, shape (K, *S).
         num_points: drawn with replacement from all crossings of all labels.
+        generator: of the random numbers; None takes torch's global one.
     Returns:
         Points (N, D), voxels, and the index of the label of each, (N,); N = 0 if there is no surface.
     """

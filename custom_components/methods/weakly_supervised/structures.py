@@ -20,6 +20,7 @@ def indicators(moving: Tensor, fixed: Tensor, structures: Structures) -> tuple[T
     """Where each structure is, bool, (B, K, *S) for each of two label maps (B, 1, *S).
 
     Args:
+        moving, fixed: integer label maps (B, 1, *S).
         structures: the ids that belong to each; they may share ids, as a gland and what lies in it. "all" takes each id
             above 0 that occurs as a structure of its own.
     Raises:

@@ -57,6 +57,7 @@ def read_transform(
     need `itk`, X5 needs nitransforms.
 
     Args:
+        path: of the file, or the prefix of ANTs' pair.
         frames: where the images lie, for dialects that count from their corners (FSL; AFNI if they are oblique).
         dialect: by default what the file's name and content say.
     Raises:

@@ -68,7 +68,11 @@ def read_displacement_field(path: str | os.PathLike[str]) -> DisplacementField:
 
 
 def lps_vectors(ddf: Tensor, grid: Grid) -> np.ndarray:
-    """A field (D, *S) in voxels of its grid as vectors (*S, D) in LPS mm, float32."""
+    """A field (D, *S) in voxels of its grid as vectors (*S, D) in LPS mm, float32.
+
+    Raises:
+        ValueError: for a field of another size.
+    """
     d = len(grid.size)
     if tuple(ddf.shape) != (d, *grid.size):
         raise ValueError(f"expected a ddf of shape {(d, *grid.size)} on this grid, got {tuple(ddf.shape)}")
