@@ -64,3 +64,10 @@ def test_a_browser_shows_it_without_a_network(site):
     assert images
     assert all(images)
     assert said == []
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_the_names_of_methods_stand_on_one_line(site):
+    lines = "[...document.querySelectorAll('td:first-child code')].map((one) => one.getClientRects().length)"
+    assert set(ask(site / "index.html", lines)[0]) == {1}
