@@ -1,6 +1,7 @@
 """Train the agent of `rigid_agent` for a given number of minutes, from a memory of pairs that its own policy walks.
 
     python -m benchmarks.agent_replay LABELMAPS/datalist.json --minutes 15 --output DIR [--spatial_dims 2] [--initial W]
+        [--each 40]
 
 Pairs are rendered once, by the components of the bundle's train.json, and kept with a number of states each: first
 random shares of the true map, then, three times in all, half of them states of walks by the network as it is
@@ -70,7 +71,7 @@ class Memory:
                     maps = slices(one, one, slices.draw(generator))[0]  # type: ignore[operator, attr-defined]
                 draw = make.draw(len(maps), maps.shape[2:], generator)
                 moving, fixed, truth = make.pairs(maps, draw)
-                images.append(torch.cat([moving, fixed], 1))
+                images.append(torch.cat([moving, fixed], 1).half())
                 truths.append(truth)
                 share = torch.rand(STATES, 1, len(maps), 1, generator=generator)
                 share[::2] *= 0.3
@@ -105,8 +106,12 @@ class Memory:
         return self.moves.distance(self.moves.missing(last, self.truths))
 
 
-def prepared(data_list: Path, spatial_dims: int, seed: int) -> tuple[ConfigParser, dict[str, Memory]]:
-    """The bundle's configuration, and the memories of training and validation people."""
+def prepared(data_list: Path, spatial_dims: int, seed: int, count: int = 40) -> tuple[ConfigParser, dict[str, Memory]]:
+    """The bundle's configuration, and the memories of training and validation people.
+
+    Args:
+        count: pairs of a person that is trained on; in 2-D four slices are as many.
+    """
     names = ["train", *["train_2d"] * (spatial_dims == 2)]
     parser = ConfigParser(ConfigParser.load_config_files([str(BUNDLE / "configs" / f"{n}.json") for n in names]))
     parser.update({"bundle_root": str(BUNDLE), "statistics": str(data_list.parent / "labels.csv")})
@@ -118,7 +123,7 @@ def prepared(data_list: Path, spatial_dims: int, seed: int) -> tuple[ConfigParse
     slices = parser.get_parsed_content("slices") if spatial_dims == 2 else None
     load = LoadScand(parser["spacing"] / 2, [2 * n for n in parser["size"]], "mass")
     memories = {}
-    for part, each in (("training", 40), ("validation", 3)):
+    for part, each in (("training", count), ("validation", 3)):
         labels = [plain(torch.as_tensor(load(item)["label"]))[None] for item in load_list(data_list, part)]
         memories[part] = Memory.rendered(make, labels, each, slices, seed=seed + (part == "validation"))
     return parser, memories
@@ -131,12 +136,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--spatial_dims", type=int, choices=[2, 3], default=3)
     parser.add_argument("--initial", type=Path)
+    parser.add_argument("--each", type=int, default=40, help="pairs of a person, in 2-D of four slices each")
     parser.add_argument("--seed", type=int, default=0, help="another one renders other pairs")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(options.seed)
     torch.set_num_threads(1)
-    config, memories = prepared(options.data_list, options.spatial_dims, 2 * options.seed)
+    config, memories = prepared(options.data_list, options.spatial_dims, 2 * options.seed, options.each)
     moves, network = config.get_parsed_content("moves"), config.get_parsed_content("network_def")
     if options.initial:
         load_weights(network, options.initial, "agent", {})
