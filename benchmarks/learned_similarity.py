@@ -92,23 +92,44 @@ def learned(weights: Path, d: int) -> dict[str, Measure]:
     return found
 
 
-def tre(poses: Poses, numbers: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Trial:
+    """What is tried.
+
+    Args:
+        each: starts of each TRE and pair.
+        iterations: of the descent.
+        starts_mm: TRE at the start.
+        radius_mm: of the ball over which the TRE is taken.
+        captured_mm: below which a start counts as captured.
+        poses: what is searched.
+    """
+
+    each: int = 4
+    iterations: int = 40
+    starts_mm: Sequence[float] = STARTS_MM
+    radius_mm: float = RADIUS_MM
+    captured_mm: float = CAPTURED_MM
+    poses: type[Poses] = Poses
+
+
+def tre(poses: Poses, numbers: Tensor, radius_mm: float = RADIUS_MM) -> Tensor:
     """The TRE of poses (B, P) whose right answer is 0, (B,), mm."""
     matrices = poses.matrices(numbers)
     d, center = poses.d, poses.center
     shift = (matrices[:, :d, :d] @ center) + matrices[:, :d, d] - center
-    return ball_displacement(torch.cat([matrices[:, :d, :d], shift[:, :, None]], 2), RADIUS_MM)
+    return ball_displacement(torch.cat([matrices[:, :d, :d], shift[:, :, None]], 2), radius_mm)
 
 
-def starts_of(poses: Poses, each: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Random poses, `each` of every TRE, and their TRE."""
-    wanted = torch.tensor(STARTS_MM, dtype=torch.float64).repeat_interleave(each)
+def starts_of(poses: Poses, trial: Trial, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Random poses, as many of every TRE as are tried, and their TRE."""
+    wanted = torch.tensor(trial.starts_mm, dtype=torch.float64).repeat_interleave(trial.each)
     numbers = torch.randn(
         len(wanted), poses.turns + poses.d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
     )
     numbers = numbers / numbers.norm(dim=1, keepdim=True) * wanted[:, None]
     for _ in range(6):
-        numbers = numbers * (wanted / tre(poses, numbers))[:, None]
+        numbers = numbers * (wanted / tre(poses, numbers, trial.radius_mm))[:, None]
     return numbers.float(), wanted
 
 
@@ -120,24 +141,24 @@ def scans(pair: Tensor, spacing: float) -> tuple[Scan, Scan]:
 
 
 def ends_of(
-    measure: Measure, moving: Scan, fixed: Scan, truth: np.ndarray, *, each: int, iterations: int, seed: int = 0
+    measure: Measure, moving: Scan, fixed: Scan, truth: np.ndarray, trial: Trial, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
     """TRE of the starts and of where they lead to, about the truth, mm."""
     numbers, wanted, at_once = None, None, AT_ONCE[fixed.image.device.type]
     for similarity, factor in measure.stages:
         spacing = factor * float(fixed.grid.spacing.mean())
         pair = (fixed, moving) if factor == 1 else (fixed.reduced(spacing), moving.reduced(spacing))
-        poses = Poses(similarity, *pair, truth, passes=measure.passes, seed=seed)
+        poses = trial.poses(similarity, *pair, truth, passes=measure.passes, seed=seed)
         if numbers is None:
-            numbers, wanted = starts_of(poses, each, seed=seed)
-        found = [poses.descend(part, iterations) for part in numbers.split(at_once)]
+            numbers, wanted = starts_of(poses, trial, seed=seed)
+        found = [poses.descend(part, trial.iterations) for part in numbers.split(at_once)]
         numbers = torch.cat(found)
     assert wanted is not None
     assert numbers is not None
-    return wanted, tre(poses, numbers)
+    return wanted, tre(poses, numbers, trial.radius_mm)
 
 
-def rows_of(name: str, contrast: str, start: Tensor, end: Tensor) -> list[dict[str, object]]:
+def rows_of(name: str, contrast: str, start: Tensor, end: Tensor, captured_mm: float) -> list[dict[str, object]]:
     """A row for each TRE at the start."""
     rows = []
     for value in start.unique().tolist():
@@ -148,7 +169,7 @@ def rows_of(name: str, contrast: str, start: Tensor, end: Tensor) -> list[dict[s
                 "contrast": contrast,
                 "start_mm": value,
                 "number": len(ends),
-                "captured": round(float((ends < CAPTURED_MM).float().mean()), 4),
+                "captured": round(float((ends < captured_mm).float().mean()), 4),
                 "median_end_mm": round(float(ends.median()), 3),
             }
         )
@@ -159,9 +180,7 @@ def measured(
     measures: Mapping[str, Measure],
     pairs: Mapping[str, Sequence[tuple[Scan, Scan, np.ndarray]]],
     output: Path,
-    *,
-    each: int,
-    iterations: int = 40,
+    trial: Trial,
     until: float = np.inf,
 ) -> list[dict[str, object]]:
     """Rows of all measures and pairs (moving, fixed, truth), written as they are found, until a time."""
@@ -173,11 +192,11 @@ def measured(
             if begin + longest > until:
                 return rows
             found = [
-                ends_of(measure, moving, fixed, truth, each=each, iterations=iterations, seed=number)
+                ends_of(measure, moving, fixed, truth, trial, seed=number)
                 for number, (moving, fixed, truth) in enumerate(several)
             ]
             start, end = (torch.cat(values) for values in zip(*found, strict=True))
-            rows += rows_of(name, contrast, start, end)
+            rows += rows_of(name, contrast, start, end, trial.captured_mm)
             with open(output, "w", newline="") as file:
                 writer = csv.DictWriter(file, list(rows[0]))
                 writer.writeheader()
@@ -281,7 +300,7 @@ def main() -> None:
         given = {**shape, "device": device, "people": options.people}
         pairs = rendered_pairs(options.maps, options.table, options.spatial_dims, **given)
     pairs = {k: p for k, p in pairs.items() if not options.contrasts or k in options.contrasts}
-    measured(measures, pairs, options.output, each=options.each, iterations=options.iterations, until=until)
+    measured(measures, pairs, options.output, Trial(options.each, options.iterations, STARTS_MM), until)
 
 
 if __name__ == "__main__":

@@ -111,5 +111,5 @@ def test_a_short_training_writes_weights_that_are_measured(words, maps, table, t
 def test_starts_have_the_error_that_was_asked_for():
     moving, fixed = learned_similarity.scans(torch.rand(2, 12, 12, 12), 3.0)
     poses = learned_similarity.Poses(torch.nn.MSELoss(), fixed, moving, np.eye(4), passes=1)
-    numbers, wanted = learned_similarity.starts_of(poses, 2)
+    numbers, wanted = learned_similarity.starts_of(poses, learned_similarity.Trial(each=2))
     assert torch.allclose(learned_similarity.tre(poses, numbers), wanted, atol=0.05)
