@@ -118,7 +118,7 @@ def prepared(data_list: Path, spatial_dims: int, seed: int, count: int = 40) -> 
     parser.update({"device": torch.device("cpu"), "precision": "float32"})
     if spatial_dims == 2:
         parser["num_slices"] = 4
-        parser["slices#levels"], parser["slices#transpose"] = {"2": [60, 130]}, 0.0  # slices of one size, coronal
+        parser["slices#levels"], parser["slices#transpose"] = {"2": [60, 130]}, 0.0  # slices of one size, axial
     make = parser.get_parsed_content("starts")
     slices = parser.get_parsed_content("slices") if spatial_dims == 2 else None
     load = LoadScand(parser["spacing"] / 2, [2 * n for n in parser["size"]], "mass")
