@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,12 +98,17 @@ class JointCalibration(Calibration):
     """Train all weights by both: the objective for two people, the likelihood for one person of known deformation.
 
     The log variance learns from the likelihood alone. The mean learns from both: whoever has only seen different people
-    misses most of a known deformation, and features that only find motion do not tell where it is missed.
+    misses most of a known deformation, and features that only find motion do not tell where it is missed. The objective
+    compares the mean, not samples of it: the variance is an error's now, too large to learn from what it deforms.
     """
 
     names = (*Training.names, "likelihood", "square_error", "variance")
     all_weights = True
     weight = 10.0  # of the likelihood
+
+    def __init__(self, registration: Registration, pairs: DevicePairs, recipe: Recipe) -> None:
+        registration.method = replace(registration.method, drawn=False)
+        super().__init__(registration, pairs, recipe)
 
     def terms(self, labels: Tensor, kind: Tensor) -> list[Tensor]:
         """Those of the objective; the weighted likelihood; mean square error and mean variance without gradient."""

@@ -1,19 +1,22 @@
 """What a latent space of deformations is good for: registration, its dimensions, and transport.
 
     python -m benchmarks.latent_deformation spaces ALIGNED/datalist.json spaces.csv [--weights NAME=FILE ...]
+    python -m benchmarks.latent_deformation warped MAPS warped.csv --statistics labels.csv [--weights NAME=FILE ...]
     python -m benchmarks.latent_deformation transport ALIGNED/datalist.json transport.csv
     python -m benchmarks.latent_deformation bundles DATA bundles.csv --cache CACHE --pairs 6
     python -m benchmarks.latent_deformation slabs DATA slabs.csv --cache CACHE
 
 ALIGNED is what `data_lists/align.py` writes of the label maps, with labels.csv beside it; its section `validation` is
-rendered T1-like and stripped at the bundle's grid. DATA is the folder of the test data.
+rendered T1-like and stripped at the bundle's grid. MAPS is a file of `device_maps`. DATA is the folder of the test
+data.
 
 `spaces`: Dice of 29 structures before and after the network alone; with the z of the pair, but another person as the
 moving image that the decoder sees; folds, SD of log det J; how many dimensions of z are active (variance of their mean
-over the pairs above .01), mean and SD of the means; the same of samples of the prior. `transport`: the ventricles of
-each person are enlarged by a known deformation; z of that is decoded with each other person, whose own known
-enlargement is the truth. `bundles`: beside VoxelMorph's shipped network, on rendered pairs at 2 mm. `slabs`: real
-slices, by the 2-D network.
+over the pairs above .01), mean and SD of the means; the same of samples of the prior. `warped`: Dice before and after
+for maps of the validation people that are warped at random as in the training, one person's twice and two people's,
+each structure where it holds more than half of a voxel. `transport`: the ventricles of each person are enlarged by a
+known deformation; z of that is decoded with each other person, whose own known enlargement is the truth. `bundles`:
+beside VoxelMorph's shipped network, on rendered pairs at 2 mm. `slabs`: real slices, by the 2-D network.
 """
 
 from __future__ import annotations
@@ -28,7 +31,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.classical import measured
+from benchmarks.device_training import hard_dice
 from benchmarks.experiments import bundle_config, markdown
+from benchmarks.latent_training import read_pairs
 from benchmarks.rendered_people import STRUCTURES, load_people, rendered_pairs
 from benchmarks.weights_sets import rendered, slabs
 from custom_components.commands.registrar import Registrar
@@ -52,16 +57,18 @@ ENLARGEMENT = 1.5  # voxels that a border of the ventricles moves at most, befor
 
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("what", choices=["spaces", "transport", "bundles", "slabs"])
+    parser.add_argument("what", choices=["spaces", "warped", "transport", "bundles", "slabs"])
     parser.add_argument("data", type=Path)
     parser.add_argument("table", type=Path)
     parser.add_argument("--weights", nargs="*", default=["shipped="], help="NAME=FILE")
     parser.add_argument("--cache", type=Path, default=Path("latent_cache"), help="folder for what is made of the data")
     parser.add_argument("--pairs", type=int, default=12, help="the first ones")
+    parser.add_argument("--statistics", type=Path, help="CSV file of the labels' T1-like intensities, for warped")
     options = parser.parse_args(words)
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    make = {"spaces": spaces, "transport": transport, "bundles": beside, "slabs": of_slabs}[options.what]
+    kinds = {"spaces": spaces, "warped": warped, "transport": transport, "bundles": beside, "slabs": of_slabs}
+    make = kinds[options.what]
     rows: list[dict[str, Any]] = []
     with torch.no_grad():
         for row in make(options):
@@ -142,6 +149,26 @@ def spaces(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             f"{name}: {active} of {table.shape[1]} dimensions active; over the pairs |mean of a dimension| is at most "
             f"{largest:.2f}, its SD {float(spread.mean()):.2f} ({float(spread.min()):.2f} to {float(spread.max()):.2f})"
         )
+
+
+def warped(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Rows for each file of weights and pair of randomly warped maps, of one person and of two."""
+    for entry in options.weights:
+        name, _, file = entry.partition("=")
+        space = Space(file)
+        for who, share in (("one person", 1.0), ("two people", 0.0)):
+            _, people = read_pairs(
+                options.data, options.statistics, 3, torch.device("cpu"), strip=1.0, same_person=share
+            )
+            for number in range(options.pairs):
+                torch.manual_seed(number)
+                labels = people.anatomies(1)
+                means = people.means(2, torch.zeros(2, dtype=torch.long))
+                image = torch.cat(people.render(labels, means, torch.full((2,), 16.0)).chunk(2), 1)
+                before, after = people.shares(labels).chunk(2)
+                ddf = space.ddf(image, space.statistics(image).chunk(2, 1)[0])
+                dice = {"dice_before": hard_dice(before, after), "dice": hard_dice(warp(before, ddf), after)}
+                yield {"method": f"{name}, {who}", "pair": number, **{key: float(n) for key, n in dice.items()}}
 
 
 def judged(ddf: Tensor, batch: dict[str, Tensor]) -> dict[str, float]:

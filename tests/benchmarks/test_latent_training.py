@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import latent_training
+from benchmarks import latent_deformation, latent_training
 from benchmarks.latent_training import LatentRegistration, axial_slices
 
 IDS = [0, 2, 3, 24, 507]
@@ -47,6 +47,14 @@ def test_a_short_training_writes_weights_and_a_curve(dims, clock, tmp_path, monk
         row = next(csv.DictReader(file))
     assert int(float(row["steps"])) >= 1
     assert all(np.isfinite(float(value)) for value in row.values())
+    if dims == 3:  # and what `latent_deformation warped` measures
+        files = [str(tmp_path / name) for name in ("maps.npz", "warped.csv")]
+        words = ["--statistics", str(tmp_path / "labels.csv"), "--weights", f"new={tmp_path / 'out' / 'model.pt'}"]
+        latent_deformation.main(["warped", *files, *words, "--pairs", "1"])
+        with open(files[1], newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [row["method"] for row in rows] == ["new, one person", "new, two people"]
+        assert all(0 <= float(row[key]) <= 1 for row in rows for key in ("dice_before", "dice"))
 
 
 def test_axial_slices_stand_person_by_person():

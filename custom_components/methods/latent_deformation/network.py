@@ -25,15 +25,16 @@ from ...repeatable import resize
 
 _FLOW_STD = 0.03  # of the last layer's weights: training starts near the identity
 _LOG_VARIANCE = -5.0  # of z at the start: much more would be noise that the decoder learns to ignore
-_CODE, _MAP = 4, 3  # channels of what goes into a dense layer, and of what comes out of one
+_CODE, _MAP = 8, 3  # channels of what goes into a dense layer, and of what comes out of one
 _REACH = 7 / 3  # of the smoothing's kernel, standard deviations
 
 
 class LatentNetwork(nn.Module):
     """A conditional variational autoencoder of deformations.
 
-    The encoder sees both images and gives mean and log variance of the latent vector z: convolutions of stride 2 with
-    16, 32 and 32 features (LeakyReLU 0.2), one with 4, a dense layer. The decoder sees z and the moving
+    The encoder sees both images and gives mean and log variance of the latent vector z: two convolutions at full
+    resolution with 16 features (LeakyReLU 0.2), for motion of less than a voxel shows nowhere else, three of stride 2
+    with 16, 32 and 32, one with 8, a dense layer. The decoder sees z and the moving
     image: a dense layer makes a map at a quarter of the resolution; at 1/4, 1/2 and 1 of it the moving image is
     concatenated and convolved; a Gaussian smooths the velocity. There is no skip from encoder to decoder: all that the
     velocity knows of the fixed image goes through z.
@@ -47,8 +48,8 @@ class LatentNetwork(nn.Module):
         spatial_dims: 2 or 3.
         latent: number of dimensions of z.
         coarse: the grid of the dense layers, voxels along each axis.
-        features: of the convolutions; half as many in the encoder's first, a half and a quarter at the decoder's scales
-            1/2 and 1.
+        features: of the convolutions; half as many in the encoder's first three, a half and a quarter at the decoder's
+            scales 1/2 and 1.
         levels: scales of the decoder: 3 for 1/4, 1/2 and 1 of the resolution; with 2 or 1 the velocity of the last one
             is enlarged linearly.
         smoothing: standard deviation of the Gaussian, voxels of the last scale; 0 for none. It keeps a constant
@@ -78,10 +79,10 @@ class LatentNetwork(nn.Module):
             raise ValueError(f"expected a coarse grid of {spatial_dims} axes and 1 to 3 levels, got {coarse}, {levels}")
         self.spatial_dims, self.latent = d, k = spatial_dims, latent
         self.coarse, self.map_size = [int(n) for n in coarse], [2 * int(n) for n in coarse]
-        widths = (2, features // 2, features, features)
+        widths = (2, *[features // 2] * 3, features, features)
         layers: list[nn.Module] = []
-        for n_in, n_out in pairwise(widths):
-            layers += [convolution(d, n_in, n_out, stride=2), nn.LeakyReLU(0.2)]
+        for number, (n_in, n_out) in enumerate(pairwise(widths)):
+            layers += [convolution(d, n_in, n_out, stride=1 if number < 2 else 2), nn.LeakyReLU(0.2)]
         self.encoder = nn.Sequential(*layers, convolution(d, features, _CODE), nn.LeakyReLU(0.2))
         self.statistics = nn.Linear(_CODE * math.prod(self.coarse), 2 * k)
         self.map_channels = _MAP
